@@ -1,0 +1,34 @@
+# `make` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := bash
+# rustup puts cargo there; a shell that was open before may not know yet.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+# Every target builds in release: one build of llama.cpp serves them all.
+
+.PHONY: help demo test check setup clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## ask the bundled model about a long text; ARGS="--tokens 65536" goes to `kiv demo`
+	@cargo run --release --locked -- demo $(ARGS)
+
+# Tests run in parallel, and OpenMP's threads would spin on each other's cores.
+test: export OMP_WAIT_POLICY := PASSIVE
+test: export GOMP_SPINCOUNT := 0
+test: setup ## run every test, documentation's included
+	cargo test --release --locked --workspace
+	scripts/check-patches
+
+check: setup ## format, lints, patches, documentation
+	cargo fmt --all --check
+	scripts/check-patches
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+
+setup: ## check for cmake, a C++ compiler, libclang and Rust; install them on Debian and Ubuntu
+	@scripts/setup
+
+clean: ## remove what was built
+	cargo clean

@@ -1,0 +1,45 @@
+//! The best few of many scores.
+
+use kiv_policy::BlockId;
+
+/// Ids of the `k` highest scores; ties and non-numbers go to the lower id and
+/// the end, so that the answer never depends on chance.
+pub(crate) fn top_k(scores: &[f32], k: usize, out: &mut Vec<BlockId>) {
+    let first = out.len();
+    out.extend(0..scores.len() as BlockId);
+    let ids = &mut out[first..];
+    let key = |id: &BlockId| {
+        let score = scores[*id as usize];
+        if score.is_nan() { f32::NEG_INFINITY } else { score }
+    };
+    let order = |a: &BlockId, b: &BlockId| key(b).total_cmp(&key(a)).then(a.cmp(b));
+    if k < ids.len() {
+        if k > 0 {
+            ids.select_nth_unstable_by(k - 1, order);
+        }
+        out.truncate(first + k);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn best_first_and_ties_to_the_older() {
+        let mut out = Vec::new();
+        top_k(&[0.0, 2.0, f32::NAN, 2.0, 1.0, -1.0], 3, &mut out);
+        out.sort_unstable();
+        assert_eq!(out, [1, 3, 4]);
+        out.clear();
+        top_k(&[0.0; 5], 2, &mut out);
+        out.sort_unstable();
+        assert_eq!(out, [0, 1]);
+        out.clear();
+        top_k(&[1.0], 4, &mut out);
+        assert_eq!(out, [0]);
+        out.clear();
+        top_k(&[1.0, 2.0], 0, &mut out);
+        assert!(out.is_empty());
+    }
+}

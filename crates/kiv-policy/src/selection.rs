@@ -1,0 +1,139 @@
+//! The answer of a policy, and what makes an answer valid.
+
+use crate::BlockId;
+use thiserror::Error;
+
+/// Blocks wanted per KV head of one layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    heads: Vec<Vec<BlockId>>,
+}
+
+/// A selection that breaks the contract of [`crate::Policy::select`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum InvalidSelection {
+    /// More blocks than slots.
+    #[error("KV head {kv_head}: {count} blocks for {n_slots} slots")]
+    TooMany {
+        /// KV head.
+        kv_head: usize,
+        /// Blocks named.
+        count: usize,
+        /// Slots there are.
+        n_slots: usize,
+    },
+    /// A block that has not been sealed.
+    #[error("KV head {kv_head}: unknown block {block}, only {n_blocks} are sealed")]
+    Unknown {
+        /// KV head.
+        kv_head: usize,
+        /// Block named.
+        block: BlockId,
+        /// Blocks there are.
+        n_blocks: usize,
+    },
+    /// The same block twice.
+    #[error("KV head {kv_head}: block {block} twice")]
+    Duplicate {
+        /// KV head.
+        kv_head: usize,
+        /// Block named twice.
+        block: BlockId,
+    },
+}
+
+impl Selection {
+    /// Empties the selection for a layer of `n_head_kv` heads.
+    pub fn reset(&mut self, n_head_kv: usize) {
+        self.heads.resize_with(n_head_kv, Vec::new);
+        self.heads.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Number of KV heads.
+    #[must_use]
+    pub fn n_heads(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Blocks wanted by one KV head.
+    ///
+    /// # Panics
+    /// If `kv_head` is out of range.
+    #[must_use]
+    pub fn head(&self, kv_head: usize) -> &[BlockId] {
+        &self.heads[kv_head]
+    }
+
+    /// Blocks wanted by one KV head, to be filled in.
+    ///
+    /// # Panics
+    /// If `kv_head` is out of range.
+    pub fn head_mut(&mut self, kv_head: usize) -> &mut Vec<BlockId> {
+        &mut self.heads[kv_head]
+    }
+
+    /// All heads at once, for policies that score heads in parallel.
+    pub fn heads_mut(&mut self) -> &mut [Vec<BlockId>] {
+        &mut self.heads
+    }
+
+    /// Checks the contract of [`crate::Policy::select`]. Blocks of each head
+    /// are left in ascending order.
+    ///
+    /// # Errors
+    /// The first breach found.
+    pub fn validate(&mut self, n_slots: usize, n_blocks: usize) -> Result<(), InvalidSelection> {
+        for (kv_head, blocks) in self.heads.iter_mut().enumerate() {
+            if blocks.len() > n_slots {
+                return Err(InvalidSelection::TooMany {
+                    kv_head,
+                    count: blocks.len(),
+                    n_slots,
+                });
+            }
+            blocks.sort_unstable();
+            if let Some(pair) = blocks.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(InvalidSelection::Duplicate {
+                    kv_head,
+                    block: pair[0],
+                });
+            }
+            if let Some(&block) = blocks.last().filter(|b| **b as usize >= n_blocks) {
+                return Err(InvalidSelection::Unknown {
+                    kv_head,
+                    block,
+                    n_blocks,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_is_named() {
+        let of = |blocks: &[BlockId]| {
+            let mut s = Selection::default();
+            s.reset(2);
+            s.head_mut(1).extend(blocks);
+            s.validate(3, 10)
+        };
+        assert_eq!(of(&[9, 0, 4]), Ok(()));
+        assert_eq!(
+            of(&[3, 4, 3]),
+            Err(InvalidSelection::Duplicate { kv_head: 1, block: 3 })
+        );
+        assert_eq!(
+            of(&[1, 10]),
+            Err(InvalidSelection::Unknown { kv_head: 1, block: 10, n_blocks: 10 })
+        );
+        assert_eq!(
+            of(&[0, 1, 2, 3]),
+            Err(InvalidSelection::TooMany { kv_head: 1, count: 4, n_slots: 3 })
+        );
+    }
+}

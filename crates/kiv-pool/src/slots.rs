@@ -1,0 +1,143 @@
+//! Which block sits in which slot of one layer and KV head.
+
+/// One block to be copied into one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Swap {
+    /// Slot that receives the block.
+    pub slot: u32,
+    /// Block that comes in.
+    pub block: u32,
+}
+
+/// The slots of one layer and KV head.
+///
+/// Starts with block `i` in slot `i`: the tokens that are there anyway when
+/// the pool first overflows.
+#[derive(Clone, Debug)]
+pub struct SlotTable {
+    /// Block of each slot.
+    blocks: Vec<u32>,
+    /// Step at which each slot's block was last asked for.
+    last_wanted: Vec<u64>,
+    /// (block, slot), sorted by block.
+    resident: Vec<(u32, u32)>,
+}
+
+impl SlotTable {
+    /// `n_slots` slots at home.
+    ///
+    /// # Panics
+    /// If `n_slots` does not fit 32 bits.
+    #[must_use]
+    pub fn new(n_slots: usize) -> Self {
+        let n = u32::try_from(n_slots).expect("slot count fits 32 bits");
+        Self {
+            blocks: (0..n).collect(),
+            last_wanted: vec![0; n_slots],
+            resident: (0..n).map(|i| (i, i)).collect(),
+        }
+    }
+
+    /// Block of each slot.
+    #[must_use]
+    pub fn blocks(&self) -> &[u32] {
+        &self.blocks
+    }
+
+    /// Makes every block of `wanted` resident and says what must be copied.
+    ///
+    /// Blocks that are already there stay where they are; newcomers replace
+    /// the blocks that were asked for longest ago. `step` must not decrease.
+    ///
+    /// # Panics
+    /// If `wanted` holds a block twice or more blocks than there are slots;
+    /// callers validate what a policy says first.
+    pub fn want(&mut self, wanted: &[u32], step: u64, swaps: &mut Vec<Swap>) {
+        swaps.clear();
+        assert!(wanted.len() <= self.blocks.len(), "more blocks than slots");
+        let stamp = step + 1;
+        let mut missing = Vec::new();
+        for &block in wanted {
+            match self.resident.binary_search_by_key(&block, |r| r.0) {
+                Ok(at) => self.last_wanted[self.resident[at].1 as usize] = stamp,
+                Err(_) => missing.push(block),
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        let mut free: Vec<u32> = (0..self.blocks.len() as u32)
+            .filter(|&s| self.last_wanted[s as usize] != stamp)
+            .collect();
+        free.sort_by_key(|&s| (self.last_wanted[s as usize], s));
+        for (block, slot) in missing.into_iter().zip(free) {
+            self.blocks[slot as usize] = block;
+            self.last_wanted[slot as usize] = stamp;
+            swaps.push(Swap { slot, block });
+        }
+        self.index();
+    }
+
+    /// Puts `blocks[i]` in slot `i` for every slot, whatever was there: the
+    /// permutation check moves everything at every step.
+    ///
+    /// # Panics
+    /// If there is not one block per slot.
+    pub fn place_all(&mut self, blocks: &[u32], swaps: &mut Vec<Swap>) {
+        assert_eq!(blocks.len(), self.blocks.len(), "one block per slot");
+        self.blocks.copy_from_slice(blocks);
+        swaps.clear();
+        swaps.extend((0u32..).zip(blocks).map(|(slot, &block)| Swap { slot, block }));
+        self.index();
+    }
+
+    fn index(&mut self) {
+        self.resident.clear();
+        self.resident
+            .extend(self.blocks.iter().zip(0u32..).map(|(&block, slot)| (block, slot)));
+        self.resident.sort_unstable();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    proptest! {
+        /// Against a model: after each step all wanted blocks are resident,
+        /// none twice, and only what was missing moved.
+        #[test]
+        fn wanted_blocks_are_resident(
+            n_slots in 1usize..20,
+            steps in prop::collection::vec(prop::collection::hash_set(0u32..60, 0..20), 1..40),
+        ) {
+            let mut table = SlotTable::new(n_slots);
+            let mut swaps = Vec::new();
+            for (step, wanted) in steps.into_iter().enumerate() {
+                let wanted: Vec<u32> = wanted.into_iter().take(n_slots).collect();
+                let before: HashSet<u32> = table.blocks().iter().copied().collect();
+                table.want(&wanted, step as u64, &mut swaps);
+                let after: HashSet<u32> = table.blocks().iter().copied().collect();
+                prop_assert_eq!(after.len(), n_slots);
+                prop_assert!(wanted.iter().all(|b| after.contains(b)));
+                let moved = wanted.iter().filter(|b| !before.contains(b)).count();
+                prop_assert_eq!(swaps.len(), moved);
+                for s in &swaps {
+                    prop_assert_eq!(table.blocks()[s.slot as usize], s.block);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_unwanted_block_goes_first() {
+        let mut table = SlotTable::new(3);
+        let mut swaps = Vec::new();
+        table.want(&[0, 1, 2], 1, &mut swaps);
+        table.want(&[0, 2], 2, &mut swaps);
+        table.want(&[9], 3, &mut swaps);
+        assert_eq!(swaps, [Swap { slot: 1, block: 9 }]);
+    }
+}

@@ -1,0 +1,108 @@
+//! Chat templates: from messages to the text that the model was trained on.
+
+use crate::error::Error;
+use crate::model::Model;
+use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
+use minijinja::{Environment, ErrorKind, context};
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// A chat template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChatTemplate {
+    /// Jinja, as models carry it.
+    Jinja(String),
+    /// One of those that llama.cpp knows by name, such as `chatml`.
+    Named(String),
+}
+
+impl ChatTemplate {
+    /// What `--chat-template` means: Jinja if it looks like it, a name
+    /// otherwise.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        if text.contains("{%") || text.contains("{{") {
+            Self::Jinja(text.to_owned())
+        } else {
+            Self::Named(text.to_owned())
+        }
+    }
+
+    /// The model's own template, if it carries one.
+    #[must_use]
+    pub fn of(model: &Model) -> Option<Self> {
+        model.metadata("tokenizer.chat_template").map(Self::Jinja)
+    }
+
+    /// The conversation as text, with the opening of the assistant's answer
+    /// at its end.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if the template is unknown or does not render.
+    pub fn apply(&self, model: &Model, messages: &[Message]) -> Result<String, Error> {
+        match self {
+            Self::Jinja(source) => render(model, source, messages)
+                // llama.cpp recognizes common templates without running them.
+                .or_else(|why| builtin(model, source, messages).map_err(|_| Error::Template(why))),
+            Self::Named(name) => builtin(model, name, messages)
+                .map_err(|_| Error::Template(format!("`{name}` is neither Jinja nor a known name"))),
+        }
+    }
+}
+
+fn render(model: &Model, source: &str, messages: &[Message]) -> Result<String, String> {
+    let mut env = Environment::new();
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    // As transformers sets Jinja up.
+    env.set_trim_blocks(true);
+    env.set_lstrip_blocks(true);
+    env.add_function("raise_exception", |text: String| -> Result<String, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+    });
+    let token = |key: &str| {
+        let id = model.metadata(key)?.parse().ok()?;
+        Some(String::from_utf8_lossy(&model.piece(id, true)).into_owned())
+    };
+    let messages: Vec<_> = messages
+        .iter()
+        .map(|m| context! { role => m.role, content => m.content })
+        .collect();
+    env.render_str(
+        source,
+        context! {
+            messages,
+            add_generation_prompt => true,
+            bos_token => token("tokenizer.ggml.bos_token_id").unwrap_or_default(),
+            eos_token => token("tokenizer.ggml.eos_token_id").unwrap_or_default(),
+        },
+    )
+    .map_err(|e| e.to_string())
+}
+
+fn builtin(model: &Model, template: &str, messages: &[Message]) -> Result<String, String> {
+    let template = LlamaChatTemplate::new(template).map_err(|e| e.to_string())?;
+    let messages: Result<Vec<_>, _> = messages
+        .iter()
+        .map(|m| LlamaChatMessage::new(m.role.clone(), m.content.clone()))
+        .collect();
+    let messages = messages.map_err(|e| e.to_string())?;
+    model
+        .raw()
+        .get()
+        .apply_chat_template(&template, &messages, true)
+        .map_err(|e| e.to_string())
+}

@@ -1,0 +1,147 @@
+//! What can go wrong, as types. Messages say what, which file or flag, and
+//! what to do.
+
+use kiv_policy::{InvalidSelection, PolicyError, RowFormat};
+use kiv_pool::PoolError;
+use kiv_store::StoreError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// An error of the runtime. A session that returned one is still whole: the
+/// micro-batch that failed has been taken back.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model file cannot be loaded.
+    #[error("cannot load {}: {reason}", path.display())]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// llama.cpp's reason.
+        reason: String,
+    },
+    /// The model loads but its cache cannot be tiered.
+    #[error("this model's attention cannot be hooked: {reason}. It runs with --kv-policy full")]
+    Unhookable {
+        /// What is in the way.
+        reason: String,
+    },
+    /// The model cannot generate text.
+    #[error("this model cannot generate text: {reason}")]
+    NotGenerative {
+        /// What it is.
+        reason: String,
+    },
+    /// llama.cpp made no context.
+    #[error("cannot make a context (K cache {type_k}, V cache {type_v}): {reason}")]
+    Context {
+        /// K cache type.
+        type_k: RowFormat,
+        /// V cache type.
+        type_v: RowFormat,
+        /// llama.cpp's reason.
+        reason: String,
+    },
+    /// The pool's numbers do not fit together.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The context is not larger than the resident pool.
+    #[error(
+        "--ctx-size {n_ctx} is smaller than the resident pool of {pool} tokens: raise it, \
+         lower --kv-window or --kv-budget, or use --kv-policy full"
+    )]
+    ContextSmallerThanPool {
+        /// Tokens asked for.
+        n_ctx: usize,
+        /// Cells of the pool.
+        pool: usize,
+    },
+    /// The window is shorter than the model's own sliding window.
+    #[error("--kv-window {window} is shorter than this model's sliding window of {n_swa} tokens")]
+    WindowShorterThanSliding {
+        /// Tokens asked for.
+        window: usize,
+        /// The model's window.
+        n_swa: usize,
+    },
+    /// The text does not fit.
+    #[error("the context is full: {used} tokens are read, {more} more do not fit --ctx-size {n_ctx}")]
+    ContextFull {
+        /// Tokens read.
+        used: usize,
+        /// Tokens to come.
+        more: usize,
+        /// The context's size.
+        n_ctx: usize,
+    },
+    /// Nothing to read.
+    #[error("nothing to read: the prompt has no tokens")]
+    NoTokens,
+    /// A token number that the vocabulary does not have.
+    #[error("token {token} is not in the vocabulary of {n_vocab}")]
+    BadToken {
+        /// The number.
+        token: i32,
+        /// Size of the vocabulary.
+        n_vocab: usize,
+    },
+    /// No policy of this name.
+    #[error("no policy `{name}`: there are full, {}", kiv_policies::NAMES.join(", "))]
+    UnknownPolicy {
+        /// The name.
+        name: String,
+    },
+    /// The policy failed.
+    #[error("policy `{policy}` failed in layer {il}")]
+    Policy {
+        /// Its name.
+        policy: String,
+        /// llama.cpp's layer index.
+        il: u32,
+        /// Why.
+        source: PolicyError,
+    },
+    /// The policy's answer breaks its contract.
+    #[error("policy `{policy}` gave an invalid selection in layer {il}")]
+    Selection {
+        /// Its name.
+        policy: String,
+        /// llama.cpp's layer index.
+        il: u32,
+        /// The breach.
+        source: InvalidSelection,
+    },
+    /// The cold store failed.
+    #[error("cannot store what leaves the recent window")]
+    Store(#[from] StoreError),
+    /// llama.cpp failed on a micro-batch.
+    #[error("llama.cpp failed at position {position}: {reason}")]
+    Decode {
+        /// First position of the micro-batch.
+        position: usize,
+        /// Its reason.
+        reason: String,
+    },
+    /// A cut that would need rows that are only in the cold store.
+    #[error(
+        "cannot cut the sequence back to {to} tokens: everything before {window_first} has left \
+         the recent window"
+    )]
+    TruncateTooFar {
+        /// Tokens to keep.
+        to: usize,
+        /// First position that is still resident.
+        window_first: usize,
+    },
+    /// A chat template that cannot be used.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// The caller asked to stop.
+    #[error("interrupted after {read} of {total} tokens")]
+    Interrupted {
+        /// Tokens read.
+        read: usize,
+        /// Tokens to read.
+        total: usize,
+    },
+}

@@ -1,0 +1,184 @@
+//! Generation as an iterator of pieces of text.
+
+use crate::error::Error;
+use crate::sampling::{Sampler, Sampling};
+use crate::session::{Session, Token};
+use std::sync::atomic::Ordering;
+
+/// What to generate, and when to stop.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// Most tokens; `None` is until the text ends or the context is full.
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Texts that end the generation; they are not part of it.
+    pub stop: Vec<String>,
+    /// Go on after the end of the text.
+    pub ignore_end: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_tokens: Some(128),
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            ignore_end: false,
+        }
+    }
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended the text.
+    End,
+    /// As many tokens as wanted.
+    MaxTokens,
+    /// One of the stop texts came.
+    Stop,
+    /// No room in the context.
+    ContextFull,
+    /// The caller asked to stop.
+    Interrupted,
+}
+
+/// A piece of generated text; may be empty while a character is incomplete or
+/// a stop text may have begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The token.
+    pub token: Token,
+    /// Text that is now certain.
+    pub text: String,
+}
+
+/// Generated text, token by token. Every token that is yielded has been
+/// chosen but is read by the model only when the next one is asked for.
+pub struct TokenStream<'s> {
+    session: &'s mut Session,
+    sampler: Sampler,
+    options: GenerateOptions,
+    /// Chosen but not read yet.
+    pending: Option<Token>,
+    /// Bytes that are not certain yet.
+    held: Vec<u8>,
+    generated: usize,
+    finish: Option<Finish>,
+}
+
+impl Session {
+    /// Continues the text. Nothing comes of an empty sequence.
+    pub fn generate(&mut self, options: GenerateOptions) -> TokenStream<'_> {
+        TokenStream {
+            sampler: Sampler::new(&options.sampling),
+            session: self,
+            options,
+            pending: None,
+            held: Vec::new(),
+            generated: 0,
+            finish: None,
+        }
+    }
+}
+
+impl TokenStream<'_> {
+    /// Why it ended, once it has.
+    #[must_use]
+    pub fn finish(&self) -> Option<Finish> {
+        self.finish
+    }
+
+    /// Tokens generated so far.
+    #[must_use]
+    pub fn generated(&self) -> usize {
+        self.generated
+    }
+
+    /// Text that was held back when the stream ended: an incomplete character
+    /// or the beginning of a stop text that did not come.
+    #[must_use]
+    pub fn rest(&mut self) -> String {
+        if self.finish == Some(Finish::Stop) {
+            self.held.clear();
+        }
+        let held = std::mem::take(&mut self.held);
+        String::from_utf8_lossy(&held).into_owned()
+    }
+
+    fn end(&mut self, why: Finish) -> Option<Result<Piece, Error>> {
+        self.finish = Some(why);
+        None
+    }
+
+    /// Moves what is certain out of the held bytes.
+    fn certain_text(&mut self) -> String {
+        for stop in self.options.stop.iter().filter(|s| !s.is_empty()) {
+            let found = self.held.windows(stop.len()).position(|w| w == stop.as_bytes());
+            if let Some(at) = found {
+                self.held.truncate(at);
+                self.finish = Some(Finish::Stop);
+                let text = String::from_utf8_lossy(&self.held).into_owned();
+                self.held.clear();
+                return text;
+            }
+        }
+        // The end of what is held may be the beginning of a stop text.
+        let begun = |stop: &String| {
+            (1..stop.len()).rev().find(|n| self.held.ends_with(&stop.as_bytes()[..*n])).unwrap_or(0)
+        };
+        let keep = self.options.stop.iter().map(begun).max().unwrap_or(0);
+        let sure = &self.held[..self.held.len() - keep];
+        // Cut off an incomplete character, but not bytes that can never
+        // become one.
+        let sure = match std::str::from_utf8(sure) {
+            Err(e) if e.error_len().is_none() => e.valid_up_to(),
+            _ => sure.len(),
+        };
+        let rest = self.held.split_off(sure);
+        let text = String::from_utf8_lossy(&self.held).into_owned();
+        self.held = rest;
+        text
+    }
+}
+
+impl Iterator for TokenStream<'_> {
+    type Item = Result<Piece, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.finish.is_some() {
+            return None;
+        }
+        if self.options.max_tokens.is_some_and(|max| self.generated >= max) {
+            return self.end(Finish::MaxTokens);
+        }
+        if self.session.interrupt_flag().load(Ordering::Relaxed) {
+            return self.end(Finish::Interrupted);
+        }
+        if let Some(token) = self.pending.take() {
+            if self.session.tokens().len() >= self.session.n_ctx() {
+                return self.end(Finish::ContextFull);
+            }
+            match self.session.read_one_by_one(&[token]) {
+                Ok(()) => {}
+                Err(Error::Interrupted { .. }) => return self.end(Finish::Interrupted),
+                Err(error) => {
+                    self.finish = Some(Finish::Interrupted);
+                    return Some(Err(error));
+                }
+            }
+        }
+        let Some(token) = self.sampler.sample(self.session.logits()) else {
+            return self.end(Finish::End);
+        };
+        if self.session.model().is_end(token) && !self.options.ignore_end {
+            return self.end(Finish::End);
+        }
+        self.pending = Some(token);
+        self.generated += 1;
+        self.held.extend(self.session.model().piece(token, false));
+        let text = self.certain_text();
+        Some(Ok(Piece { token, text }))
+    }
+}

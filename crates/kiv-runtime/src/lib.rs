@@ -1,0 +1,37 @@
+//! Runs GGUF models through llama.cpp with a tiered, retrieving KV cache.
+//!
+//! [`Model`] loads weights, [`Session`] reads and continues one sequence.
+//! Between the two stands a [`kiv_policy::Policy`], which decides what of the
+//! past is resident while a layer attends.
+//!
+//! How it works without changing llama.cpp: its scheduler calls back for every
+//! node of the graph. Right before a layer's attention the queries are ready
+//! and the new rows are stored; at that point blocks are copied from the cold
+//! store into *slots*, cells that hold the first tokens of the sequence and so
+//! are always visible to the causal mask. Keys are cached after RoPE, so a
+//! cell may hold other tokens for every layer and KV head.
+
+mod cells;
+mod chat;
+mod error;
+mod generate;
+mod hook;
+mod llama;
+mod model;
+mod options;
+mod sampling;
+mod session;
+mod stats;
+mod tap;
+mod tiers;
+
+pub use chat::{ChatTemplate, Message};
+pub use error::Error;
+pub use generate::{Finish, GenerateOptions, Piece, TokenStream};
+pub use llama::{QuantizeType, quantize};
+pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
+pub use options::SessionBuilder;
+pub use sampling::Sampling;
+pub use session::{Memory, Outputs, Progress, Session, Token};
+pub use stats::Stats;
+pub use tap::{Attended, AttentionTap};

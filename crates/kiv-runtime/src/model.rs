@@ -1,0 +1,134 @@
+//! Loaded models.
+
+use crate::error::Error;
+use crate::llama::{self, RawModel};
+use crate::options::SessionBuilder;
+use crate::session::Token;
+use llama_cpp_2::token::LlamaToken;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How weights are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Layers on the GPU; `None` is llama.cpp's default (all that fit a GPU
+    /// build, none otherwise).
+    pub gpu_layers: Option<u32>,
+    /// Map the file instead of reading it.
+    pub mmap: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { gpu_layers: None, mmap: true }
+    }
+}
+
+/// A model: weights and vocabulary. Cheap to clone; sessions share it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    raw: Arc<RawModel>,
+    path: PathBuf,
+}
+
+impl Model {
+    /// Loads a GGUF file of any type that llama.cpp reads. Further files of a
+    /// split model are found beside the first.
+    ///
+    /// # Errors
+    /// [`Error::Load`].
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::load_with(path, LoadOptions::default())
+    }
+
+    /// Loads a GGUF file as [`Model::load`].
+    ///
+    /// # Errors
+    /// [`Error::Load`].
+    pub fn load_with(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let failed = |reason| Error::Load { path: path.to_owned(), reason };
+        // llama.cpp's answer to a file that cannot be opened says less.
+        std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+        let raw = RawModel::load(path, options.gpu_layers, options.mmap).map_err(failed)?;
+        Ok(Self { raw: Arc::new(raw), path: path.to_owned() })
+    }
+
+    /// Sets up a session.
+    pub fn session(&self) -> SessionBuilder {
+        SessionBuilder::new(self)
+    }
+
+    pub(crate) fn raw(&self) -> &Arc<RawModel> {
+        &self.raw
+    }
+
+    /// The file it was loaded from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Length of context that the model was trained for, in tokens.
+    #[must_use]
+    pub fn n_ctx_train(&self) -> usize {
+        self.raw.get().n_ctx_train() as usize
+    }
+
+    /// Size of the vocabulary.
+    #[must_use]
+    pub fn n_vocab(&self) -> usize {
+        usize::try_from(self.raw.get().n_vocab()).unwrap_or(0)
+    }
+
+    /// Tokens of `text`. `start` adds what the model wants at the start of a
+    /// text (usually BOS). Special tokens written out in the text are taken as
+    /// such.
+    #[must_use]
+    pub fn tokenize(&self, text: &str, start: bool) -> Vec<Token> {
+        let tokens = self.raw.get().vocab().tokenize(text.as_bytes(), start, true);
+        tokens.into_iter().map(|t| t.0).collect()
+    }
+
+    /// Bytes of one token; special tokens have none unless `special`.
+    #[must_use]
+    pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
+        self.raw.get().vocab().token_to_piece(LlamaToken(token), special, None)
+    }
+
+    /// Text of tokens; invalid UTF-8 is replaced.
+    #[must_use]
+    pub fn detokenize(&self, tokens: &[Token]) -> String {
+        let bytes: Vec<u8> = tokens.iter().flat_map(|t| self.piece(*t, false)).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether a token ends the text.
+    #[must_use]
+    pub fn is_end(&self, token: Token) -> bool {
+        self.raw.get().vocab().is_eog(LlamaToken(token))
+    }
+
+    /// Metadata of the file, by key.
+    #[must_use]
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        self.raw.get().meta_val_str(key).ok()
+    }
+}
+
+/// llama.cpp's line on which CPU features the build uses.
+#[must_use]
+pub fn system_info() -> String {
+    llama::system_info()
+}
+
+/// Whether this build can use a GPU that is there.
+#[must_use]
+pub fn supports_gpu() -> bool {
+    llama::supports_gpu()
+}
+
+/// Whether llama.cpp's own log goes to standard error (off at first).
+pub fn set_verbose(verbose: bool) {
+    llama::set_verbose(verbose);
+}

@@ -1,0 +1,169 @@
+//! How a session is set up.
+
+use crate::error::Error;
+use crate::model::Model;
+use crate::session::Session;
+use kiv_policy::{Policy, RowFormat};
+use kiv_pool::PoolConfig;
+
+/// Everything that a session is built from.
+pub(crate) struct SessionOptions {
+    pub n_ctx: usize,
+    pub pool: PoolConfig,
+    /// `None`: everything resident.
+    pub policy: Option<Box<dyn Policy>>,
+    pub type_k: RowFormat,
+    pub type_v: RowFormat,
+    pub threads: usize,
+    pub threads_batch: usize,
+    pub offload_kv: bool,
+    pub all_logits: bool,
+    pub rope_freq_base: f32,
+    pub rope_freq_scale: f32,
+    pub shuffle: Option<u64>,
+}
+
+/// Sets a [`Session`] up; see [`Model::session`].
+///
+/// Sizes are in tokens. The defaults are those of the command line.
+#[must_use]
+pub struct SessionBuilder {
+    model: Model,
+    options: SessionOptions,
+    policy_name: Option<String>,
+}
+
+impl SessionBuilder {
+    pub(crate) fn new(model: &Model) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            model: model.clone(),
+            options: SessionOptions {
+                n_ctx: 0,
+                pool: PoolConfig::default(),
+                policy: None,
+                type_k: RowFormat::F16,
+                type_v: RowFormat::F16,
+                threads,
+                threads_batch: threads,
+                offload_kv: true,
+                all_logits: false,
+                rope_freq_base: 0.0,
+                rope_freq_scale: 0.0,
+                shuffle: None,
+            },
+            policy_name: Some("exact".to_owned()),
+        }
+    }
+
+    /// Policy by name: `full` (everything resident) or one of
+    /// [`kiv_policies::NAMES`].
+    pub fn policy(mut self, name: &str) -> Self {
+        self.options.policy = None;
+        self.policy_name = Some(name.to_owned());
+        self
+    }
+
+    /// A policy of one's own.
+    pub fn custom_policy(mut self, policy: Box<dyn Policy>) -> Self {
+        self.options.policy = Some(policy);
+        self.policy_name = None;
+        self
+    }
+
+    /// Most tokens of the sequence; 0 is the model's trained length.
+    pub fn ctx_size(mut self, n: usize) -> Self {
+        self.options.n_ctx = n;
+        self
+    }
+
+    /// First tokens that stay resident for ever.
+    pub fn sinks(mut self, n: usize) -> Self {
+        self.options.pool.sinks = n;
+        self
+    }
+
+    /// Newest tokens that stay resident.
+    pub fn window(mut self, n: usize) -> Self {
+        self.options.pool.window = n;
+        self
+    }
+
+    /// Tokens of retrieved blocks per layer and KV head.
+    pub fn budget(mut self, n: usize) -> Self {
+        self.options.pool.budget = n;
+        self
+    }
+
+    /// Tokens of a block.
+    pub fn block(mut self, n: usize) -> Self {
+        self.options.pool.block = n;
+        self
+    }
+
+    /// Most tokens in a micro-batch.
+    pub fn ubatch(mut self, n: usize) -> Self {
+        self.options.pool.ubatch = n;
+        self
+    }
+
+    /// Types of the K and V caches.
+    pub fn cache_types(mut self, k: RowFormat, v: RowFormat) -> Self {
+        self.options.type_k = k;
+        self.options.type_v = v;
+        self
+    }
+
+    /// Threads in decode and in prefill.
+    pub fn threads(mut self, decode: usize, prefill: usize) -> Self {
+        self.options.threads = decode.max(1);
+        self.options.threads_batch = prefill.max(1);
+        self
+    }
+
+    /// Whether the resident cache lives on the device that computes the layer
+    /// (the default) or in host memory.
+    pub fn offload_kv(mut self, yes: bool) -> Self {
+        self.options.offload_kv = yes;
+        self
+    }
+
+    /// Keeps logits of every token, for [`crate::Outputs::All`].
+    pub fn all_logits(mut self, yes: bool) -> Self {
+        self.options.all_logits = yes;
+        self
+    }
+
+    /// RoPE base frequency and frequency factor, 0 as in the model.
+    pub fn rope(mut self, freq_base: f32, freq_scale: f32) -> Self {
+        self.options.rope_freq_base = freq_base;
+        self.options.rope_freq_scale = freq_scale;
+        self
+    }
+
+    /// Moves all resident blocks to other slots at random at every layer and
+    /// step: attention must not notice. For checks.
+    pub fn shuffle_slots(mut self, seed: u64) -> Self {
+        self.options.shuffle = Some(seed);
+        self
+    }
+
+    /// Builds the session and looks at how the model attends.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPolicy`], [`Error::Pool`], [`Error::ContextSmallerThanPool`],
+    /// [`Error::Context`], [`Error::Unhookable`] and [`Error::NotGenerative`].
+    pub fn build(self) -> Result<Session, Error> {
+        let Self { model, mut options, policy_name } = self;
+        match policy_name.as_deref() {
+            None | Some("full") => {}
+            Some(name) => {
+                let policy = kiv_policies::by_name(name);
+                options.policy = Some(policy.ok_or_else(|| Error::UnknownPolicy {
+                    name: name.to_owned(),
+                })?);
+            }
+        }
+        Session::new(&model, options)
+    }
+}

@@ -1,0 +1,494 @@
+//! One sequence being read and continued.
+
+use crate::cells::CellMap;
+use crate::error::Error;
+use crate::hook::{Engine, Seen};
+use crate::llama::{Context, ContextParams};
+use crate::model::Model;
+use crate::options::SessionOptions;
+use crate::stats::Stats;
+use crate::tap::AttentionTap;
+use crate::tiers::{Batch, Tiers};
+use kiv_policy::{Geometry, Phase, Policy};
+use kiv_pool::{PoolConfig, PoolLayout};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A token number of the model's vocabulary.
+pub type Token = i32;
+
+/// How far reading has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Tokens read of this text.
+    pub read: usize,
+    /// Tokens of this text.
+    pub total: usize,
+    /// Bytes in the host tier.
+    pub host_bytes: usize,
+}
+
+/// Which logits are wanted of a stretch of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// Of the last token: what comes next.
+    Last,
+    /// Of every token.
+    All,
+}
+
+/// Memory that a session takes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// KV cache on the compute device, constant.
+    pub resident_kv: usize,
+    /// Sealed rows in host RAM.
+    pub host_kv: usize,
+    /// The policy's index.
+    pub index: usize,
+}
+
+/// A sequence: tokens read so far, the resident pool, and everything that has
+/// left it.
+///
+/// ```no_run
+/// # fn main() -> Result<(), kiv_runtime::Error> {
+/// let model = kiv_runtime::Model::load("model.gguf")?;
+/// let mut session = model.session().policy("exact").budget(1024).build()?;
+/// session.read(&model.tokenize("A very long text. Question: …", true))?;
+/// for piece in session.generate(Default::default()) {
+///     print!("{}", piece?.text);
+/// }
+/// # Ok(()) }
+/// ```
+pub struct Session {
+    model: Model,
+    context: Context<Engine>,
+    layout: PoolLayout,
+    n_ctx: usize,
+    tokens: Vec<Token>,
+    step: u64,
+    last_logits: Vec<f32>,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl Session {
+    pub(crate) fn new(model: &Model, options: SessionOptions) -> Result<Self, Error> {
+        let n_train = model.n_ctx_train();
+        let n_ctx = if options.n_ctx == 0 { n_train } else { options.n_ctx };
+        let SessionOptions { policy, mut pool, .. } = options;
+        let layout = match &policy {
+            None => PoolLayout::new(&PoolConfig {
+                sinks: 0,
+                budget: 0,
+                block: 1,
+                // The layout adds room for a micro-batch and a block itself.
+                window: n_ctx.saturating_sub(pool.ubatch + 1).max(1),
+                ubatch: pool.ubatch,
+            })?,
+            Some(policy) => {
+                pool.block = policy.block().unwrap_or(pool.block);
+                if !policy.retrieves() {
+                    // No slots: what they would take widens the window.
+                    pool.window = pool.window.saturating_add(pool.budget);
+                    pool.budget = 0;
+                }
+                let layout = PoolLayout::new(&pool)?;
+                if n_ctx < layout.n_cells {
+                    return Err(Error::ContextSmallerThanPool { n_ctx, pool: layout.n_cells });
+                }
+                layout
+            }
+        };
+        let raw = model.raw();
+        if !raw.has_decoder() || raw.has_encoder() {
+            let reason = "it encodes text (an embedding or encoder-decoder model)".to_owned();
+            return Err(Error::NotGenerative { reason });
+        }
+        if policy.is_some() && (raw.get().is_recurrent() || raw.get().is_hybrid()) {
+            let reason = "it keeps recurrent state instead of a KV cache in some layers".to_owned();
+            return Err(Error::Unhookable { reason });
+        }
+        if policy.is_some() && layout.window < raw.n_swa() {
+            return Err(Error::WindowShorterThanSliding {
+                window: layout.window,
+                n_swa: raw.n_swa(),
+            });
+        }
+        let params = ContextParams {
+            n_cells: layout.n_cells,
+            ubatch: layout.ubatch,
+            max_outputs: if options.all_logits { layout.ubatch } else { 1 },
+            threads: options.threads,
+            threads_batch: options.threads_batch,
+            type_k: options.type_k,
+            type_v: options.type_v,
+            offload_kv: options.offload_kv,
+            rope_freq_base: options.rope_freq_base,
+            rope_freq_scale: options.rope_freq_scale,
+        };
+        let engine = Engine {
+            seen: Some(Seen::default()),
+            ..Engine::default()
+        };
+        let context = Context::new(model.raw().clone(), &params, engine).map_err(|reason| Error::Context {
+            type_k: options.type_k,
+            type_v: options.type_v,
+            reason,
+        })?;
+        let mut session = Self {
+            model: model.clone(),
+            context,
+            layout,
+            n_ctx,
+            tokens: Vec::new(),
+            step: 0,
+            last_logits: Vec::new(),
+            interrupt: Arc::default(),
+        };
+        session.look_at_attention(policy, &options.type_k, &options.type_v, options.threads_batch, options.shuffle)?;
+        Ok(session)
+    }
+
+    /// Computes one token to see how this model attends, then forgets it.
+    fn look_at_attention(
+        &mut self,
+        policy: Option<Box<dyn Policy>>,
+        type_k: &kiv_policy::RowFormat,
+        type_v: &kiv_policy::RowFormat,
+        n_threads: usize,
+        shuffle: Option<u64>,
+    ) -> Result<(), Error> {
+        let decode = |reason| Error::Decode { position: 0, reason };
+        self.context.decode(&[0], 0, &[true]).map_err(decode)?;
+        let n_cells = self.context.n_cells();
+        self.context.clear();
+        let (engine, _) = self.context.parts();
+        let seen = engine.seen.take().unwrap_or_default();
+        if n_cells < self.layout.n_cells {
+            let reason = format!("{n_cells} cells were made, not {}", self.layout.n_cells);
+            return Err(Error::Unhookable { reason });
+        }
+        engine.cells = Some(CellMap::new(&self.layout));
+        let Some(policy) = policy else {
+            return Ok(());
+        };
+        if let Some(reason) = seen.obstacle {
+            return Err(Error::Unhookable { reason });
+        }
+        let layers = global_layers(seen, self.model.raw().n_swa())?;
+        engine.cells_from = layers.first().map(|l| l.il);
+        let geometry = Geometry {
+            layers,
+            block: self.layout.block,
+            n_slots: self.layout.n_slots,
+            first_position: self.layout.sinks,
+            key_format: *type_k,
+            value_format: *type_v,
+            n_threads,
+        };
+        let shuffle = shuffle.map(ChaCha8Rng::seed_from_u64);
+        engine.tiers = Some(Tiers::new(geometry, self.layout.clone(), policy, shuffle)?);
+        Ok(())
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens read so far.
+    #[must_use]
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    /// Most tokens that the sequence may grow to.
+    #[must_use]
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    /// Cells of the resident pool.
+    #[must_use]
+    pub fn pool(&self) -> &PoolLayout {
+        &self.layout
+    }
+
+    /// What policies are told of the model; `None` when everything is resident.
+    #[must_use]
+    pub fn geometry(&self) -> Option<&Geometry> {
+        self.context.hook_ref().tiers.as_ref().map(Tiers::geometry)
+    }
+
+    /// Name of the policy, `full` when everything is resident.
+    #[must_use]
+    pub fn policy_name(&self) -> &str {
+        let tiers = self.context.hook_ref().tiers.as_ref();
+        tiers.map_or("full", |t| t.policy().name())
+    }
+
+    /// Counters since the session was built.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let tiers = self.context.hook_ref().tiers.as_ref();
+        tiers.map(|t| t.stats.clone()).unwrap_or_default()
+    }
+
+    /// Memory taken now.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let tiers = self.context.hook_ref().tiers.as_ref();
+        Memory {
+            resident_kv: self.context.cache_bytes(),
+            host_kv: tiers.map_or(0, |t| t.store().bytes()),
+            index: tiers.map_or(0, |t| t.policy().index_bytes()),
+        }
+    }
+
+    /// Tokens that are on the compute device.
+    #[must_use]
+    pub fn resident_tokens(&self) -> usize {
+        self.context.hook_ref().cells.as_ref().map_or(0, CellMap::used)
+    }
+
+    /// A flag that stops reading at the next micro-batch once it is set.
+    #[must_use]
+    pub fn interrupt_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupt)
+    }
+
+    /// Uses this flag instead of the session's own.
+    pub fn set_interrupt_flag(&mut self, flag: Arc<AtomicBool>) {
+        self.interrupt = flag;
+    }
+
+    /// Shows every tiered layer's attention to `tap` from now on.
+    pub fn set_tap(&mut self, tap: Option<Box<dyn AttentionTap>>) {
+        self.context.hook().tap = tap;
+    }
+
+    /// Reads `tokens` as prefill: in micro-batches, retrieving for each.
+    ///
+    /// # Errors
+    /// Any [`Error`]; tokens of complete micro-batches stay read.
+    pub fn read(&mut self, tokens: &[Token]) -> Result<(), Error> {
+        self.read_with(tokens, Outputs::Last, |_, _| {}, |_| {})
+    }
+
+    /// Reads `tokens` as [`Session::read`], shows wanted logits (index into
+    /// `tokens`, `[n_vocab]`) and progress after every micro-batch.
+    ///
+    /// # Errors
+    /// As [`Session::read`].
+    ///
+    /// # Panics
+    /// If all logits are wanted of a session that was not built for it.
+    pub fn read_with(
+        &mut self,
+        tokens: &[Token],
+        outputs: Outputs,
+        mut logits: impl FnMut(usize, &[f32]),
+        mut progress: impl FnMut(Progress),
+    ) -> Result<(), Error> {
+        self.check(tokens)?;
+        let total = tokens.len();
+        let mut read = 0;
+        for ubatch in tokens.chunks(self.layout.ubatch) {
+            if self.interrupt.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { read, total });
+            }
+            let wanted: Vec<bool> = (read..read + ubatch.len())
+                .map(|i| outputs == Outputs::All || i + 1 == total)
+                .collect();
+            let phase = if ubatch.len() == 1 { Phase::Decode } else { Phase::Prefill };
+            self.compute(ubatch, phase, &wanted)?;
+            for (i, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
+                let row = self.context.logits(i).expect("logits of a wanted token are kept");
+                logits(read + i, row);
+            }
+            read += ubatch.len();
+            progress(Progress { read, total, host_bytes: self.memory().host_kv });
+        }
+        self.keep_last_logits();
+        Ok(())
+    }
+
+    /// Reads `tokens` one by one, each with a retrieval of its own: the way
+    /// generated tokens are read. Used for questions, which decide what is
+    /// looked up.
+    ///
+    /// # Errors
+    /// As [`Session::read`].
+    pub fn read_one_by_one(&mut self, tokens: &[Token]) -> Result<(), Error> {
+        self.check(tokens)?;
+        for (i, token) in tokens.iter().enumerate() {
+            if self.interrupt.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { read: i, total: tokens.len() });
+            }
+            self.compute(&[*token], Phase::Decode, &[i + 1 == tokens.len()])?;
+        }
+        self.keep_last_logits();
+        Ok(())
+    }
+
+    /// Logits after the last token read, `[n_vocab]`; empty before the first.
+    #[must_use]
+    pub fn logits(&self) -> &[f32] {
+        &self.last_logits
+    }
+
+    /// Cuts the sequence back to its first `n` tokens, which must reach into
+    /// the recent window (or be all that was read).
+    ///
+    /// # Errors
+    /// [`Error::TruncateTooFar`].
+    pub fn truncate(&mut self, n: usize) -> Result<(), Error> {
+        if n >= self.tokens.len() {
+            return Ok(());
+        }
+        let cells = self.context.hook().cells.as_mut().expect("set when built");
+        let window_first = cells.window_first();
+        // Before anything was sealed every position is still in its cell.
+        let sealed = self.context.hook_ref().tiers.as_ref().is_some_and(|t| t.n_sealed() > 0);
+        if sealed && n < window_first {
+            return Err(Error::TruncateTooFar { to: n, window_first });
+        }
+        self.take_back(n);
+        self.tokens.truncate(n);
+        self.last_logits.clear();
+        Ok(())
+    }
+
+    /// Compares the bytes of every slot with the cold rows of its block:
+    /// (slots compared, slots that differ).
+    ///
+    /// # Errors
+    /// If a layer has no cache.
+    pub fn compare_slots(&mut self) -> Result<(usize, usize), Error> {
+        let (engine, caches) = self.context.parts();
+        match (&engine.tiers, &engine.cells) {
+            (Some(tiers), Some(cells)) if tiers.selects() => tiers.compare_slots(caches, cells),
+            _ => Ok((0, 0)),
+        }
+    }
+
+    fn check(&self, tokens: &[Token]) -> Result<(), Error> {
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        let (used, more) = (self.tokens.len(), tokens.len());
+        if used + more > self.n_ctx {
+            return Err(Error::ContextFull { used, more, n_ctx: self.n_ctx });
+        }
+        let n_vocab = self.model.n_vocab();
+        let bad = tokens.iter().find(|t| usize::try_from(**t).map_or(true, |t| t >= n_vocab));
+        bad.map_or(Ok(()), |&token| Err(Error::BadToken { token, n_vocab }))
+    }
+
+    fn keep_last_logits(&mut self) {
+        // llama.cpp keeps outputs in batch order; the last one is the last token's.
+        if let Some(row) = self.context.last_logits() {
+            self.last_logits.clear();
+            self.last_logits.extend_from_slice(row);
+        }
+    }
+
+    /// One micro-batch: room, computation, bookkeeping.
+    fn compute(&mut self, tokens: &[Token], phase: Phase, outputs: &[bool]) -> Result<(), Error> {
+        self.make_room(tokens.len())?;
+        let first = self.tokens.len();
+        let engine = self.context.hook();
+        engine.batch = Some(Batch {
+            phase,
+            step: self.step,
+            positions: (first as i32..).take(tokens.len()).collect(),
+            cells: Vec::new(),
+        });
+        self.step += 1;
+        let result = self.context.decode(tokens, first as i32, outputs);
+        let engine = self.context.hook();
+        let error = engine.error.take();
+        let batch = engine.batch.take().expect("set above");
+        let failed = error.or_else(|| {
+            let reason = result.err()?;
+            Some(Error::Decode { position: first, reason })
+        });
+        if let Some(error) = failed {
+            self.take_back(first);
+            return Err(error);
+        }
+        if engine.cells_from.is_some() {
+            let cells = engine.cells.as_mut().expect("set when built");
+            cells.push(&batch.cells);
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// Frees cells of positions from `n` on.
+    fn take_back(&mut self, n: usize) {
+        self.context.free(n, None);
+        if let Some(cells) = &mut self.context.hook().cells {
+            cells.truncate(n);
+        }
+    }
+
+    /// Seals as many of the oldest blocks of the window as it takes for `n`
+    /// more tokens.
+    fn make_room(&mut self, n: usize) -> Result<(), Error> {
+        let PoolLayout { sinks, block, n_slots, n_cells, .. } = self.layout;
+        let (engine, caches) = self.context.parts();
+        let (Some(tiers), Some(cells)) = (&mut engine.tiers, &mut engine.cells) else {
+            return Ok(());
+        };
+        let missing = (cells.used() + n).saturating_sub(n_cells);
+        if missing == 0 {
+            return Ok(());
+        }
+        if tiers.n_sealed() == 0 && n_slots > 0 {
+            // The slots' own first tokens stay where they are but are sealed
+            // too, so that slots can be overwritten.
+            tiers.seal(&cells.cells(sinks, sinks + n_slots * block), caches)?;
+        }
+        let from = cells.window_first();
+        let leaving = missing.next_multiple_of(block);
+        tiers.seal(&cells.cells(from, from + leaving), caches)?;
+        cells.evict(leaving);
+        if self.context.free(from, Some(from + leaving)) {
+            Ok(())
+        } else {
+            let reason = "llama.cpp could not free cells of the window".to_owned();
+            Err(Error::Decode { position: from, reason })
+        }
+    }
+}
+
+/// The layers to be tiered: those of the one cache that spans the context.
+/// Sliding-window layers have a smaller cache of their own and are left to
+/// llama.cpp.
+fn global_layers(seen: Seen, n_swa: usize) -> Result<Vec<kiv_policy::LayerGeometry>, Error> {
+    let unhookable = |reason: &str| Error::Unhookable { reason: reason.to_owned() };
+    let mut lists: Vec<usize> = seen.layers.iter().map(|l| l.cell_list).collect();
+    lists.sort_unstable();
+    lists.dedup();
+    let largest = seen.layers.iter().map(|l| l.n_cells).max();
+    let largest = largest.ok_or_else(|| unhookable("no layer keeps a KV cache"))?;
+    let all = seen.layers.len();
+    let global: Vec<_> = seen.layers.into_iter().filter(|l| l.n_cells == largest).collect();
+    match lists.len() {
+        1 => {}
+        2 if n_swa > 0 && global.len() < all => {}
+        2 if n_swa > 0 => {
+            return Err(unhookable(
+                "its sliding-window layers cannot be told from its global ones at this pool size \
+                 (raise --kv-window)",
+            ));
+        }
+        _ => return Err(unhookable("it keeps several caches of different kinds")),
+    }
+    Ok(global.into_iter().map(|l| l.geometry).collect())
+}

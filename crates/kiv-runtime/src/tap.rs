@@ -1,0 +1,116 @@
+//! Looking at attention as it happens: for measurements and checks.
+
+use crate::cells::{CellMap, stretches};
+use crate::llama::{CacheTensor, Caches, Node};
+use crate::tiers::{Batch, Tiers};
+use kiv_policy::{ColdRows, LayerGeometry, Phase, Queries, Rows};
+
+/// Is shown every tiered layer right after its attention.
+pub trait AttentionTap: Send {
+    /// One layer has attended.
+    fn attended(&mut self, view: &mut Attended<'_>);
+}
+
+/// One layer's attention: what went in and what came out.
+pub struct Attended<'a> {
+    /// Index among the tiered layers.
+    pub layer: usize,
+    /// The layer's shape.
+    pub geometry: &'a LayerGeometry,
+    /// Prefill or decode.
+    pub phase: Phase,
+    /// The queries.
+    pub queries: Queries<'a>,
+    /// The result, `[n_tokens, n_head, value_dim]`. Changes are written back.
+    pub output: &'a mut [f32],
+    /// All sealed rows.
+    pub cold: &'a dyn ColdRows,
+    tiers: &'a Tiers,
+    k: &'a CacheTensor,
+    v: &'a CacheTensor,
+    positions: Vec<i32>,
+    cells: Vec<u32>,
+}
+
+impl Attended<'_> {
+    /// Positions by which the resident rows are masked, sinks and slots first:
+    /// a slot shows the position of its own first tokens, whatever it holds.
+    #[must_use]
+    pub fn positions(&self) -> &[i32] {
+        &self.positions
+    }
+
+    /// Resident K rows of a KV head, `[positions().len(), key_dim]`.
+    #[must_use]
+    pub fn keys(&self, kv_head: usize) -> Vec<f32> {
+        self.rows(self.k, kv_head, self.geometry.key_dim)
+    }
+
+    /// Resident V rows of a KV head, `[positions().len(), value_dim]`.
+    #[must_use]
+    pub fn values(&self, kv_head: usize) -> Vec<f32> {
+        self.rows(self.v, kv_head, self.geometry.value_dim)
+    }
+
+    /// Blocks in the slots of a KV head; empty before anything was sealed.
+    #[must_use]
+    pub fn resident_blocks(&self, kv_head: usize) -> &[u32] {
+        if self.tiers.selects() {
+            self.tiers.slots(self.layer, kv_head).blocks()
+        } else {
+            &[]
+        }
+    }
+
+    fn rows(&self, cache: &CacheTensor, kv_head: usize, dim: usize) -> Vec<f32> {
+        let len = cache.format().row_bytes(dim);
+        let (mut bytes, mut out) = (Vec::new(), Vec::new());
+        stretches(&self.cells, |_, first, n| {
+            cache.read(first, n, (kv_head * len, len), &mut bytes);
+        });
+        Rows { format: cache.format(), row_len: dim, bytes: &bytes }.decode_into(&mut out);
+        out
+    }
+
+    /// Shows `tap` the attention node that has just been computed.
+    pub(crate) fn show(
+        tap: &mut dyn AttentionTap,
+        node: Node<'_>,
+        caches: &mut Caches,
+        tiers: &Tiers,
+        batch: &Batch,
+        map: &CellMap,
+    ) -> Result<(), String> {
+        let il = node.source(1).and_then(|k| k.root().cache_layer('k'));
+        let Some(layer) = il.and_then(|il| tiers.layer_of(il)) else {
+            return Ok(());
+        };
+        let geometry = &tiers.geometry().layers[layer];
+        let mut queries = Vec::new();
+        node.source(0).ok_or("attention without queries")?.read_queries(&mut queries)?;
+        let (k, v) = caches.layer(geometry.il).ok_or("no cache")?;
+        let old = map.resident().map(|(p, cell)| (p as i32, cell));
+        let new = batch.positions.iter().copied().zip(batch.cells.iter().copied());
+        let (positions, cells) = old.chain(new).unzip();
+        node.edit_f32(|output| {
+            tap.attended(&mut Attended {
+                layer,
+                geometry,
+                phase: batch.phase,
+                queries: Queries {
+                    values: &queries,
+                    n_head: geometry.n_head,
+                    dim: geometry.key_dim,
+                    positions: &batch.positions,
+                },
+                output,
+                cold: tiers.store(),
+                tiers,
+                k,
+                v,
+                positions,
+                cells,
+            });
+        })
+    }
+}

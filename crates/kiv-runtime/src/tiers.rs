@@ -1,0 +1,330 @@
+//! The tiered cache of one sequence: slots on the device, everything sealed
+//! in the cold store, and the policy that decides between them.
+
+use crate::cells::{CellMap, stretches};
+use crate::error::Error;
+use crate::llama::{CacheTensor, Caches, Node};
+use crate::stats::Stats;
+use kiv_policy::{
+    ColdRows, Geometry, LayerGeometry, LocalRows, Phase, Policy, Queries, RowFormat, Rows,
+    SealedBlocks, SelectRequest, Selection,
+};
+use kiv_pool::{PoolLayout, SlotTable, Swap};
+use kiv_store::HostStore;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use std::time::Instant;
+
+/// What is being computed.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    pub phase: Phase,
+    pub step: u64,
+    /// Position of each token.
+    pub positions: Vec<i32>,
+    /// Cell of each token; known once the first rows are stored.
+    pub cells: Vec<u32>,
+}
+
+/// Tiered layers of one sequence.
+pub(crate) struct Tiers {
+    geometry: Geometry,
+    layout: PoolLayout,
+    policy: Box<dyn Policy>,
+    store: HostStore,
+    /// `[layer][kv_head]`.
+    slots: Vec<Vec<SlotTable>>,
+    /// Blocks that have left the window (kept or, without retrieval, dropped).
+    n_sealed: usize,
+    /// Moves every block at every step (the permutation check).
+    shuffle: Option<ChaCha8Rng>,
+    pub(crate) stats: Stats,
+    // Scratch, kept to allocate once.
+    queries: Vec<f32>,
+    selection: Selection,
+    swaps: Vec<Swap>,
+}
+
+impl Tiers {
+    pub(crate) fn new(
+        geometry: Geometry,
+        layout: PoolLayout,
+        mut policy: Box<dyn Policy>,
+        shuffle: Option<ChaCha8Rng>,
+    ) -> Result<Self, Error> {
+        policy.start(&geometry).map_err(|source| Error::Policy {
+            policy: policy.name().to_owned(),
+            il: geometry.layers.first().map_or(0, |l| l.il),
+            source,
+        })?;
+        let tables = |l: &LayerGeometry| vec![SlotTable::new(layout.n_slots); l.n_head_kv];
+        Ok(Self {
+            slots: geometry.layers.iter().map(tables).collect(),
+            store: HostStore::new(&geometry),
+            geometry,
+            layout,
+            policy,
+            n_sealed: 0,
+            shuffle,
+            stats: Stats::default(),
+            queries: Vec::new(),
+            selection: Selection::default(),
+            swaps: Vec::new(),
+        })
+    }
+
+    pub(crate) fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    pub(crate) fn policy(&self) -> &dyn Policy {
+        &*self.policy
+    }
+
+    pub(crate) fn store(&self) -> &HostStore {
+        &self.store
+    }
+
+    pub(crate) fn slots(&self, layer: usize, kv_head: usize) -> &SlotTable {
+        &self.slots[layer][kv_head]
+    }
+
+    /// Blocks that left the window.
+    pub(crate) fn n_sealed(&self) -> usize {
+        self.n_sealed
+    }
+
+    /// Whether a layer's attention waits for a selection.
+    pub(crate) fn selects(&self) -> bool {
+        self.store.n_blocks() > 0 && self.layout.n_slots > 0
+    }
+
+    /// Index of llama.cpp's layer `il`.
+    pub(crate) fn layer_of(&self, il: u32) -> Option<usize> {
+        self.geometry.layers.iter().position(|l| l.il == il)
+    }
+
+    /// Seals blocks at positions `from..to`, whose rows are in `cells`.
+    ///
+    /// Rows are copied out first; the caller frees the cells when all is well.
+    pub(crate) fn seal(&mut self, cells: &[u32], caches: &mut Caches) -> Result<(), Error> {
+        let count = cells.len() / self.layout.block;
+        if !self.policy.retrieves() {
+            self.n_sealed += count;
+            return Ok(());
+        }
+        let started = Instant::now();
+        let result = self.copy_out(cells, count, caches);
+        match &result {
+            Ok(()) => {
+                self.store.commit(count);
+                self.n_sealed += count;
+            }
+            Err(_) => {
+                self.store.roll_back();
+                // What the policy has heard of and the store has not would
+                // make block numbers drift.
+                let _ = self.policy.truncate(self.n_sealed);
+            }
+        }
+        self.stats.seal += started.elapsed();
+        result
+    }
+
+    fn copy_out(&mut self, cells: &[u32], count: usize, caches: &mut Caches) -> Result<(), Error> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (index, layer) in self.geometry.layers.iter().enumerate() {
+            let (k, v) = layer_caches(caches, layer.il)?;
+            for kv_head in 0..layer.n_head_kv {
+                for (cache, dim, rows) in
+                    [(&*k, layer.key_dim, &mut keys), (&*v, layer.value_dim, &mut values)]
+                {
+                    rows.clear();
+                    let len = cache.format().row_bytes(dim);
+                    stretches(cells, |_, first, n| cache.read(first, n, (kv_head * len, len), rows));
+                }
+                self.store.append(index, kv_head, &keys, &values)?;
+                let rows = |format, row_len, bytes| Rows { format, row_len, bytes };
+                let blocks = SealedBlocks {
+                    layer: index,
+                    kv_head,
+                    first: self.n_sealed as u32,
+                    count,
+                    keys: rows(self.geometry.key_format, layer.key_dim, &keys[..]),
+                    values: rows(self.geometry.value_format, layer.value_dim, &values[..]),
+                };
+                self.policy.seal(&blocks).map_err(|source| Error::Policy {
+                    policy: self.policy.name().to_owned(),
+                    il: layer.il,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses and swaps in the blocks that this layer's queries want.
+    pub(crate) fn before_attention(
+        &mut self,
+        layer: usize,
+        query: Node<'_>,
+        caches: &mut Caches,
+        cells: &CellMap,
+        batch: &Batch,
+    ) -> Result<(), Error> {
+        let started = Instant::now();
+        let geometry = &self.geometry.layers[layer];
+        let broken = |reason| Error::Unhookable { reason };
+        query.read_queries(&mut self.queries).map_err(broken)?;
+        if query.shape()[..3] != [geometry.key_dim, batch.positions.len(), geometry.n_head] {
+            return Err(broken(format!("unexpected queries of shape {:?}", query.shape())));
+        }
+        let (k, v) = layer_caches(caches, geometry.il)?;
+        let local = Local::new(k, geometry, &self.layout, cells, batch);
+        self.selection.reset(geometry.n_head_kv);
+        let request = SelectRequest {
+            layer,
+            phase: batch.phase,
+            step: batch.step,
+            queries: Queries {
+                values: &self.queries,
+                n_head: geometry.n_head,
+                dim: geometry.key_dim,
+                positions: &batch.positions,
+            },
+            cold: &self.store,
+            local: &local,
+        };
+        let il = geometry.il;
+        self.policy
+            .select(&request, &mut self.selection)
+            .map_err(|source| Error::Policy {
+                policy: self.policy.name().to_owned(),
+                il,
+                source,
+            })?;
+        if self.selection.n_heads() != geometry.n_head_kv {
+            return Err(broken("a selection for another number of heads".to_owned()));
+        }
+        self.selection
+            .validate(self.layout.n_slots, self.store.n_blocks())
+            .map_err(|source| Error::Selection {
+                policy: self.policy.name().to_owned(),
+                il,
+                source,
+            })?;
+        let selected = Instant::now();
+        self.stats.select += selected - started;
+        self.stats.selections += 1;
+        for kv_head in 0..geometry.n_head_kv {
+            let wanted = self.selection.head(kv_head);
+            let table = &mut self.slots[layer][kv_head];
+            if let Some(rng) = &mut self.shuffle {
+                let mut blocks = table.blocks().to_vec();
+                blocks.shuffle(rng);
+                table.place_all(&blocks, &mut self.swaps);
+            } else {
+                table.want(wanted, batch.step, &mut self.swaps);
+            }
+            self.stats.blocks_wanted += wanted.len() as u64;
+            self.stats.blocks_swapped += self.swaps.len() as u64;
+            for swap in &self.swaps {
+                let first = self.layout.sinks + swap.slot as usize * self.layout.block;
+                let slot_cells = cells.cells(first, first + self.layout.block);
+                let keys = self.store.keys(layer, kv_head, swap.block, 1);
+                let values = self.store.values(layer, kv_head, swap.block, 1);
+                write_rows(k, kv_head, &slot_cells, keys);
+                write_rows(v, kv_head, &slot_cells, values);
+            }
+        }
+        self.stats.swap += selected.elapsed();
+        Ok(())
+    }
+
+    /// Compares every slot's bytes with the cold rows of its block; returns
+    /// the number of slots compared and of those that differ.
+    pub(crate) fn compare_slots(&self, caches: &mut Caches, cells: &CellMap) -> Result<(usize, usize), Error> {
+        let (mut compared, mut wrong) = (0, 0);
+        for (layer, geometry) in self.geometry.layers.iter().enumerate() {
+            let (k, v) = layer_caches(caches, geometry.il)?;
+            for kv_head in 0..geometry.n_head_kv {
+                for (slot, block) in self.slots[layer][kv_head].blocks().iter().enumerate() {
+                    let first = self.layout.sinks + slot * self.layout.block;
+                    let slot_cells = cells.cells(first, first + self.layout.block);
+                    let keys = self.store.keys(layer, kv_head, *block, 1);
+                    let values = self.store.values(layer, kv_head, *block, 1);
+                    compared += 1;
+                    wrong += usize::from(
+                        read_rows(k, kv_head, &slot_cells, keys) != keys.bytes
+                            || read_rows(v, kv_head, &slot_cells, values) != values.bytes,
+                    );
+                }
+            }
+        }
+        Ok((compared, wrong))
+    }
+}
+
+fn layer_caches(caches: &mut Caches, il: u32) -> Result<(&mut CacheTensor, &mut CacheTensor), Error> {
+    caches.layer(il).ok_or_else(|| Error::Unhookable {
+        reason: format!("layer {il} has no K and V cache"),
+    })
+}
+
+/// Copies rows of one KV head into cells.
+fn write_rows(cache: &mut CacheTensor, kv_head: usize, cells: &[u32], rows: Rows<'_>) {
+    let len = rows.format.row_bytes(rows.row_len);
+    stretches(cells, |at, first, n| {
+        cache.write(first, (kv_head * len, len), &rows.bytes[at * len..(at + n) * len]);
+    });
+}
+
+/// Bytes of one KV head in cells, of the same kind as `like`.
+fn read_rows(cache: &CacheTensor, kv_head: usize, cells: &[u32], like: Rows<'_>) -> Vec<u8> {
+    let len = like.format.row_bytes(like.row_len);
+    let mut out = Vec::new();
+    stretches(cells, |_, first, n| cache.read(first, n, (kv_head * len, len), &mut out));
+    out
+}
+
+/// Sinks, window and micro-batch of one layer, read when a policy asks.
+struct Local<'a> {
+    cache: &'a CacheTensor,
+    format: RowFormat,
+    key_dim: usize,
+    positions: Vec<i32>,
+    cells: Vec<u32>,
+}
+
+impl<'a> Local<'a> {
+    fn new(
+        cache: &'a CacheTensor,
+        layer: &LayerGeometry,
+        layout: &PoolLayout,
+        cells: &CellMap,
+        batch: &Batch,
+    ) -> Self {
+        let old = cells.local(layout.sinks).map(|(p, cell)| (p as i32, cell));
+        let new = batch.positions.iter().copied().zip(batch.cells.iter().copied());
+        let (positions, cells) = old.chain(new).unzip();
+        Self {
+            cache,
+            format: cache.format(),
+            key_dim: layer.key_dim,
+            positions,
+            cells,
+        }
+    }
+}
+
+impl LocalRows for Local<'_> {
+    fn positions(&self) -> &[i32] {
+        &self.positions
+    }
+
+    fn keys(&self, kv_head: usize, out: &mut Vec<f32>) {
+        let nothing = Rows { format: self.format, row_len: self.key_dim, bytes: &[] };
+        let bytes = read_rows(self.cache, kv_head, &self.cells, nothing);
+        Rows { bytes: &bytes, ..nothing }.decode_into(out);
+    }
+}
