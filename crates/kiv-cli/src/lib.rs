@@ -1,1 +1,43 @@
-//! kiv-cli
+//! The `kiv` program: reads flags, runs one command, prints the error once.
+//!
+//! Standard output carries data only (text, or JSON with `--json`); logs and
+//! progress go to standard error. Exit codes: 0 done, 1 failed, 2 usage.
+
+mod args;
+mod bundled;
+mod commands;
+mod interrupt;
+mod model;
+mod output;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Runs the program with the process's arguments.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(args::expand(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are not errors; clap knows where each goes.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => commands::run::run(&args),
+        Command::Chat(args) => commands::chat::run(&args),
+        Command::Demo(args) => commands::demo::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            output::print_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

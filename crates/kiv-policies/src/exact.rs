@@ -97,12 +97,6 @@ fn block_shares(
     best
 }
 
-/// Attention logit from an inner product.
-fn logit(layer: &LayerGeometry, product: f32) -> f32 {
-    let scaled = product * layer.scale;
-    layer.soft_cap.map_or(scaled, |cap| cap * (scaled / cap).tanh())
-}
-
 /// Log-sum-exp of each query over the local keys that it may see.
 fn local_log_mass(
     layer: &LayerGeometry,
@@ -112,17 +106,41 @@ fn local_log_mass(
     threads: &rayon::ThreadPool,
 ) -> Vec<f32> {
     let positions = request.local.positions();
-    let one = |(token, query): &(usize, &[f32])| {
-        let now = request.queries.positions[*token];
-        let visible = positions.partition_point(|p| *p <= now);
-        let logits: Vec<f32> = keys
-            .chunks_exact(layer.key_dim)
-            .take(visible)
-            .map(|key| logit(layer, dot(query, key)))
-            .collect();
-        log_sum_exp(&logits)
+    let some = |queries: &[(usize, &[f32])]| -> Vec<f32> {
+        let mut logits = vec![0f32; positions.len() * queries.len()];
+        all_logits(layer, positions.len(), keys, queries, &mut logits);
+        let rows = logits.chunks_exact(positions.len());
+        let masses = rows.zip(queries).map(|(row, (token, _))| {
+            let now = request.queries.positions[*token];
+            log_sum_exp(&row[..positions.partition_point(|p| *p <= now)])
+        });
+        masses.collect()
     };
-    threads.install(|| queries.par_iter().map(one).collect())
+    threads.install(|| queries.par_chunks(16).flat_map_iter(some).collect())
+}
+
+/// Logits of every query with every key: `out[q][k]`, `n_keys` keys.
+fn all_logits(
+    layer: &LayerGeometry,
+    n_keys: usize,
+    keys: &[f32],
+    queries: &[(usize, &[f32])],
+    out: &mut [f32],
+) {
+    if queries.len() < COLUMN_QUERIES {
+        for ((_, query), row) in queries.iter().zip(out.chunks_exact_mut(n_keys)) {
+            for (key, logit) in keys.chunks_exact(layer.key_dim).zip(row) {
+                *logit = dot(query, key);
+            }
+        }
+    } else {
+        column_logits(layer.key_dim, n_keys, keys, queries, out);
+    }
+    if let Some(cap) = layer.soft_cap {
+        out.iter_mut().for_each(|l| *l = cap * (*l * layer.scale / cap).tanh());
+    } else {
+        out.iter_mut().for_each(|l| *l *= layer.scale);
+    }
 }
 
 /// Raises `best` by these queries' shares.
@@ -189,19 +207,9 @@ fn score_blocks(
         let run = cold.keys(layer_index, kv_head, (first + at) as BlockId, n_blocks - at);
         run.decode_into(&mut keys);
         for block_keys in keys.chunks_exact(block * layer.key_dim) {
-            // logits[q][k] of this block.
-            if n_queries < COLUMN_QUERIES {
-                for (key, k) in block_keys.chunks_exact(layer.key_dim).zip(0..) {
-                    for ((_, query), q) in queries.iter().zip(0..) {
-                        logits[q * block + k] = dot(query, key);
-                    }
-                }
-            } else {
-                column_logits(layer.key_dim, block, block_keys, queries, &mut logits);
-            }
+            all_logits(layer, block, block_keys, queries, &mut logits);
             let out = &mut out[at * n_queries..(at + 1) * n_queries];
-            for (mass, logits) in out.iter_mut().zip(logits.chunks_exact_mut(block)) {
-                logits.iter_mut().for_each(|l| *l = logit(layer, *l));
+            for (mass, logits) in out.iter_mut().zip(logits.chunks_exact(block)) {
                 *mass = log_sum_exp(logits);
             }
             at += 1;

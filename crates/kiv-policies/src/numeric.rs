@@ -1,5 +1,8 @@
 //! Loops that the compiler turns into vector code.
 
+/// Independent accumulators in reductions.
+const LANES: usize = 16;
+
 /// Keys scored together by [`tile_logits`].
 pub(crate) const TILE: usize = 32;
 
@@ -16,7 +19,6 @@ fn fma(a: f32, b: f32, c: f32) -> f32 {
 
 /// Inner product; lengths are equal.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
     let mut acc = [0f32; LANES];
     let (a_main, a_rest) = a.as_chunks::<LANES>();
     let (b_main, b_rest) = b.as_chunks::<LANES>();
@@ -58,26 +60,46 @@ pub(crate) fn exp_nonpositive(x: f32) -> f32 {
     // ln 2 in two parts, so that the reduction loses no bits.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
     let clamped = if x < -87.0 { -87.0 } else { x };
-    let n = (clamped * LOG2_E + 0.5).floor();
+    let shifted = fma(clamped, LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = fma(-n, LN2_LOW, fma(-n, LN2_HIGH, clamped));
     let mut p = 1.0 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = fma(p, r, c);
     }
     // 2^n by its exponent bits; n is in -126..=0 here.
-    let power = f32::from_bits(((n as i32 + 127) << 23).cast_unsigned());
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.0 { 0.0 } else { p * power }
 }
 
 /// `ln(sum of e^x)`, `-inf` of nothing.
+///
+/// Maxima and sums run in lanes: in one accumulator they would be a chain of
+/// dependent steps.
 pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
-    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (main, rest) = values.as_chunks::<LANES>();
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    for chunk in main {
+        for i in 0..LANES {
+            maxima[i] = larger(maxima[i], chunk[i]);
+        }
+    }
+    let max = maxima.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger);
     if max == f32::NEG_INFINITY {
         return max;
     }
-    let sum: f32 = values.iter().map(|v| exp_nonpositive(v - max)).sum();
-    max + sum.ln()
+    let mut sums = [0f32; LANES];
+    for chunk in main {
+        for i in 0..LANES {
+            sums[i] += exp_nonpositive(chunk[i] - max);
+        }
+    }
+    let rest: f32 = rest.iter().map(|v| exp_nonpositive(v - max)).sum();
+    max + (sums.iter().sum::<f32>() + rest).ln()
 }
 
 #[cfg(test)]

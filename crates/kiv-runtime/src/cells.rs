@@ -25,6 +25,7 @@ impl CellMap {
     }
 
     /// Positions read so far.
+    #[cfg(test)]
     pub(crate) fn n_past(&self) -> usize {
         if self.fixed.len() < self.fixed_len {
             self.fixed.len()
@@ -53,6 +54,15 @@ impl CellMap {
     /// Forgets the `n` oldest tokens of the window; their cells are free.
     pub(crate) fn evict(&mut self, n: usize) {
         self.window.drain(..n);
+        self.window_first += n;
+    }
+
+    /// Leaves `n` positions out: the window begins after them.
+    ///
+    /// # Panics
+    /// If the window is not empty.
+    pub(crate) fn skip(&mut self, n: usize) {
+        assert!(self.window.is_empty(), "positions of the window are consecutive");
         self.window_first += n;
     }
 

@@ -122,6 +122,9 @@ pub enum Error {
         /// Its reason.
         reason: String,
     },
+    /// Something that only a new session can do.
+    #[error("the session has already read something")]
+    NotEmpty,
     /// A cut that would need rows that are only in the cold store.
     #[error(
         "cannot cut the sequence back to {to} tokens: everything before {window_first} has left \

@@ -3,7 +3,7 @@
 
 use crate::cells::CellMap;
 use crate::error::Error;
-use crate::llama::{Caches, GraphHook, Node, Op};
+use crate::llama::{Caches, Device, GraphHook, Node, Op};
 use crate::tap::{AttentionTap, Attended};
 use crate::tiers::{Batch, Tiers};
 use kiv_policy::LayerGeometry;
@@ -143,7 +143,7 @@ impl Engine {
         tiers.layer_of(node.root().cache_layer('v')?)
     }
 
-    fn serve(&mut self, node: Node<'_>, query: Option<Node<'_>>, caches: &mut Caches) -> Result<(), Error> {
+    fn serve(&mut self, node: Node<'_>, query: Option<Node<'_>>, device: &mut Device) -> Result<(), Error> {
         match node.op() {
             Op::SetRows => self.learn_cells(node),
             Op::Permute => {
@@ -156,9 +156,10 @@ impl Engine {
                         reason: "no queries before attention".to_owned(),
                     });
                 };
-                tiers.before_attention(layer, query, caches, cells, batch)
+                device.rest_threads();
+                tiers.before_attention(layer, query, &mut device.caches, cells, batch)
             }
-            Op::FlashAttention => self.show(node, caches),
+            Op::FlashAttention => self.show(node, &mut device.caches),
             _ => Ok(()),
         }
     }
@@ -200,9 +201,9 @@ impl GraphHook for Engine {
         }
     }
 
-    fn ready(&mut self, node: Node<'_>, query: Option<Node<'_>>, caches: &mut Caches) {
+    fn ready(&mut self, node: Node<'_>, query: Option<Node<'_>>, device: &mut Device) {
         if self.error.is_none() {
-            self.error = self.serve(node, query, caches).err();
+            self.error = self.serve(node, query, device).err();
         }
     }
 }

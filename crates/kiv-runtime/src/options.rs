@@ -6,6 +6,25 @@ use crate::session::Session;
 use kiv_policy::{Policy, RowFormat};
 use kiv_pool::PoolConfig;
 
+/// How positions beyond the trained length are squeezed into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Positions times a factor.
+    Linear,
+    /// YaRN (arXiv 2309.00071).
+    Yarn,
+}
+
+/// Rotary position embedding, where it is to differ from the model's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rope {
+    pub scaling: Option<RopeScaling>,
+    pub freq_base: f32,
+    pub freq_scale: f32,
+}
+
 /// Everything that a session is built from.
 pub(crate) struct SessionOptions {
     pub n_ctx: usize,
@@ -18,8 +37,7 @@ pub(crate) struct SessionOptions {
     pub threads_batch: usize,
     pub offload_kv: bool,
     pub all_logits: bool,
-    pub rope_freq_base: f32,
-    pub rope_freq_scale: f32,
+    pub rope: Rope,
     pub shuffle: Option<u64>,
 }
 
@@ -48,8 +66,7 @@ impl SessionBuilder {
                 threads_batch: threads,
                 offload_kv: true,
                 all_logits: false,
-                rope_freq_base: 0.0,
-                rope_freq_scale: 0.0,
+                rope: Rope::default(),
                 shuffle: None,
             },
             policy_name: Some("exact".to_owned()),
@@ -134,10 +151,10 @@ impl SessionBuilder {
         self
     }
 
-    /// RoPE base frequency and frequency factor, 0 as in the model.
-    pub fn rope(mut self, freq_base: f32, freq_scale: f32) -> Self {
-        self.options.rope_freq_base = freq_base;
-        self.options.rope_freq_scale = freq_scale;
+    /// RoPE scaling (`None` as in the model), base frequency and frequency
+    /// factor (0 as in the model).
+    pub fn rope(mut self, scaling: Option<RopeScaling>, freq_base: f32, freq_scale: f32) -> Self {
+        self.options.rope = Rope { scaling, freq_base, freq_scale };
         self
     }
 

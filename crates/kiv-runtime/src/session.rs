@@ -9,9 +9,9 @@ use crate::options::SessionOptions;
 use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
-use kiv_policy::{Geometry, Phase, Policy};
+use kiv_policy::{Geometry, Phase, Policy, RowFormat};
 use kiv_pool::{PoolConfig, PoolLayout};
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,6 +66,8 @@ pub struct Memory {
 pub struct Session {
     model: Model,
     context: Context<Engine>,
+    /// Bytes of the KV cache of a stock context.
+    stock_bytes: usize,
     layout: PoolLayout,
     n_ctx: usize,
     tokens: Vec<Token>,
@@ -126,19 +128,30 @@ impl Session {
             type_k: options.type_k,
             type_v: options.type_v,
             offload_kv: options.offload_kv,
-            rope_freq_base: options.rope_freq_base,
-            rope_freq_scale: options.rope_freq_scale,
+            rope: options.rope,
+            hooked: policy.is_some(),
         };
-        let engine = Engine {
-            seen: Some(Seen::default()),
-            ..Engine::default()
+        let make = |params: &ContextParams| {
+            let engine = Engine { seen: Some(Seen::default()), ..Engine::default() };
+            Context::new(model.raw().clone(), params, engine).map_err(|reason| Error::Context {
+                type_k: options.type_k,
+                type_v: options.type_v,
+                reason,
+            })
         };
-        let context = Context::new(model.raw().clone(), &params, engine).map_err(|reason| Error::Context {
-            type_k: options.type_k,
-            type_v: options.type_v,
-            reason,
-        })?;
+        // A stock context tells nothing of itself: ask a small hooked one.
+        let stock_bytes = if params.hooked {
+            0
+        } else {
+            let few = ContextParams { n_cells: 256, ubatch: 1, hooked: true, ..params.clone() };
+            let mut small = make(&few)?;
+            let decode = |reason| Error::Decode { position: 0, reason };
+            small.decode(&[0], 0, &[true]).map_err(decode)?;
+            small.cache_bytes() / small.n_cells() * layout.n_cells
+        };
+        let context = make(&params)?;
         let mut session = Self {
+            stock_bytes,
             model: model.clone(),
             context,
             layout,
@@ -148,7 +161,8 @@ impl Session {
             last_logits: Vec::new(),
             interrupt: Arc::default(),
         };
-        session.look_at_attention(policy, &options.type_k, &options.type_v, options.threads_batch, options.shuffle)?;
+        let formats = (options.type_k, options.type_v);
+        session.look_at_attention(policy, formats, options.threads_batch, options.shuffle)?;
         Ok(session)
     }
 
@@ -156,8 +170,7 @@ impl Session {
     fn look_at_attention(
         &mut self,
         policy: Option<Box<dyn Policy>>,
-        type_k: &kiv_policy::RowFormat,
-        type_v: &kiv_policy::RowFormat,
+        (key_format, value_format): (RowFormat, RowFormat),
         n_threads: usize,
         shuffle: Option<u64>,
     ) -> Result<(), Error> {
@@ -185,8 +198,8 @@ impl Session {
             block: self.layout.block,
             n_slots: self.layout.n_slots,
             first_position: self.layout.sinks,
-            key_format: *type_k,
-            value_format: *type_v,
+            key_format,
+            value_format,
             n_threads,
         };
         let shuffle = shuffle.map(ChaCha8Rng::seed_from_u64);
@@ -243,7 +256,7 @@ impl Session {
     pub fn memory(&self) -> Memory {
         let tiers = self.context.hook_ref().tiers.as_ref();
         Memory {
-            resident_kv: self.context.cache_bytes(),
+            resident_kv: self.stock_bytes + self.context.cache_bytes(),
             host_kv: tiers.map_or(0, |t| t.store().bytes()),
             index: tiers.map_or(0, |t| t.policy().index_bytes()),
         }
@@ -333,6 +346,50 @@ impl Session {
         }
         self.keep_last_logits();
         Ok(())
+    }
+
+    /// Pretends to have read `text` by filling the cold store with copies of
+    /// real rows: for benchmarks of decoding, where reading would take hours.
+    /// The beginning that fits the slots and the end that fits the window are
+    /// read; answers mean nothing.
+    ///
+    /// # Errors
+    /// Any [`Error`]; [`Error::NotEmpty`] unless the session is new.
+    pub fn fill_synthetic(&mut self, text: &[Token], seed: u64) -> Result<(), Error> {
+        self.check(text)?;
+        let start = self.layout.window_start();
+        let end = text.len().saturating_sub(self.layout.window);
+        if !self.tokens.is_empty() {
+            return Err(Error::NotEmpty);
+        }
+        let invented = end.saturating_sub(start) / self.layout.block * self.layout.block;
+        let slots = self.layout.n_slots;
+        if invented == 0 || slots == 0 || self.context.hook().tiers.is_none() {
+            return self.read(text);
+        }
+        self.read(&text[..start])?;
+        let PoolLayout { sinks, block, .. } = self.layout;
+        let (engine, caches) = self.context.parts();
+        let (Some(tiers), Some(cells)) = (&mut engine.tiers, &mut engine.cells) else {
+            unreachable!("checked above");
+        };
+        tiers.seal(&cells.cells(sinks, start), caches)?;
+        // A few thousand tokens at a time: whole calls cost less.
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut left = invented / block;
+        while left > 0 {
+            let count = left.min((4096 / block).max(1));
+            let blocks: Vec<usize> = (0..count).map(|_| rng.random_range(0..slots)).collect();
+            let like: Vec<u32> = blocks
+                .iter()
+                .flat_map(|b| cells.cells(sinks + b * block, sinks + (b + 1) * block))
+                .collect();
+            tiers.seal(&like, caches)?;
+            left -= count;
+        }
+        cells.skip(invented);
+        self.tokens.extend_from_slice(&text[start..start + invented]);
+        self.read(&text[start + invented..])
     }
 
     /// Logits after the last token read, `[n_vocab]`; empty before the first.
@@ -446,13 +503,15 @@ impl Session {
             return Ok(());
         };
         let missing = (cells.used() + n).saturating_sub(n_cells);
-        if missing == 0 {
-            return Ok(());
-        }
-        if tiers.n_sealed() == 0 && n_slots > 0 {
+        let slots_are_full = n_slots > 0 && cells.used() >= sinks + n_slots * block;
+        let overwriting = missing > 0 || tiers.shuffles();
+        if tiers.n_sealed() == 0 && slots_are_full && overwriting {
             // The slots' own first tokens stay where they are but are sealed
             // too, so that slots can be overwritten.
             tiers.seal(&cells.cells(sinks, sinks + n_slots * block), caches)?;
+        }
+        if missing == 0 {
+            return Ok(());
         }
         let from = cells.window_first();
         let leaving = missing.next_multiple_of(block);

@@ -89,6 +89,11 @@ impl Tiers {
         &self.slots[layer][kv_head]
     }
 
+    /// Whether blocks are moved without need.
+    pub(crate) fn shuffles(&self) -> bool {
+        self.shuffle.is_some()
+    }
+
     /// Blocks that left the window.
     pub(crate) fn n_sealed(&self) -> usize {
         self.n_sealed

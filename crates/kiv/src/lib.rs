@@ -1,1 +1,53 @@
-//! kiv
+//! Million-token contexts for any GGUF model on a small GPU or a plain CPU.
+//!
+//! kiv runs llama.cpp with another KV cache: attention sinks, a recent window
+//! and a fixed number of slots stay on the compute device, everything older
+//! goes to host RAM, and before each layer's attention the blocks that its
+//! queries want are copied back. Nothing of the context is dropped, the model
+//! is not changed, and the memory on the device is constant.
+//!
+//! ```no_run
+//! use kiv::{GenerateOptions, Model};
+//!
+//! # fn main() -> Result<(), kiv::Error> {
+//! let model = Model::load("model.gguf")?;
+//! let mut session = model.session().policy("exact").window(2048).budget(1024).build()?;
+//!
+//! let book = std::fs::read_to_string("book.txt").expect("a text");
+//! session.read(&model.tokenize(&book, true))?;
+//! session.read_one_by_one(&model.tokenize("\nQuestion: Who did it?\nAnswer:", false))?;
+//!
+//! for piece in session.generate(GenerateOptions::default()) {
+//!     print!("{}", piece?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A cache policy of one's own implements [`policy::Policy`] and is handed to
+//! [`SessionBuilder::custom_policy`]; `examples/` has a complete one. What a
+//! model is and what it will take is read from the file alone by
+//! [`inspect::ModelFile`].
+//!
+//! # Speed of builds
+//! llama.cpp's CPU code is compiled for what rustc is told. An embedder who
+//! builds without `-C target-cpu=native` (or the feature `dynamic-backends`)
+//! gets plain SSE2, several times slower: see [`system_info`].
+
+pub use kiv_runtime::{
+    Attended, AttentionTap, ChatTemplate, Error, Finish, GenerateOptions, LoadOptions, Memory,
+    Message, Model, Outputs, Piece, Progress, QuantizeType, RopeScaling, Sampling, Session,
+    SessionBuilder, Stats, Token, TokenStream, quantize, set_verbose, supports_gpu, system_info,
+};
+
+/// The plug-in interface: what a policy sees and answers.
+pub mod policy {
+    pub use kiv_policies::{NAMES, by_name};
+    pub use kiv_policy::*;
+}
+
+/// What is in a model file, and what memory a context will take.
+pub mod inspect {
+    pub use kiv_gguf::*;
+    pub use kiv_pool::{PoolConfig, PoolError, PoolLayout};
+}

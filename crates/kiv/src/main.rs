@@ -1,1 +1,5 @@
-fn main() {}
+//! The `kiv` program.
+
+fn main() -> std::process::ExitCode {
+    kiv_cli::main()
+}

@@ -1,6 +1,8 @@
 //! A llama.cpp context whose graph runs under a hook.
 
+use super::threads::Threads;
 use super::{CacheTensor, Node, Op, RawModel, ggml_type, log};
+use crate::options::{Rope, RopeScaling};
 use kiv_policy::RowFormat;
 use llama_cpp_sys_2 as sys;
 use parking_lot::Mutex;
@@ -21,7 +23,23 @@ pub(crate) trait GraphHook: Send {
     /// The node is finished. `query` is the last tensor before it that was
     /// reordered for attention without coming from the cache: the queries,
     /// `[dim, n_tokens, n_head]`, when `node` is the reordered V.
-    fn ready(&mut self, node: Node<'_>, query: Option<Node<'_>>, caches: &mut Caches);
+    fn ready(&mut self, node: Node<'_>, query: Option<Node<'_>>, device: &mut Device);
+}
+
+/// What a hook works on: the cache tensors and the compute threads.
+#[derive(Debug, Default)]
+pub(crate) struct Device {
+    pub(crate) caches: Caches,
+    threads: Option<Threads>,
+}
+
+impl Device {
+    /// Leaves the cores to the caller until the graph goes on.
+    pub(crate) fn rest_threads(&self) {
+        if let Some(threads) = &self.threads {
+            threads.rest();
+        }
+    }
 }
 
 /// K and V of every layer that has stored rows so far, by layer index.
@@ -81,16 +99,16 @@ pub(crate) struct ContextParams {
     pub type_v: RowFormat,
     /// Keep the KV cache on the device that computes the layer.
     pub offload_kv: bool,
-    /// RoPE base frequency, 0 as in the model.
-    pub rope_freq_base: f32,
-    /// RoPE frequency factor, 0 as in the model.
-    pub rope_freq_scale: f32,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// Whether the hook is called at all; without, this is stock llama.cpp.
+    pub hooked: bool,
 }
 
 /// A hook, what it works on, and what went wrong in it.
 struct Hooked<H> {
     hook: H,
-    caches: Caches,
+    device: Device,
     /// Last reordered tensor that is not of the cache, in the running batch.
     query: *mut sys::ggml_tensor,
     panic: Option<Box<dyn Any + Send>>,
@@ -122,9 +140,10 @@ impl<H: GraphHook> Context<H> {
     pub(crate) fn new(model: Arc<RawModel>, params: &ContextParams, hook: H) -> Result<Self, String> {
         let to_u32 = |n: usize| u32::try_from(n).map_err(|_| format!("{n} is too large"));
         let threads = |n: usize| i32::try_from(n).map_err(|_| format!("{n} threads are too many"));
+        let n_threads = threads(params.threads.max(params.threads_batch))?;
         let hooked = Box::into_raw(Box::new(Hooked {
             hook,
-            caches: Caches::default(),
+            device: Device::default(),
             query: std::ptr::null_mut(),
             panic: None,
         }));
@@ -144,16 +163,25 @@ impl<H: GraphHook> Context<H> {
                 p.n_threads = threads(params.threads)?;
                 p.n_threads_batch = threads(params.threads_batch)?;
                 p.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_ENABLED;
-                p.rope_freq_base = params.rope_freq_base;
-                p.rope_freq_scale = params.rope_freq_scale;
+                p.rope_freq_base = params.rope.freq_base;
+                p.rope_freq_scale = params.rope.freq_scale;
+                if let Some(scaling) = params.rope.scaling {
+                    p.rope_scaling_type = match scaling {
+                        RopeScaling::None => sys::LLAMA_ROPE_SCALING_TYPE_NONE,
+                        RopeScaling::Linear => sys::LLAMA_ROPE_SCALING_TYPE_LINEAR,
+                        RopeScaling::Yarn => sys::LLAMA_ROPE_SCALING_TYPE_YARN,
+                    };
+                }
                 p.type_k = ggml_type(params.type_k);
                 p.type_v = ggml_type(params.type_v);
                 p.offload_kqv = params.offload_kv;
                 // Sliding-window layers keep their own small cache.
                 p.swa_full = false;
                 p.no_perf = true;
-                p.cb_eval = Some(trampoline::<H>);
-                p.cb_eval_user_data = hooked.cast();
+                if params.hooked {
+                    p.cb_eval = Some(trampoline::<H>);
+                    p.cb_eval_user_data = hooked.cast();
+                }
                 sys::llama_init_from_model(model.as_ptr(), p)
             };
             if context.is_null() {
@@ -163,12 +191,22 @@ impl<H: GraphHook> Context<H> {
             Ok(context)
         };
         match make() {
-            Ok(context) => Ok(Self {
+            Ok(context) => {
+                let pool = Threads::start(n_threads);
+                if let Some(pool) = &pool {
+                    // SAFETY: `drop` frees the context before `hooked`, which
+                    // owns the threads.
+                    unsafe { pool.attach(context) };
+                }
+                // SAFETY: the context does not compute yet.
+                unsafe { (*hooked).device.threads = pool };
+                Ok(Self {
                 context,
                 hooked,
                 n_vocab: usize::try_from(model.get().n_vocab()).unwrap_or(0),
-                _model: model,
-            }),
+                    _model: model,
+                })
+            }
             Err(why) => {
                 // SAFETY: made by `Box::into_raw` above; no context knows it.
                 drop(unsafe { Box::from_raw(hooked) });
@@ -182,7 +220,7 @@ impl<H: GraphHook> Context<H> {
         // SAFETY: the callback uses the pointer only inside `decode`, which
         // borrows `self` mutably, as this does.
         let hooked = unsafe { &mut *self.hooked };
-        (&mut hooked.hook, &mut hooked.caches)
+        (&mut hooked.hook, &mut hooked.device.caches)
     }
 
     /// The hook, between batches.
@@ -193,7 +231,7 @@ impl<H: GraphHook> Context<H> {
     /// Bytes of the KV cache that the context has allocated and used.
     pub(crate) fn cache_bytes(&self) -> usize {
         // SAFETY: as in `parts`.
-        unsafe { (*self.hooked).caches.bytes() }
+        unsafe { (*self.hooked).device.caches.bytes() }
     }
 
     /// The hook, to look at between batches.
@@ -321,7 +359,7 @@ unsafe extern "C" fn trampoline<H: GraphHook>(
     let answer = catch_unwind(AssertUnwindSafe(|| {
         if ask {
             match node.op() {
-                Op::SetRows => hooked.caches.learn(node).unwrap_or_else(|why| panic!("{why}")),
+                Op::SetRows => hooked.device.caches.learn(node).unwrap_or_else(|why| panic!("{why}")),
                 Op::Permute if !node.root().name().starts_with("cache_") => hooked.query = tensor,
                 _ => {}
             }
@@ -329,7 +367,7 @@ unsafe extern "C" fn trampoline<H: GraphHook>(
         } else {
             // SAFETY: seen in this batch's graph, so it is live.
             let query = (!hooked.query.is_null()).then(|| unsafe { Node::new(hooked.query) });
-            hooked.hook.ready(node, query, &mut hooked.caches);
+            hooked.hook.ready(node, query, &mut hooked.device);
             true
         }
     }));

@@ -12,8 +12,9 @@ mod log;
 mod model;
 mod quantize;
 mod tensor;
+mod threads;
 
-pub(crate) use context::{Caches, Context, ContextParams, GraphHook};
+pub(crate) use context::{Caches, Context, ContextParams, Device, GraphHook};
 pub(crate) use graph::{Node, Op};
 pub(crate) use log::set_verbose;
 pub(crate) use model::{RawModel, backend, supports_gpu, system_info};

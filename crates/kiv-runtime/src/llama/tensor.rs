@@ -53,11 +53,6 @@ impl CacheTensor {
         self.format
     }
 
-    /// Number of cells.
-    pub(crate) fn n_cells(&self) -> usize {
-        self.n_cells
-    }
-
     /// Bytes of all cells.
     pub(crate) fn bytes(&self) -> usize {
         self.n_cells * self.cell_bytes

@@ -1,0 +1,344 @@
+//! Flags. Those that llama.cpp has keep its names and meaning.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiv_pool::PoolConfig;
+use kiv_policy::RowFormat;
+use kiv_runtime::{RopeScaling, Sampling};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// llama.cpp's short flags of several letters, which clap cannot declare.
+const LONG_SHORTS: [(&str, &str); 10] = [
+    ("-tb", "--threads-batch"),
+    ("-ub", "--ubatch-size"),
+    ("-ngl", "--gpu-layers"),
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-nkvo", "--no-kv-offload"),
+    ("-sys", "--system-prompt"),
+    ("--n-predict", "--predict"),
+    ("--n-gpu-layers", "--gpu-layers"),
+    ("--temperature", "--temp"),
+];
+
+/// Puts clap's names in place of [`LONG_SHORTS`].
+pub(crate) fn expand(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    args.map(|arg| {
+        let known = LONG_SHORTS.iter().find(|(short, _)| arg == *short);
+        known.map_or(arg, |(_, long)| OsString::from(long))
+    })
+    .collect()
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "kiv", version, about = "Million-token contexts for any GGUF model", max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Read a text or prompt and continue it
+    Run(RunArgs),
+    /// Talk to a model
+    Chat(ChatArgs),
+    /// Hide needles in a long generated text and ask for them
+    Demo(DemoArgs),
+    /// Measure speed and memory, policies side by side
+    Bench(BenchArgs),
+    /// Show a model's layers and what memory a context will take
+    Inspect(InspectArgs),
+    /// Check this model against stock llama.cpp, bit by bit
+    Verify(VerifyArgs),
+}
+
+/// Which model, and how it is run.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// GGUF file; of a split model the first. Default: the bundled model
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Most tokens of text; 0 is what the model was trained for
+    #[arg(short, long, default_value_t = 0, value_name = "N")]
+    pub ctx_size: usize,
+    /// Threads while generating [default: all]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Threads while reading [-tb; default: as --threads]
+    #[arg(long, value_name = "N")]
+    pub threads_batch: Option<usize>,
+    /// Most tokens handed over at once; bounds --ubatch-size
+    #[arg(short, long, default_value_t = 2048, value_name = "N")]
+    pub batch_size: usize,
+    /// Tokens computed at once while reading [-ub]
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub ubatch_size: usize,
+    /// Layers on the GPU [-ngl; default: llama.cpp's]
+    #[arg(long, value_name = "N")]
+    pub gpu_layers: Option<u32>,
+    /// K cache type: f16, bf16, q8_0, q4_0 [-ctk]
+    #[arg(long, default_value = "f16", value_parser = cache_type, value_name = "TYPE")]
+    pub cache_type_k: RowFormat,
+    /// V cache type: f16, bf16, q8_0, q4_0 [-ctv]
+    #[arg(long, default_value = "f16", value_parser = cache_type, value_name = "TYPE")]
+    pub cache_type_v: RowFormat,
+    /// Keep the resident cache in host memory too [-nkvo]
+    #[arg(long)]
+    pub no_kv_offload: bool,
+    /// Read the file instead of mapping it
+    #[arg(long)]
+    pub no_mmap: bool,
+    /// RoPE scaling: none, linear, yarn [default: the model's]
+    #[arg(long, value_parser = rope_scaling, value_name = "KIND")]
+    pub rope_scaling: Option<RopeScaling>,
+    /// RoPE base frequency [default: the model's]
+    #[arg(long, default_value_t = 0.0, hide_default_value = true, value_name = "X")]
+    pub rope_freq_base: f32,
+    /// RoPE frequency factor [default: the model's]
+    #[arg(long, default_value_t = 0.0, hide_default_value = true, value_name = "X")]
+    pub rope_freq_scale: f32,
+    /// Go on although the memory plan does not fit
+    #[arg(long)]
+    pub force: bool,
+    /// One JSON document (or JSON lines) on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// llama.cpp's log on standard error
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+impl ModelArgs {
+    /// Tokens in a micro-batch.
+    pub fn ubatch(&self) -> usize {
+        self.ubatch_size.min(self.batch_size)
+    }
+}
+
+/// The tiered cache.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CacheArgs {
+    /// Newest tokens that stay resident
+    #[arg(long, default_value_t = PoolConfig::default().window, value_name = "N")]
+    pub kv_window: usize,
+    /// Tokens retrieved per layer and KV head
+    #[arg(long, default_value_t = PoolConfig::default().budget, value_name = "N")]
+    pub kv_budget: usize,
+    /// Tokens in a block, the unit of retrieval
+    #[arg(long, default_value_t = PoolConfig::default().block, value_name = "N")]
+    pub kv_block: usize,
+    /// First tokens that stay resident
+    #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
+    pub kv_sinks: usize,
+}
+
+impl CacheArgs {
+    /// The pool asked for, with micro-batches of `ubatch`.
+    pub fn pool(&self, ubatch: usize) -> PoolConfig {
+        PoolConfig {
+            sinks: self.kv_sinks,
+            window: self.kv_window,
+            budget: self.kv_budget,
+            block: self.kv_block,
+            ubatch,
+        }
+    }
+}
+
+/// One policy.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyArg {
+    /// Which blocks are resident: full, window, exact, kiv
+    #[arg(long, default_value = "exact", value_parser = policy, value_name = "NAME")]
+    pub kv_policy: String,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Args)]
+pub(crate) struct SamplingArgs {
+    /// Temperature; 0 takes the likeliest token always
+    #[arg(long, default_value_t = 0.8, value_name = "X")]
+    pub temp: f32,
+    /// Keep the N likeliest tokens; 0 keeps all
+    #[arg(long, default_value_t = 40, value_name = "N")]
+    pub top_k: i32,
+    /// Keep the likeliest tokens that make up this probability
+    #[arg(long, default_value_t = 0.95, value_name = "X")]
+    pub top_p: f32,
+    /// Keep tokens at least this likely relative to the likeliest
+    #[arg(long, default_value_t = 0.05, value_name = "X")]
+    pub min_p: f32,
+    /// Seed of the random choice; -1 picks one and says which
+    #[arg(short, long, default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
+    pub seed: i64,
+}
+
+impl SamplingArgs {
+    /// The parameters, with a seed picked by the clock if none is given.
+    pub fn sampling(&self) -> Sampling {
+        let seed = u32::try_from(self.seed).unwrap_or_else(|_| {
+            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+            now.subsec_nanos() ^ (now.as_secs() as u32)
+        });
+        Sampling {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub policy: PolicyArg,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Text to continue; comes after the file's
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// File with the text to read (- is standard input)
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Most tokens to generate; -1 is until the text ends
+    #[arg(short = 'n', long = "predict", default_value_t = 128, allow_negative_numbers = true, value_name = "N")]
+    pub predict: i64,
+    /// End the generation at this text (repeatable)
+    #[arg(short, long, value_name = "TEXT")]
+    pub reverse_prompt: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub policy: PolicyArg,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// File to read before the conversation
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// System prompt [-sys]
+    #[arg(long, value_name = "TEXT")]
+    pub system_prompt: Option<String>,
+    /// Chat template: Jinja, or a name that llama.cpp knows [default: the model's]
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
+    /// Most tokens of an answer; -1 is until it ends
+    #[arg(short = 'n', long = "predict", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
+    pub predict: i64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub policy: PolicyArg,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Length of the text
+    #[arg(long, default_value_t = 65536, value_name = "N")]
+    pub tokens: usize,
+    /// Where needles are hidden, in percent
+    #[arg(long, default_value = "0,10,20,30,40,50,60,70,80,90,100", value_delimiter = ',', value_name = "PERCENT")]
+    pub depths: Vec<f64>,
+    /// Seed of text and needles
+    #[arg(short, long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Policies to compare, the first is what ratios refer to
+    #[arg(long, default_value = "full,window,exact,kiv", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
+    pub kv_policy: Vec<String>,
+    /// Context lengths
+    #[arg(long, default_value = "8192,32768", value_delimiter = ',', value_name = "N,…")]
+    pub ctx: Vec<usize>,
+    /// text: read generated text; synthetic: fill the cold store with copies
+    /// of real rows instead of reading
+    #[arg(long, default_value = "text", value_name = "KIND")]
+    pub fill: Fill,
+    /// Tokens decoded at each length
+    #[arg(short = 'n', long = "predict", default_value_t = 64, value_name = "N")]
+    pub predict: usize,
+    /// Interleaved repetitions; rows give medians
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub rounds: usize,
+    /// Seed of the text
+    #[arg(short, long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+}
+
+/// Where a benchmark's context comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Fill {
+    Text,
+    Synthetic,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub policy: PolicyArg,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Cache types to check
+    #[arg(long, default_value = "f16,q8_0,q4_0", value_delimiter = ',', value_parser = cache_type, value_name = "TYPES")]
+    pub cache_types: Vec<RowFormat>,
+    /// Micro-batch sizes to check
+    #[arg(long, default_value = "1,7,512", value_delimiter = ',', value_name = "N,…")]
+    pub ubatches: Vec<usize>,
+    /// Random swaps in the byte check
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    pub swaps: u64,
+    /// Seed of texts and permutations
+    #[arg(short, long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+}
+
+fn cache_type(name: &str) -> Result<RowFormat, String> {
+    RowFormat::from_name(name)
+        .filter(|f| *f != RowFormat::F32)
+        .ok_or_else(|| "there are f16, bf16, q8_0, q4_0".to_owned())
+}
+
+fn rope_scaling(name: &str) -> Result<RopeScaling, String> {
+    match name {
+        "none" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear),
+        "yarn" => Ok(RopeScaling::Yarn),
+        _ => Err("there are none, linear, yarn".to_owned()),
+    }
+}
+
+fn policy(name: &str) -> Result<String, String> {
+    if name == "full" || kiv_policies::NAMES.contains(&name) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!("there are full, {}", kiv_policies::NAMES.join(", ")))
+    }
+}

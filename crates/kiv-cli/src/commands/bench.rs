@@ -1,0 +1,223 @@
+//! `kiv bench`: speed and memory, policies side by side in one run.
+
+use crate::args::{BenchArgs, Fill};
+use crate::model::{self, builder, session};
+use crate::output::{ReadBar, bytes, peak_rss, print_json, reset_peak_rss};
+use anyhow::Result;
+use kiv_runtime::{Error, Model, Outputs, Token};
+use serde::Serialize;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// What one policy did in one round.
+#[derive(Clone, Default)]
+struct Sample {
+    prefill_s: f64,
+    decode_ms: f64,
+    select_ms: f64,
+    swap_ms: f64,
+    blocks_swapped: f64,
+}
+
+/// A row of `kiv bench --json`.
+#[derive(Serialize)]
+struct Row<'a> {
+    policy: &'a str,
+    n_ctx: usize,
+    fill: &'static str,
+    rounds: usize,
+    prefill_s: f64,
+    prefill_tok_s: f64,
+    /// Prefill speed over the first policy's, at this length.
+    prefill_speed_ratio: f64,
+    decode_ms_per_token: f64,
+    /// Decode speed over the first policy's, at this length.
+    decode_speed_ratio: f64,
+    /// Of a decoded token.
+    select_ms: f64,
+    swap_ms: f64,
+    blocks_swapped_per_token: f64,
+    resident_kv_bytes: usize,
+    host_kv_bytes: usize,
+    index_bytes: usize,
+    peak_rss_bytes: Option<u64>,
+}
+
+pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    let opened = model::open(&args.model)?;
+    let longest = args.ctx.iter().copied().max().unwrap_or(0);
+    for policy in &args.kv_policy {
+        let n_ctx = if policy == "full" { longest } else { opened.n_ctx(&args.model) };
+        let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, longest)?;
+        model::check_memory(&plan, &args.model)?;
+    }
+    let tiered = args.kv_policy.iter().find(|p| *p != "full").map_or("full", String::as_str);
+    let model = opened.load(&args.model, tiered)?;
+    eprintln!("{}", kiv_runtime::system_info());
+    let text = text(&model, longest, args.seed);
+    if !args.model.json {
+        println!(
+            "{:8} {:>8} {:9} {:>9} {:>9} {:>8} {:>9} {:>8} {:>9} {:>9} {:>10} {:>10}",
+            "policy", "context", "fill", "read s", "tok/s", "ratio", "ms/token", "ratio", "select ms", "swap ms",
+            "resident", "host"
+        );
+    }
+    for &n_ctx in &args.ctx {
+        let policies: Vec<&String> = args
+            .kv_policy
+            .iter()
+            .filter(|p| {
+                let possible = args.fill == Fill::Text || p.as_str() != "full";
+                if !possible {
+                    eprintln!("full has no cold store to fill: no row at {n_ctx} tokens");
+                }
+                possible
+            })
+            .collect();
+        let mut rows: Vec<(Vec<Sample>, Row<'_>)> = Vec::new();
+        for round in 0..args.rounds.max(1) {
+            for (i, policy) in policies.iter().enumerate() {
+                reset_peak_rss();
+                let (sample, row) = measure(args, &model, policy, &text[..n_ctx])?;
+                if round == 0 {
+                    rows.push((vec![sample], row));
+                } else {
+                    rows[i].0.push(sample);
+                }
+            }
+        }
+        let first = rows.first().map(|(samples, _)| median(samples)).unwrap_or_default();
+        for (samples, mut row) in rows {
+            let m = median(&samples);
+            row.rounds = samples.len();
+            row.prefill_s = m.prefill_s;
+            row.prefill_tok_s = n_ctx as f64 / m.prefill_s;
+            row.prefill_speed_ratio = first.prefill_s / m.prefill_s;
+            row.decode_ms_per_token = m.decode_ms;
+            row.decode_speed_ratio = first.decode_ms / m.decode_ms;
+            row.select_ms = m.select_ms;
+            row.swap_ms = m.swap_ms;
+            row.blocks_swapped_per_token = m.blocks_swapped;
+            print(args, &row)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `n` tokens of generated prose.
+fn text(model: &Model, n: usize, seed: u64) -> Vec<Token> {
+    let mut tokens = Vec::with_capacity(n);
+    for paragraph in kiv_haystack::Prose::new(seed) {
+        tokens.extend(model.tokenize(&(paragraph + "\n"), tokens.is_empty()));
+        if tokens.len() >= n {
+            break;
+        }
+    }
+    tokens.truncate(n);
+    tokens
+}
+
+fn measure<'a>(
+    args: &BenchArgs,
+    model: &Model,
+    policy: &'a str,
+    text: &[Token],
+) -> Result<(Sample, Row<'a>)> {
+    let n_ctx = text.len();
+    // Decoding repeats the text's end; there must be room for it.
+    let decode = &text[n_ctx.saturating_sub(args.predict)..];
+    let mut builder = builder(model, &args.model, &args.cache, policy);
+    if policy == "full" {
+        builder = builder.ctx_size(n_ctx + decode.len());
+    }
+    let mut session = session(builder)?;
+    let started = Instant::now();
+    match args.fill {
+        Fill::Text => {
+            let bar = ReadBar::new(n_ctx, session.memory().resident_kv as u64);
+            session.read_with(text, Outputs::Last, |_, _| {}, |p| bar.update(p))?;
+        }
+        Fill::Synthetic => session.fill_synthetic(text, args.seed)?,
+    }
+    let prefill_s = started.elapsed().as_secs_f64();
+    let before = session.stats();
+    let started = Instant::now();
+    // One call, as a stock loop would make them: token by token.
+    match session.read_one_by_one(decode) {
+        Ok(()) => {}
+        Err(error @ Error::Interrupted { .. }) => return Err(error.into()),
+        Err(error) => return Err(error.into()),
+    }
+    let per_token = 1e3 / decode.len().max(1) as f64;
+    let decode_ms = started.elapsed().as_secs_f64() * per_token;
+    let spent = session.stats().since(&before);
+    let memory = session.memory();
+    let sample = Sample {
+        prefill_s,
+        decode_ms,
+        select_ms: spent.select.as_secs_f64() * per_token,
+        swap_ms: spent.swap.as_secs_f64() * per_token,
+        blocks_swapped: spent.blocks_swapped as f64 / decode.len().max(1) as f64,
+    };
+    let row = Row {
+        policy,
+        n_ctx,
+        fill: match args.fill {
+            Fill::Text => "text",
+            Fill::Synthetic => "synthetic",
+        },
+        rounds: 0,
+        prefill_s: 0.0,
+        prefill_tok_s: 0.0,
+        prefill_speed_ratio: 0.0,
+        decode_ms_per_token: 0.0,
+        decode_speed_ratio: 0.0,
+        select_ms: 0.0,
+        swap_ms: 0.0,
+        blocks_swapped_per_token: 0.0,
+        resident_kv_bytes: memory.resident_kv,
+        host_kv_bytes: memory.host_kv,
+        index_bytes: memory.index,
+        peak_rss_bytes: peak_rss(),
+    };
+    Ok((sample, row))
+}
+
+/// Each figure's own median.
+fn median(samples: &[Sample]) -> Sample {
+    let middle = |get: fn(&Sample) -> f64| {
+        let mut values: Vec<f64> = samples.iter().map(get).collect();
+        values.sort_by(f64::total_cmp);
+        let n = values.len();
+        if n % 2 == 1 { values[n / 2] } else { (values[n / 2 - 1] + values[n / 2]) / 2.0 }
+    };
+    Sample {
+        prefill_s: middle(|s| s.prefill_s),
+        decode_ms: middle(|s| s.decode_ms),
+        select_ms: middle(|s| s.select_ms),
+        swap_ms: middle(|s| s.swap_ms),
+        blocks_swapped: middle(|s| s.blocks_swapped),
+    }
+}
+
+fn print(args: &BenchArgs, row: &Row<'_>) -> Result<()> {
+    if args.model.json {
+        return print_json(row);
+    }
+    println!(
+        "{:8} {:>8} {:9} {:>9.2} {:>9.0} {:>8.3} {:>9.3} {:>8.3} {:>9.3} {:>9.3} {:>10} {:>10}",
+        row.policy,
+        row.n_ctx,
+        row.fill,
+        row.prefill_s,
+        row.prefill_tok_s,
+        row.prefill_speed_ratio,
+        row.decode_ms_per_token,
+        row.decode_speed_ratio,
+        row.select_ms,
+        row.swap_ms,
+        bytes(row.resident_kv_bytes as u64),
+        bytes(row.host_kv_bytes as u64)
+    );
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! `kiv chat`: a conversation at the terminal.
+
+use crate::args::ChatArgs;
+use crate::model::{self, builder, session};
+use crate::output::{ReadBar, print_json};
+use crate::{bundled, interrupt};
+use anyhow::{Context, Result, bail};
+use kiv_runtime::{ChatTemplate, Error, GenerateOptions, Message, Model, Outputs, Session};
+use rustyline::error::ReadlineError;
+use serde_json::json;
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
+    let document = args.file.as_deref().map(model::read_text).transpose()?;
+    let policy = &args.policy.kv_policy;
+    let opened = model::open(&args.model)?;
+    let model = opened.load(&args.model, policy)?;
+    let template = match &args.chat_template {
+        Some(text) => ChatTemplate::parse(text),
+        None if opened.bundled => ChatTemplate::parse(bundled::CHAT_TEMPLATE),
+        None => ChatTemplate::of(&model).context(
+            "this model carries no chat template: give one with --chat-template (Jinja, or a name such as chatml)",
+        )?,
+    };
+    let n_ctx = opened.n_ctx(&args.model);
+    let read = document.as_deref().map_or(0, |d| model.tokenize(d, true).len());
+    let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, read.min(n_ctx))?;
+    model::check_memory(&plan, &args.model)?;
+    let session = session(builder(&model, &args.model, &args.cache, policy))?;
+    let mut chat = Chat { args, model, template, session, messages: Vec::new() };
+    let system: Vec<String> = args.system_prompt.clone().into_iter().chain(document).collect();
+    if !system.is_empty() {
+        chat.messages.push(Message::new("system", system.join("\n\n")));
+    }
+    let mut input = Input::new()?;
+    while let Some(line) = input.next()? {
+        if line.trim().is_empty() {
+            continue;
+        }
+        chat.answer(line)?;
+        interrupt::flag().store(false, Ordering::Relaxed);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lines typed, or piped in.
+enum Input {
+    Terminal(Box<rustyline::DefaultEditor>),
+    Pipe,
+}
+
+impl Input {
+    fn new() -> Result<Self> {
+        if std::io::stdin().is_terminal() {
+            eprintln!("Ctrl-C stops an answer, Ctrl-D ends the conversation.");
+            Ok(Self::Terminal(Box::new(rustyline::DefaultEditor::new()?)))
+        } else {
+            Ok(Self::Pipe)
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<String>> {
+        match self {
+            Self::Terminal(editor) => match editor.readline("> ") {
+                Ok(line) => {
+                    let _ = editor.add_history_entry(&line);
+                    Ok(Some(line))
+                }
+                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Self::Pipe => {
+                let mut line = String::new();
+                let n = std::io::stdin().lock().read_line(&mut line).context("cannot read standard input")?;
+                Ok((n > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned()))
+            }
+        }
+    }
+}
+
+struct Chat<'a> {
+    args: &'a ChatArgs,
+    model: Model,
+    template: ChatTemplate,
+    session: Session,
+    messages: Vec<Message>,
+}
+
+impl Chat<'_> {
+    /// Reads what is new of the conversation and generates the answer.
+    fn answer(&mut self, question: String) -> Result<()> {
+        self.messages.push(Message::new("user", question));
+        let text = self.template.apply(&self.model, &self.messages)?;
+        let tokens = self.model.tokenize(&text, true);
+        // The conversation so far has been read, up to where the template
+        // writes an earlier turn another way.
+        let known = self.session.tokens();
+        let common = known.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
+        // At least one token must be read anew for its logits.
+        let common = common.min(tokens.len().saturating_sub(1));
+        if let Err(Error::TruncateTooFar { .. }) = self.session.truncate(common) {
+            bail!(
+                "this model's chat template rewrites earlier turns beyond the recent window; \
+                 start a new conversation or raise --kv-window"
+            );
+        }
+        let new = &tokens[common..];
+        let bar = ReadBar::new(new.len(), self.session.memory().resident_kv as u64);
+        // A long beginning is prefill; the end, where the question is, selects
+        // token by token.
+        let question = new.len().min(64);
+        let (text, question) = new.split_at(new.len() - question);
+        let mut read = Ok(());
+        if !text.is_empty() {
+            read = self.session.read_with(text, Outputs::Last, |_, _| {}, |p| bar.update(p));
+        }
+        let read = read.and_then(|()| self.session.read_one_by_one(question));
+        drop(bar);
+        match read {
+            Ok(()) => {}
+            Err(Error::Interrupted { read, total }) => {
+                eprintln!("interrupted after {read} of {total} tokens");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let options = GenerateOptions {
+            max_tokens: usize::try_from(self.args.predict).ok(),
+            sampling: self.args.sampling.sampling(),
+            stop: if matches!(&self.template, ChatTemplate::Jinja(t) if t == bundled::CHAT_TEMPLATE) {
+                vec!["\n".to_owned()]
+            } else {
+                Vec::new()
+            },
+            ..GenerateOptions::default()
+        };
+        let mut answer = String::new();
+        let mut stream = self.session.generate(options);
+        let json = self.args.model.json;
+        let mut show = |piece: &str| -> Result<()> {
+            answer += piece;
+            if !json {
+                let mut out = std::io::stdout().lock();
+                write!(out, "{piece}")?;
+                out.flush()?;
+            }
+            Ok(())
+        };
+        for piece in &mut stream {
+            show(&piece?.text)?;
+        }
+        show(&stream.rest())?;
+        if json {
+            print_json(&json!({"role": "assistant", "content": answer}))?;
+        } else {
+            println!();
+        }
+        self.messages.push(Message::new("assistant", answer));
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! One module per command.
+
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod demo;
+pub(crate) mod inspect;
+pub(crate) mod run;
+pub(crate) mod verify;

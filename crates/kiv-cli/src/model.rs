@@ -1,0 +1,190 @@
+//! From flags to a model and a session: looks before it leaps.
+
+use crate::args::{CacheArgs, ModelArgs};
+use crate::output::bytes;
+use crate::{bundled, interrupt};
+use anyhow::{Context, Result, bail};
+use kiv_gguf::{MemoryPlan, ModelFile, PlanOptions};
+use kiv_policy::{Geometry, LayerGeometry};
+use kiv_pool::{PoolConfig, PoolLayout};
+use kiv_runtime::{LoadOptions, Model, Session, SessionBuilder};
+use std::path::PathBuf;
+
+/// A model's header and, once loaded, the model.
+pub(crate) struct Opened {
+    pub file: ModelFile,
+    /// Whether it is the bundled one.
+    pub bundled: bool,
+}
+
+/// Reads the header of the model that the flags name.
+pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
+    kiv_runtime::set_verbose(args.verbose);
+    let (path, bundled): (PathBuf, bool) = match &args.model {
+        Some(path) => (path.clone(), false),
+        None => {
+            eprintln!("no -m: using the bundled model tiny-needle (2.9 M parameters, finds facts, writes poorly)");
+            (bundled::path()?, true)
+        }
+    };
+    let file = ModelFile::open(&path)?;
+    Ok(Opened { file, bundled })
+}
+
+impl Opened {
+    /// Tokens that the flags allow.
+    pub fn n_ctx(&self, args: &ModelArgs) -> usize {
+        if args.ctx_size == 0 { self.file.n_ctx_train } else { args.ctx_size }
+    }
+
+    /// Loads the weights.
+    pub fn load(&self, args: &ModelArgs, policy: &str) -> Result<Model> {
+        if policy != "full" {
+            self.file.tierable()?;
+        }
+        self.file.check_cache_types(args.cache_type_k, args.cache_type_v)?;
+        let options = LoadOptions {
+            gpu_layers: args.gpu_layers,
+            mmap: !args.no_mmap,
+        };
+        Ok(Model::load_with(&self.file.path, options)?)
+    }
+}
+
+/// The pool of a policy, as the runtime lays it out.
+pub(crate) fn layout(cache: &CacheArgs, policy: &str, n_ctx: usize, ubatch: usize) -> Result<PoolLayout> {
+    let mut pool = cache.pool(ubatch);
+    match kiv_policies::by_name(policy) {
+        None => {
+            pool = PoolConfig {
+                sinks: 0,
+                budget: 0,
+                block: 1,
+                window: n_ctx.saturating_sub(ubatch + 1).max(1),
+                ubatch,
+            };
+        }
+        Some(policy) => {
+            pool.block = policy.block().unwrap_or(pool.block);
+            if !policy.retrieves() {
+                pool.window += pool.budget;
+                pool.budget = 0;
+            }
+        }
+    }
+    Ok(PoolLayout::new(&pool)?)
+}
+
+/// What a text of `n_tokens` will take.
+pub(crate) fn plan(
+    file: &ModelFile,
+    args: &ModelArgs,
+    cache: &CacheArgs,
+    policy: &str,
+    n_ctx: usize,
+    n_tokens: usize,
+) -> Result<MemoryPlan> {
+    let layout = layout(cache, policy, n_ctx, args.ubatch())?;
+    let (k, v) = (args.cache_type_k, args.cache_type_v);
+    let shipped = kiv_policies::by_name(policy);
+    let geometry = Geometry {
+        layers: file
+            .tiered_layers()
+            .map(|l| LayerGeometry {
+                il: l.il as u32,
+                n_head: l.n_head,
+                n_head_kv: l.n_head_kv,
+                key_dim: l.key_dim,
+                value_dim: l.value_dim,
+                scale: 1.0,
+                soft_cap: None,
+            })
+            .collect(),
+        block: layout.block,
+        n_slots: layout.n_slots,
+        first_position: layout.sinks,
+        key_format: k,
+        value_format: v,
+        n_threads: 1,
+    };
+    let cold = layout.cold_tokens(n_tokens);
+    let index = shipped.as_ref().map_or(0, |p| p.planned_index_bytes(&geometry, cold));
+    let options = PlanOptions {
+        cold_rows: shipped.is_some_and(|p| p.retrieves()),
+        index_bytes: index as u64,
+        ..PlanOptions::default()
+    };
+    Ok(MemoryPlan::new(file, &layout, n_tokens, k, v, &options))
+}
+
+/// Refuses a plan that does not fit this machine's memory.
+pub(crate) fn check_memory(plan: &MemoryPlan, args: &ModelArgs) -> Result<()> {
+    let Some(available) = kiv_gguf::available_memory() else {
+        return Ok(());
+    };
+    if plan.total_host_bytes <= available {
+        return Ok(());
+    }
+    let text = format!(
+        "{} of memory are needed but {} are available: weights {}, resident cache {}, host tier {}, \
+         index {}, computation {}",
+        bytes(plan.total_host_bytes),
+        bytes(available),
+        bytes(plan.weights_bytes),
+        bytes(plan.resident_kv_bytes),
+        bytes(plan.host_kv_bytes),
+        bytes(plan.index_bytes),
+        bytes(plan.compute_bytes),
+    );
+    if args.force {
+        eprintln!("warning: {text}");
+        return Ok(());
+    }
+    bail!("{text}. Shorten the text, use -ctk q8_0 -ctv q8_0, or go on with --force");
+}
+
+/// A session builder with everything that the flags say.
+pub(crate) fn builder(model: &Model, args: &ModelArgs, cache: &CacheArgs, policy: &str) -> SessionBuilder {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = args.threads.unwrap_or(all);
+    let pool = cache.pool(args.ubatch());
+    model
+        .session()
+        .policy(policy)
+        .ctx_size(args.ctx_size)
+        .sinks(pool.sinks)
+        .window(pool.window)
+        .budget(pool.budget)
+        .block(pool.block)
+        .ubatch(pool.ubatch)
+        .cache_types(args.cache_type_k, args.cache_type_v)
+        .threads(threads, args.threads_batch.unwrap_or(threads))
+        .offload_kv(!args.no_kv_offload)
+        .rope(args.rope_scaling, args.rope_freq_base, args.rope_freq_scale)
+}
+
+/// Builds a session that Ctrl-C stops.
+pub(crate) fn session(builder: SessionBuilder) -> Result<Session> {
+    let mut session = builder.build()?;
+    session.set_interrupt_flag(interrupt::flag());
+    Ok(session)
+}
+
+/// A text file (`-` is standard input); must be UTF-8 and not empty.
+pub(crate) fn read_text(path: &std::path::Path) -> Result<String> {
+    let shown = path.display();
+    let raw = if path.as_os_str() == "-" {
+        std::io::read_to_string(std::io::stdin()).map(String::into_bytes)
+    } else {
+        std::fs::read(path)
+    };
+    let raw = raw.with_context(|| format!("cannot read {shown} (--file)"))?;
+    let text = String::from_utf8(raw).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        anyhow::anyhow!("{shown} is not UTF-8 text: bad byte at offset {at}. Convert it first (iconv -t UTF-8)")
+    })?;
+    if text.trim().is_empty() {
+        bail!("{shown} is empty: there is nothing to read (--file)");
+    }
+    Ok(text)
+}
