@@ -14,9 +14,6 @@ help: ## list the targets
 demo: setup ## ask the bundled model about a long text; ARGS="--tokens 65536" goes to `kiv demo`
 	@cargo run --release --locked -- demo $(ARGS)
 
-# Tests run in parallel, and OpenMP's threads would spin on each other's cores.
-test: export OMP_WAIT_POLICY := PASSIVE
-test: export GOMP_SPINCOUNT := 0
 test: setup ## run every test, documentation's included
 	cargo test --release --locked --workspace
 	scripts/check-patches

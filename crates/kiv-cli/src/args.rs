@@ -1,8 +1,9 @@
 //! Flags. Those that llama.cpp has keep its names and meaning.
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kiv_pool::PoolConfig;
 use kiv_policy::RowFormat;
+use kiv_pool::PoolConfig;
 use kiv_runtime::{RopeScaling, Sampling};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,7 +32,12 @@ pub(crate) fn expand(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 #[derive(Debug, Parser)]
-#[command(name = "kiv", version, about = "Million-token contexts for any GGUF model", max_term_width = 100)]
+#[command(
+    name = "kiv",
+    version,
+    about = "Million-token contexts for any GGUF model",
+    max_term_width = 100
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -69,7 +75,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "N")]
     pub threads_batch: Option<usize>,
     /// Most tokens handed over at once; bounds --ubatch-size
-    #[arg(short, long, default_value_t = 2048, value_name = "N")]
+    #[arg(short, long, default_value_t = 2048, value_parser = positive(), value_name = "N")]
     pub batch_size: usize,
     /// Tokens computed at once while reading [-ub]
     #[arg(long, default_value_t = 512, value_name = "N")]
@@ -93,10 +99,20 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_parser = rope_scaling, value_name = "KIND")]
     pub rope_scaling: Option<RopeScaling>,
     /// RoPE base frequency [default: the model's]
-    #[arg(long, default_value_t = 0.0, hide_default_value = true, value_name = "X")]
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        hide_default_value = true,
+        value_name = "X"
+    )]
     pub rope_freq_base: f32,
     /// RoPE frequency factor [default: the model's]
-    #[arg(long, default_value_t = 0.0, hide_default_value = true, value_name = "X")]
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        hide_default_value = true,
+        value_name = "X"
+    )]
     pub rope_freq_scale: f32,
     /// Go on although the memory plan does not fit
     #[arg(long)]
@@ -208,7 +224,13 @@ pub(crate) struct RunArgs {
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Most tokens to generate; -1 is until the text ends
-    #[arg(short = 'n', long = "predict", default_value_t = 128, allow_negative_numbers = true, value_name = "N")]
+    #[arg(
+        short = 'n',
+        long = "predict",
+        default_value_t = 128,
+        allow_negative_numbers = true,
+        value_name = "N"
+    )]
     pub predict: i64,
     /// End the generation at this text (repeatable)
     #[arg(short, long, value_name = "TEXT")]
@@ -251,7 +273,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value_t = 65536, value_name = "N")]
     pub tokens: usize,
     /// Where needles are hidden, in percent
-    #[arg(long, default_value = "0,10,20,30,40,50,60,70,80,90,100", value_delimiter = ',', value_name = "PERCENT")]
+    #[arg(long, default_value = "0,10,20,30,40,50,60,70,80,90,100", value_delimiter = ',', value_parser = percent, value_name = "PERCENT")]
     pub depths: Vec<f64>,
     /// Seed of text and needles
     #[arg(short, long, default_value_t = 1, value_name = "N")]
@@ -268,14 +290,14 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "full,window,exact,kiv", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
     pub kv_policy: Vec<String>,
     /// Context lengths
-    #[arg(long, default_value = "8192,32768", value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, default_value = "8192,32768", value_delimiter = ',', value_parser = positive(), value_name = "N,…")]
     pub ctx: Vec<usize>,
     /// text: read generated text; synthetic: fill the cold store with copies
     /// of real rows instead of reading
     #[arg(long, default_value = "text", value_name = "KIND")]
     pub fill: Fill,
     /// Tokens decoded at each length
-    #[arg(short = 'n', long = "predict", default_value_t = 64, value_name = "N")]
+    #[arg(short = 'n', long = "predict", default_value_t = 64, value_parser = positive(), value_name = "N")]
     pub predict: usize,
     /// Interleaved repetitions; rows give medians
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -310,7 +332,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, default_value = "f16,q8_0,q4_0", value_delimiter = ',', value_parser = cache_type, value_name = "TYPES")]
     pub cache_types: Vec<RowFormat>,
     /// Micro-batch sizes to check
-    #[arg(long, default_value = "1,7,512", value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, default_value = "1,7,512", value_delimiter = ',', value_parser = positive(), value_name = "N,…")]
     pub ubatches: Vec<usize>,
     /// Random swaps in the byte check
     #[arg(long, default_value_t = 10_000, value_name = "N")]
@@ -318,6 +340,20 @@ pub(crate) struct VerifyArgs {
     /// Seed of texts and permutations
     #[arg(short, long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+}
+
+/// A number of tokens that cannot be none.
+fn positive() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=100.0).contains(&percent) {
+        Ok(percent)
+    } else {
+        Err("must be between 0 and 100".to_owned())
+    }
 }
 
 fn cache_type(name: &str) -> Result<RowFormat, String> {
@@ -339,6 +375,9 @@ fn policy(name: &str) -> Result<String, String> {
     if name == "full" || kiv_policies::NAMES.contains(&name) {
         Ok(name.to_owned())
     } else {
-        Err(format!("there are full, {}", kiv_policies::NAMES.join(", ")))
+        Err(format!(
+            "there are full, {}",
+            kiv_policies::NAMES.join(", ")
+        ))
     }
 }

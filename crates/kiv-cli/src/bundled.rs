@@ -5,8 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "tiny-needle-f16.gguf";
-const BYTES: &[u8] =
-    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny-needle-f16.gguf"));
+const BYTES: &[u8] = include_bytes!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../models/tiny-needle-f16.gguf"
+));
 
 /// The template of the bundled model, which knows questions and answers but
 /// no chat: a question in its own form.
@@ -41,9 +43,11 @@ fn place(folder: &Path) -> Result<PathBuf> {
     }
     std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
     // Written beside and renamed, so that nobody sees half of it.
-    let mut file = tempfile::NamedTempFile::new_in(folder)
-        .with_context(|| format!("{}", folder.display()))?;
-    file.write_all(BYTES).with_context(|| format!("{}", path.display()))?;
-    file.persist(&path).with_context(|| format!("{}", path.display()))?;
+    let mut file =
+        tempfile::NamedTempFile::new_in(folder).with_context(|| format!("{}", folder.display()))?;
+    file.write_all(BYTES)
+        .with_context(|| format!("{}", path.display()))?;
+    file.persist(&path)
+        .with_context(|| format!("{}", path.display()))?;
     Ok(path)
 }

@@ -3,11 +3,12 @@
 use crate::args::{CacheArgs, ModelArgs};
 use crate::output::bytes;
 use crate::{bundled, interrupt};
-use anyhow::{Context, Result, bail};
-use kiv_gguf::{MemoryPlan, ModelFile, PlanOptions};
+use anyhow::{Context, Result, anyhow, bail};
+use kiv_gguf::{LayerKind, MemoryPlan, ModelFile, PlanOptions, Untierable};
 use kiv_policy::{Geometry, LayerGeometry};
-use kiv_pool::{PoolConfig, PoolLayout};
+use kiv_pool::{PoolConfig, PoolError, PoolLayout};
 use kiv_runtime::{LoadOptions, Model, Session, SessionBuilder};
+use std::io::Read;
 use std::path::PathBuf;
 
 /// A model's header and, once loaded, the model.
@@ -23,36 +24,60 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
     let (path, bundled): (PathBuf, bool) = match &args.model {
         Some(path) => (path.clone(), false),
         None => {
-            eprintln!("no -m: using the bundled model tiny-needle (2.9 M parameters, finds facts, writes poorly)");
+            eprintln!(
+                "no -m: using the bundled model tiny-needle (2.9 M parameters, finds facts, writes poorly)"
+            );
             (bundled::path()?, true)
         }
     };
     let file = ModelFile::open(&path)?;
+    let (n_ctx, trained) = (args.ctx_size, file.n_ctx_train);
+    let scaled = args.rope_freq_base != 0.0 || args.rope_freq_scale != 0.0;
+    if n_ctx > trained && !scaled {
+        eprintln!(
+            "warning: --ctx-size {n_ctx} is more than the {trained} tokens that this model was trained for: \
+             past them answers get poor, unless positions are scaled (--rope-freq-scale)"
+        );
+    }
     Ok(Opened { file, bundled })
 }
 
 impl Opened {
     /// Tokens that the flags allow.
     pub fn n_ctx(&self, args: &ModelArgs) -> usize {
-        if args.ctx_size == 0 { self.file.n_ctx_train } else { args.ctx_size }
+        if args.ctx_size == 0 {
+            self.file.n_ctx_train
+        } else {
+            args.ctx_size
+        }
     }
 
     /// Loads the weights.
     pub fn load(&self, args: &ModelArgs, policy: &str) -> Result<Model> {
-        if policy != "full" {
+        let usable = self.file.untierable.is_none_or(Untierable::runs_untiered);
+        if policy != "full" || !usable {
             self.file.tierable()?;
         }
-        self.file.check_cache_types(args.cache_type_k, args.cache_type_v)?;
+        self.file
+            .check_cache_types(args.cache_type_k, args.cache_type_v)?;
         let options = LoadOptions {
             gpu_layers: args.gpu_layers,
             mmap: !args.no_mmap,
         };
-        Ok(Model::load_with(&self.file.path, options)?)
+        Model::load_with(&self.file.path, options).map_err(|error| {
+            anyhow!("{error}. Try another conversion of this model, or a newer kiv")
+        })
     }
 }
 
 /// The pool of a policy, as the runtime lays it out.
-pub(crate) fn layout(cache: &CacheArgs, policy: &str, n_ctx: usize, ubatch: usize) -> Result<PoolLayout> {
+fn layout(
+    file: &ModelFile,
+    cache: &CacheArgs,
+    policy: &str,
+    n_ctx: usize,
+    ubatch: usize,
+) -> Result<PoolLayout> {
     let mut pool = cache.pool(ubatch);
     match kiv_policies::by_name(policy) {
         None => {
@@ -67,12 +92,26 @@ pub(crate) fn layout(cache: &CacheArgs, policy: &str, n_ctx: usize, ubatch: usiz
         Some(policy) => {
             pool.block = policy.block().unwrap_or(pool.block);
             if !policy.retrieves() {
-                pool.window += pool.budget;
+                pool.window = pool.window.saturating_add(pool.budget);
                 pool.budget = 0;
             }
         }
     }
-    Ok(PoolLayout::new(&pool)?)
+    let layout = PoolLayout::new(&pool).map_err(|error| match error {
+        PoolError::TooLarge { .. } if policy == "full" => {
+            anyhow!("--ctx-size {n_ctx} is too large for --kv-policy full: lower it, or use another policy")
+        }
+        error => error.into(),
+    })?;
+    if policy == "full" {
+        return Ok(layout);
+    }
+    let n_swa = file.layers.iter().filter_map(|l| match l.kind {
+        LayerKind::SlidingWindow { n_swa } => Some(n_swa),
+        _ => None,
+    });
+    let beside = layout.cells_beside(n_swa.max().unwrap_or(0));
+    Ok(layout.at_least(beside))
 }
 
 /// What a text of `n_tokens` will take.
@@ -84,7 +123,7 @@ pub(crate) fn plan(
     n_ctx: usize,
     n_tokens: usize,
 ) -> Result<MemoryPlan> {
-    let layout = layout(cache, policy, n_ctx, args.ubatch())?;
+    let layout = layout(file, cache, policy, n_ctx, args.ubatch())?;
     let (k, v) = (args.cache_type_k, args.cache_type_v);
     let shipped = kiv_policies::by_name(policy);
     let geometry = Geometry {
@@ -108,13 +147,25 @@ pub(crate) fn plan(
         n_threads: 1,
     };
     let cold = layout.cold_tokens(n_tokens);
-    let index = shipped.as_ref().map_or(0, |p| p.planned_index_bytes(&geometry, cold));
+    let index = shipped
+        .as_ref()
+        .map_or(0, |p| p.planned_index_bytes(&geometry, cold));
     let options = PlanOptions {
         cold_rows: shipped.is_some_and(|p| p.retrieves()),
         index_bytes: index as u64,
         ..PlanOptions::default()
     };
     Ok(MemoryPlan::new(file, &layout, n_tokens, k, v, &options))
+}
+
+/// Refuses a text that is longer than the context.
+pub(crate) fn check_length(n_tokens: usize, n_ctx: usize) -> Result<()> {
+    if n_tokens > n_ctx {
+        bail!(
+            "the text of {n_tokens} tokens does not fit --ctx-size {n_ctx}: raise it, or shorten the text"
+        );
+    }
+    Ok(())
 }
 
 /// Refuses a plan that does not fit this machine's memory.
@@ -140,13 +191,23 @@ pub(crate) fn check_memory(plan: &MemoryPlan, args: &ModelArgs) -> Result<()> {
         eprintln!("warning: {text}");
         return Ok(());
     }
-    bail!("{text}. Shorten the text, use -ctk q8_0 -ctv q8_0, or go on with --force");
+    bail!("{text}. Take a shorter context, use -ctk q8_0 -ctv q8_0, or go on with --force");
+}
+
+/// Threads while generating.
+pub(crate) fn threads(args: &ModelArgs) -> usize {
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.unwrap_or_else(all)
 }
 
 /// A session builder with everything that the flags say.
-pub(crate) fn builder(model: &Model, args: &ModelArgs, cache: &CacheArgs, policy: &str) -> SessionBuilder {
-    let all = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.unwrap_or(all);
+pub(crate) fn builder(
+    model: &Model,
+    args: &ModelArgs,
+    cache: &CacheArgs,
+    policy: &str,
+) -> SessionBuilder {
+    let threads = threads(args);
     let pool = cache.pool(args.ubatch());
     model
         .session()
@@ -172,19 +233,25 @@ pub(crate) fn session(builder: SessionBuilder) -> Result<Session> {
 
 /// A text file (`-` is standard input); must be UTF-8 and not empty.
 pub(crate) fn read_text(path: &std::path::Path) -> Result<String> {
-    let shown = path.display();
-    let raw = if path.as_os_str() == "-" {
-        std::io::read_to_string(std::io::stdin()).map(String::into_bytes)
+    let piped = path.as_os_str() == "-";
+    let shown = if piped {
+        "standard input".to_owned()
+    } else {
+        path.display().to_string()
+    };
+    let raw = if piped {
+        let mut raw = Vec::new();
+        std::io::stdin().read_to_end(&mut raw).map(|_| raw)
     } else {
         std::fs::read(path)
     };
     let raw = raw.with_context(|| format!("cannot read {shown} (--file)"))?;
     let text = String::from_utf8(raw).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        anyhow::anyhow!("{shown} is not UTF-8 text: bad byte at offset {at}. Convert it first (iconv -t UTF-8)")
+        anyhow!("{shown} is not UTF-8 text: bad byte at offset {at} (--file). Convert it first (iconv -t UTF-8)")
     })?;
     if text.trim().is_empty() {
-        bail!("{shown} is empty: there is nothing to read (--file)");
+        bail!("{shown} has no text in it: there is nothing to read (--file)");
     }
     Ok(text)
 }

@@ -50,7 +50,8 @@ impl ReadBar {
         } else {
             ProgressBar::hidden()
         };
-        let template = "reading {bar:24} {human_pos}/{human_len} tokens  {per_sec}  {eta} left  {msg}";
+        let template =
+            "reading {bar:24} {human_pos}/{human_len} tokens  {per_sec}  {eta} left  {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -61,7 +62,8 @@ impl ReadBar {
     pub fn update(&self, progress: Progress) {
         self.bar.set_position(progress.read as u64);
         let (resident, host) = (bytes(self.resident), bytes(progress.host_bytes as u64));
-        self.bar.set_message(format!("resident {resident}, host {host}"));
+        self.bar
+            .set_message(format!("resident {resident}, host {host}"));
     }
 }
 

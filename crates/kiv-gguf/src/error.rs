@@ -203,8 +203,8 @@ pub enum GgufError {
     },
     /// A model whose cache cannot be tiered now.
     #[error(
-        "{}: the cache of this {arch} model cannot be tiered: {reason}: run it with --kv-policy full, or use another model",
-        path.display()
+        "{}: the cache of this {arch} model cannot be tiered: {reason}: {}use another model",
+        path.display(), if reason.runs_untiered() { "run it with --kv-policy full, or " } else { "" }
     )]
     NotTierable {
         /// The file.
@@ -252,4 +252,16 @@ pub enum Untierable {
     /// Nothing grows with the context.
     #[error("no layer of it attends to the whole context")]
     NoGlobalLayer,
+}
+
+impl Untierable {
+    /// Whether the model generates text all the same, with stock llama.cpp's
+    /// cache.
+    #[must_use]
+    pub const fn runs_untiered(self) -> bool {
+        !matches!(
+            self,
+            Self::VocabOnly | Self::NotGenerative | Self::Draft | Self::EncoderDecoder
+        )
+    }
 }

@@ -92,7 +92,14 @@ fn block_shares(
             .map(|(t, head)| (t, request.queries.get(t, head)))
             .collect();
         let local = local_log_mass(layer, request, &queries, &local_keys, threads);
-        add_shares(layer, geometry.block, request, (kv_head, &queries, &local), threads, &mut best);
+        add_shares(
+            layer,
+            geometry.block,
+            request,
+            (kv_head, &queries, &local),
+            threads,
+            &mut best,
+        );
     }
     best
 }
@@ -137,7 +144,8 @@ fn all_logits(
         column_logits(layer.key_dim, n_keys, keys, queries, out);
     }
     if let Some(cap) = layer.soft_cap {
-        out.iter_mut().for_each(|l| *l = cap * (*l * layer.scale / cap).tanh());
+        out.iter_mut()
+            .for_each(|l| *l = cap * (*l * layer.scale / cap).tanh());
     } else {
         out.iter_mut().for_each(|l| *l *= layer.scale);
     }
@@ -162,7 +170,14 @@ fn add_shares(
             .enumerate()
             .for_each(|(chunk, out)| {
                 let first = chunk * blocks_at_once;
-                score_blocks(layer, block, request.cold, (request.layer, kv_head, first), queries, out);
+                score_blocks(
+                    layer,
+                    block,
+                    request.cold,
+                    (request.layer, kv_head, first),
+                    queries,
+                    out,
+                );
             });
     });
     // Softmax denominators over cold and local keys together.

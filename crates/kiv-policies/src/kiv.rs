@@ -124,7 +124,11 @@ impl Policy for Kiv {
     }
 
     fn index_bytes(&self) -> usize {
-        self.means.iter().flatten().map(|m| m.len() * size_of::<f32>()).sum()
+        self.means
+            .iter()
+            .flatten()
+            .map(|m| m.len() * size_of::<f32>())
+            .sum()
     }
 
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
@@ -145,7 +149,12 @@ fn group_queries<'a>(
 }
 
 /// Adds the means of pages that have become complete.
-fn add_means(cold: &dyn ColdRows, (layer, kv_head): (usize, usize), dim: usize, means: &mut Vec<f32>) {
+fn add_means(
+    cold: &dyn ColdRows,
+    (layer, kv_head): (usize, usize),
+    dim: usize,
+    means: &mut Vec<f32>,
+) {
     let mut keys = Vec::new();
     for page in means.len() / dim..cold.n_blocks() / PAGE {
         let mut sum = vec![0f64; dim];
@@ -154,7 +163,9 @@ fn add_means(cold: &dyn ColdRows, (layer, kv_head): (usize, usize), dim: usize, 
             let rows = cold.keys(layer, kv_head, (page * PAGE + at) as BlockId, PAGE - at);
             rows.decode_into(&mut keys);
             for key in keys.chunks_exact(dim) {
-                sum.iter_mut().zip(key).for_each(|(s, v)| *s += f64::from(*v));
+                sum.iter_mut()
+                    .zip(key)
+                    .for_each(|(s, v)| *s += f64::from(*v));
             }
             at += rows.n_rows();
         }
@@ -239,7 +250,9 @@ mod tests {
             };
             let keys: Vec<f32> = (0..n).flat_map(key).collect();
             let mut store = HostStore::new(&g);
-            store.append(0, 0, &RowFormat::F32.encode(&keys), &vec![0; n * 4]).unwrap();
+            store
+                .append(0, 0, &RowFormat::F32.encode(&keys), &vec![0; n * 4])
+                .unwrap();
             store.commit(n);
             let mut policy = Kiv::default();
             policy.start(&g).unwrap();
@@ -249,7 +262,12 @@ mod tests {
                 layer: 0,
                 phase: Phase::Decode,
                 step: 0,
-                queries: Queries { values: &[1.0, 0.0], n_head: 1, dim: 2, positions: &[n as i32] },
+                queries: Queries {
+                    values: &[1.0, 0.0],
+                    n_head: 1,
+                    dim: 2,
+                    positions: &[n as i32],
+                },
                 cold: &store,
                 local: &NoLocal,
             };

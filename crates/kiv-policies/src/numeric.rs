@@ -39,6 +39,8 @@ pub(crate) fn tile_logits<const R: usize>(
     columns: &[[f32; TILE]],
 ) -> [[f32; TILE]; R] {
     let mut acc = [[0f32; TILE]; R];
+    // Lengths known to be equal leave no check in the loop.
+    let queries = queries.map(|query| &query[..columns.len()]);
     for (d, column) in columns.iter().enumerate() {
         for r in 0..R {
             let q = queries[r][d];
@@ -67,7 +69,15 @@ pub(crate) fn exp_nonpositive(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = fma(-n, LN2_LOW, fma(-n, LN2_HIGH, clamped));
     let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for c in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         p = fma(p, r, c);
     }
     // 2^n by its exponent bits; n is in -126..=0 here.
@@ -88,7 +98,10 @@ pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
             maxima[i] = larger(maxima[i], chunk[i]);
         }
     }
-    let max = maxima.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger);
+    let max = maxima
+        .into_iter()
+        .chain(rest.iter().copied())
+        .fold(f32::NEG_INFINITY, larger);
     if max == f32::NEG_INFINITY {
         return max;
     }
@@ -123,8 +136,10 @@ mod tests {
         let k: Vec<f32> = (0..70).map(|i| (i as f32 * 0.11).cos()).collect();
         let naive: f32 = q.iter().zip(&k).map(|(a, b)| a * b).sum();
         assert!((dot(&q, &k) - naive).abs() < 1e-5);
-        let columns: Vec<[f32; TILE]> =
-            k.iter().map(|v| std::array::from_fn(|i| v * i as f32)).collect();
+        let columns: Vec<[f32; TILE]> = k
+            .iter()
+            .map(|v| std::array::from_fn(|i| v * i as f32))
+            .collect();
         let [logits] = tile_logits([&q[..]], &columns);
         for (i, logit) in logits.iter().enumerate() {
             assert!((logit - naive * i as f32).abs() < 1e-3);

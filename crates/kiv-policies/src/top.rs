@@ -10,7 +10,11 @@ pub(crate) fn top_k(scores: &[f32], k: usize, out: &mut Vec<BlockId>) {
     let ids = &mut out[first..];
     let key = |id: &BlockId| {
         let score = scores[*id as usize];
-        if score.is_nan() { f32::NEG_INFINITY } else { score }
+        if score.is_nan() {
+            f32::NEG_INFINITY
+        } else {
+            score
+        }
     };
     let order = |a: &BlockId, b: &BlockId| key(b).total_cmp(&key(a)).then(a.cmp(b));
     if k < ids.len() {

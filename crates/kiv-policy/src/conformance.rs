@@ -28,8 +28,8 @@
 //! ```
 
 use crate::{
-    BlockId, ColdRows, Geometry, LayerGeometry, LocalRows, Phase, Policy, Queries, RowFormat,
-    Rows, SealedBlocks, SelectRequest, Selection,
+    BlockId, ColdRows, Geometry, LayerGeometry, LocalRows, Phase, Policy, Queries, RowFormat, Rows,
+    SealedBlocks, SelectRequest, Selection,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -66,9 +66,17 @@ impl Cold {
         // One block at a time when the id is odd: policies must not count on
         // long runs.
         let first = first as usize;
-        let n = if first % 2 == 1 { 1 } else { max.min(self.n_blocks - first) };
+        let n = if first % 2 == 1 {
+            1
+        } else {
+            max.min(self.n_blocks - first)
+        };
         let block = format.row_bytes(row_len) * self.geometry.block;
-        Rows { format, row_len, bytes: &bytes[first * block..(first + n) * block] }
+        Rows {
+            format,
+            row_len,
+            bytes: &bytes[first * block..(first + n) * block],
+        }
     }
 }
 
@@ -78,11 +86,21 @@ impl ColdRows for Cold {
     }
     fn keys(&self, layer: usize, kv_head: usize, first: BlockId, max: usize) -> Rows<'_> {
         let dim = self.geometry.layers[layer].key_dim;
-        self.run((self.geometry.key_format, dim), &self.rows[layer][kv_head].0, first, max)
+        self.run(
+            (self.geometry.key_format, dim),
+            &self.rows[layer][kv_head].0,
+            first,
+            max,
+        )
     }
     fn values(&self, layer: usize, kv_head: usize, first: BlockId, max: usize) -> Rows<'_> {
         let dim = self.geometry.layers[layer].value_dim;
-        self.run((self.geometry.value_format, dim), &self.rows[layer][kv_head].1, first, max)
+        self.run(
+            (self.geometry.value_format, dim),
+            &self.rows[layer][kv_head].1,
+            first,
+            max,
+        )
     }
 }
 
@@ -122,9 +140,21 @@ fn geometries(block: Option<usize>) -> Vec<Geometry> {
         n_threads,
     };
     vec![
-        geometry(vec![layer(0, 4, 2, 64, 64), layer(1, 4, 2, 64, 64)], 32, 4, RowFormat::F16, 2),
+        geometry(
+            vec![layer(0, 4, 2, 64, 64), layer(1, 4, 2, 64, 64)],
+            32,
+            4,
+            RowFormat::F16,
+            2,
+        ),
         // Layers 0 and 2 are not tiered; one KV head; heads of different size.
-        geometry(vec![layer(1, 3, 1, 32, 96), layer(3, 6, 6, 96, 32)], 16, 1, RowFormat::Q8_0, 1),
+        geometry(
+            vec![layer(1, 3, 1, 32, 96), layer(3, 6, 6, 96, 32)],
+            16,
+            1,
+            RowFormat::Q8_0,
+            1,
+        ),
         geometry(vec![layer(5, 2, 2, 128, 128)], 7, 3, RowFormat::Q4_0, 3),
         geometry(vec![layer(0, 8, 2, 40, 40)], 1, 24, RowFormat::F32, 2),
         geometry(vec![layer(0, 2, 1, 256, 256)], 64, 0, RowFormat::Bf16, 1),
@@ -149,7 +179,9 @@ pub fn check(mut make: impl FnMut() -> Box<dyn Policy>) -> Result<(), Breach> {
         // Two instances side by side: they must agree in everything.
         let mut pair = [make(), make()];
         for policy in &mut pair {
-            policy.start(&geometry).map_err(|e| breach("start", e.to_string()))?;
+            policy
+                .start(&geometry)
+                .map_err(|e| breach("start", e.to_string()))?;
         }
         let mut cold = Cold {
             rows: geometry
@@ -175,8 +207,15 @@ pub fn check(mut make: impl FnMut() -> Box<dyn Policy>) -> Result<(), Breach> {
             for layer in 0..cold.geometry.layers.len() {
                 for (n_tokens, size) in [(1, 1.0), (1, 0.0), (5, 3.0), (33, 1.0), (1, 1e30)] {
                     let at = format!("{at}, layer {layer}, {n_tokens} queries of size {size}");
-                    ask(&cold, &mut pair, layer, (n_tokens, size), round as u64, &mut rng)
-                        .map_err(|e| breach(&at, e))?;
+                    ask(
+                        &cold,
+                        &mut pair,
+                        layer,
+                        (n_tokens, size),
+                        round as u64,
+                        &mut rng,
+                    )
+                    .map_err(|e| breach(&at, e))?;
                 }
             }
         }
@@ -225,7 +264,11 @@ fn seal(
                         kv_head,
                         first: cold.n_blocks as BlockId,
                         count,
-                        keys: Rows { format: g.key_format, row_len: layer.key_dim, bytes: &keys },
+                        keys: Rows {
+                            format: g.key_format,
+                            row_len: layer.key_dim,
+                            bytes: &keys,
+                        },
                         values: Rows {
                             format: g.value_format,
                             row_len: layer.value_dim,
@@ -258,7 +301,9 @@ fn ask(
         .collect();
     let positions: Vec<i32> = (0..n_tokens as i32).map(|i| now + 8 + i).collect();
     let local = Local {
-        positions: (0..g.first_position as i32).chain(now..now + 8 + n_tokens as i32).collect(),
+        positions: (0..g.first_position as i32)
+            .chain(now..now + 8 + n_tokens as i32)
+            .collect(),
         dim: l.key_dim,
     };
     let mut answers = Vec::new();
@@ -269,7 +314,11 @@ fn ask(
             .select(
                 &SelectRequest {
                     layer,
-                    phase: if n_tokens == 1 { Phase::Decode } else { Phase::Prefill },
+                    phase: if n_tokens == 1 {
+                        Phase::Decode
+                    } else {
+                        Phase::Prefill
+                    },
                     step,
                     queries: Queries {
                         values: &values,
@@ -284,9 +333,15 @@ fn ask(
             )
             .map_err(|e| format!("select failed: {e}"))?;
         if selection.n_heads() != l.n_head_kv {
-            return Err(format!("{} heads answered, not {}", selection.n_heads(), l.n_head_kv));
+            return Err(format!(
+                "{} heads answered, not {}",
+                selection.n_heads(),
+                l.n_head_kv
+            ));
         }
-        selection.validate(g.n_slots, cold.n_blocks).map_err(|e| e.to_string())?;
+        selection
+            .validate(g.n_slots, cold.n_blocks)
+            .map_err(|e| e.to_string())?;
         answers.push(selection);
     }
     if answers[0] != answers[1] {

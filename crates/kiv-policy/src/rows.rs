@@ -152,7 +152,11 @@ impl RowFormat {
                     let scale = max / 127.0;
                     let inv = if scale > 0.0 { 1.0 / scale } else { 0.0 };
                     out.extend(f16::from_f32(scale).to_le_bytes());
-                    out.extend(group.iter().map(|v| ((v * inv).round() as i8).cast_unsigned()));
+                    out.extend(
+                        group
+                            .iter()
+                            .map(|v| ((v * inv).round() as i8).cast_unsigned()),
+                    );
                 }
             }
             Self::Q4_0 => {
@@ -224,7 +228,9 @@ mod tests {
 
     #[test]
     fn formats_round_trip_within_half_a_step() {
-        let values: Vec<f32> = (0..128).map(|i| ((i * 37 % 101) as f32 - 50.0) / 13.0).collect();
+        let values: Vec<f32> = (0..128)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 13.0)
+            .collect();
         for (format, step) in [
             (RowFormat::F32, 0.0),
             (RowFormat::F16, 4.0 / 1024.0),
@@ -247,7 +253,11 @@ mod tests {
     fn slices_are_rows() {
         let values: Vec<f32> = (0..96).map(|v| v as f32).collect();
         let bytes = RowFormat::F16.encode(&values);
-        let rows = Rows { format: RowFormat::F16, row_len: 32, bytes: &bytes };
+        let rows = Rows {
+            format: RowFormat::F16,
+            row_len: 32,
+            bytes: &bytes,
+        };
         assert_eq!(rows.n_rows(), 3);
         let mut out = Vec::new();
         rows.slice(1, 2).decode_into(&mut out);

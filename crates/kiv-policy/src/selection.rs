@@ -125,15 +125,26 @@ mod tests {
         assert_eq!(of(&[9, 0, 4]), Ok(()));
         assert_eq!(
             of(&[3, 4, 3]),
-            Err(InvalidSelection::Duplicate { kv_head: 1, block: 3 })
+            Err(InvalidSelection::Duplicate {
+                kv_head: 1,
+                block: 3
+            })
         );
         assert_eq!(
             of(&[1, 10]),
-            Err(InvalidSelection::Unknown { kv_head: 1, block: 10, n_blocks: 10 })
+            Err(InvalidSelection::Unknown {
+                kv_head: 1,
+                block: 10,
+                n_blocks: 10
+            })
         );
         assert_eq!(
             of(&[0, 1, 2, 3]),
-            Err(InvalidSelection::TooMany { kv_head: 1, count: 4, n_slots: 3 })
+            Err(InvalidSelection::TooMany {
+                kv_head: 1,
+                count: 4,
+                n_slots: 3
+            })
         );
     }
 }

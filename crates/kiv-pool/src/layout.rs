@@ -125,6 +125,32 @@ impl PoolLayout {
         })
     }
 
+    /// The same pool with at least `cells` cells; the window takes what is
+    /// over.
+    ///
+    /// A model with sliding-window layers needs more cells than its sliding
+    /// cache has, [`PoolLayout::cells_beside`], so that the two can be told
+    /// apart.
+    #[must_use]
+    pub fn at_least(self, cells: usize) -> Self {
+        let cells = cells.next_multiple_of(CELL_STEP);
+        Self {
+            n_cells: self.n_cells.max(cells),
+            ..self
+        }
+    }
+
+    /// Cells that a pool must have beside llama.cpp's cache for sliding-window
+    /// layers of `n_swa` tokens; 0 if there are none.
+    #[must_use]
+    pub fn cells_beside(&self, n_swa: usize) -> usize {
+        if n_swa == 0 {
+            0
+        } else {
+            (n_swa + self.ubatch).next_multiple_of(CELL_STEP) + CELL_STEP
+        }
+    }
+
     /// First position that can be sealed away from the recent window: sinks
     /// and the slots' own first tokens come before it.
     #[must_use]
@@ -171,7 +197,10 @@ mod tests {
 
     #[test]
     fn odd_budgets_are_refused_with_a_way_out() {
-        let error = PoolLayout::new(&PoolConfig { budget: 100, ..PoolConfig::default() });
+        let error = PoolLayout::new(&PoolConfig {
+            budget: 100,
+            ..PoolConfig::default()
+        });
         assert_eq!(
             error.unwrap_err().to_string(),
             "--kv-budget 100 is not a multiple of --kv-block 32: try 96"
@@ -180,7 +209,13 @@ mod tests {
 
     #[test]
     fn huge_pools_are_refused() {
-        let config = PoolConfig { window: usize::MAX, ..PoolConfig::default() };
-        assert!(matches!(PoolLayout::new(&config), Err(PoolError::TooLarge { .. })));
+        let config = PoolConfig {
+            window: usize::MAX,
+            ..PoolConfig::default()
+        };
+        assert!(matches!(
+            PoolLayout::new(&config),
+            Err(PoolError::TooLarge { .. })
+        ));
     }
 }

@@ -87,14 +87,22 @@ impl SlotTable {
         assert_eq!(blocks.len(), self.blocks.len(), "one block per slot");
         self.blocks.copy_from_slice(blocks);
         swaps.clear();
-        swaps.extend((0u32..).zip(blocks).map(|(slot, &block)| Swap { slot, block }));
+        swaps.extend(
+            (0u32..)
+                .zip(blocks)
+                .map(|(slot, &block)| Swap { slot, block }),
+        );
         self.index();
     }
 
     fn index(&mut self) {
         self.resident.clear();
-        self.resident
-            .extend(self.blocks.iter().zip(0u32..).map(|(&block, slot)| (block, slot)));
+        self.resident.extend(
+            self.blocks
+                .iter()
+                .zip(0u32..)
+                .map(|(&block, slot)| (block, slot)),
+        );
         self.resident.sort_unstable();
     }
 }

@@ -62,7 +62,10 @@ impl CellMap {
     /// # Panics
     /// If the window is not empty.
     pub(crate) fn skip(&mut self, n: usize) {
-        assert!(self.window.is_empty(), "positions of the window are consecutive");
+        assert!(
+            self.window.is_empty(),
+            "positions of the window are consecutive"
+        );
         self.window_first += n;
     }
 
@@ -73,7 +76,8 @@ impl CellMap {
             self.fixed.truncate(n_past);
             self.window.clear();
         } else {
-            self.window.truncate(n_past.saturating_sub(self.window_first));
+            self.window
+                .truncate(n_past.saturating_sub(self.window_first));
         }
     }
 
@@ -84,7 +88,10 @@ impl CellMap {
             self.fixed[from..to].to_vec()
         } else {
             let offset = |p: usize| p - self.window_first;
-            self.window.range(offset(from)..offset(to)).copied().collect()
+            self.window
+                .range(offset(from)..offset(to))
+                .copied()
+                .collect()
         }
     }
 

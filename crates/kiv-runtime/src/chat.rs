@@ -17,7 +17,10 @@ pub struct Message {
 impl Message {
     /// A message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
     }
 }
 
@@ -58,8 +61,9 @@ impl ChatTemplate {
             Self::Jinja(source) => render(model, source, messages)
                 // llama.cpp recognizes common templates without running them.
                 .or_else(|why| builtin(model, source, messages).map_err(|_| Error::Template(why))),
-            Self::Named(name) => builtin(model, name, messages)
-                .map_err(|_| Error::Template(format!("`{name}` is neither Jinja nor a known name"))),
+            Self::Named(name) => builtin(model, name, messages).map_err(|_| {
+                Error::Template(format!("`{name}` is neither Jinja nor a known name"))
+            }),
         }
     }
 }
@@ -70,9 +74,12 @@ fn render(model: &Model, source: &str, messages: &[Message]) -> Result<String, S
     // As transformers sets Jinja up.
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
-    env.add_function("raise_exception", |text: String| -> Result<String, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
-    });
+    env.add_function(
+        "raise_exception",
+        |text: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+        },
+    );
     let token = |key: &str| {
         let id = model.metadata(key)?.parse().ok()?;
         Some(String::from_utf8_lossy(&model.piece(id, true)).into_owned())

@@ -65,7 +65,9 @@ pub enum Error {
         n_swa: usize,
     },
     /// The text does not fit.
-    #[error("the context is full: {used} tokens are read, {more} more do not fit --ctx-size {n_ctx}")]
+    #[error(
+        "the context is full: {used} tokens are read, {more} more do not fit --ctx-size {n_ctx}"
+    )]
     ContextFull {
         /// Tokens read.
         used: usize,

@@ -115,7 +115,10 @@ impl TokenStream<'_> {
     /// Moves what is certain out of the held bytes.
     fn certain_text(&mut self) -> String {
         for stop in self.options.stop.iter().filter(|s| !s.is_empty()) {
-            let found = self.held.windows(stop.len()).position(|w| w == stop.as_bytes());
+            let found = self
+                .held
+                .windows(stop.len())
+                .position(|w| w == stop.as_bytes());
             if let Some(at) = found {
                 self.held.truncate(at);
                 self.finish = Some(Finish::Stop);
@@ -126,7 +129,10 @@ impl TokenStream<'_> {
         }
         // The end of what is held may be the beginning of a stop text.
         let begun = |stop: &String| {
-            (1..stop.len()).rev().find(|n| self.held.ends_with(&stop.as_bytes()[..*n])).unwrap_or(0)
+            (1..stop.len())
+                .rev()
+                .find(|n| self.held.ends_with(&stop.as_bytes()[..*n]))
+                .unwrap_or(0)
         };
         let keep = self.options.stop.iter().map(begun).max().unwrap_or(0);
         let sure = &self.held[..self.held.len() - keep];
@@ -150,7 +156,11 @@ impl Iterator for TokenStream<'_> {
         if self.finish.is_some() {
             return None;
         }
-        if self.options.max_tokens.is_some_and(|max| self.generated >= max) {
+        if self
+            .options
+            .max_tokens
+            .is_some_and(|max| self.generated >= max)
+        {
             return self.end(Finish::MaxTokens);
         }
         if self.session.interrupt_flag().load(Ordering::Relaxed) {

@@ -4,7 +4,7 @@
 use crate::cells::CellMap;
 use crate::error::Error;
 use crate::llama::{Caches, Device, GraphHook, Node, Op};
-use crate::tap::{AttentionTap, Attended};
+use crate::tap::{Attended, AttentionTap};
 use crate::tiers::{Batch, Tiers};
 use kiv_policy::LayerGeometry;
 
@@ -57,14 +57,24 @@ impl Seen {
     }
 
     fn look_at_attention(&mut self, node: Node<'_>) -> Result<(), String> {
-        let operand = |i| node.source(i).ok_or_else(|| "attention lacks an operand".to_owned());
+        let operand = |i| {
+            node.source(i)
+                .ok_or_else(|| "attention lacks an operand".to_owned())
+        };
         let (q, k, v) = (operand(0)?, operand(1)?, operand(2)?);
-        let il = k.root().cache_layer('k').ok_or("attention reads keys that are not cached")?;
+        let il = k
+            .root()
+            .cache_layer('k')
+            .ok_or("attention reads keys that are not cached")?;
         if v.root().cache_layer('v') != Some(il) {
-            return Err(format!("layer {il} keeps no values of its own (latent attention, MLA)"));
+            return Err(format!(
+                "layer {il} keeps no values of its own (latent attention, MLA)"
+            ));
         }
         if node.float_param(1) != 0.0 {
-            return Err(format!("layer {il} uses ALiBi: attention depends on the cell's position"));
+            return Err(format!(
+                "layer {il} uses ALiBi: attention depends on the cell's position"
+            ));
         }
         if self.layers.iter().any(|l| l.geometry.il == il) {
             // A layer that attends to another one's cache.
@@ -143,7 +153,12 @@ impl Engine {
         tiers.layer_of(node.root().cache_layer('v')?)
     }
 
-    fn serve(&mut self, node: Node<'_>, query: Option<Node<'_>>, device: &mut Device) -> Result<(), Error> {
+    fn serve(
+        &mut self,
+        node: Node<'_>,
+        query: Option<Node<'_>>,
+        device: &mut Device,
+    ) -> Result<(), Error> {
         match node.op() {
             Op::SetRows => self.learn_cells(node),
             Op::Permute => {
@@ -151,7 +166,8 @@ impl Engine {
                 let (Some(tiers), Some(layer)) = (&mut self.tiers, layer) else {
                     return Ok(());
                 };
-                let (Some(query), Some(batch), Some(cells)) = (query, &self.batch, &self.cells) else {
+                let (Some(query), Some(batch), Some(cells)) = (query, &self.batch, &self.cells)
+                else {
                     return Err(Error::Unhookable {
                         reason: "no queries before attention".to_owned(),
                     });

@@ -20,7 +20,10 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { gpu_layers: None, mmap: true }
+        Self {
+            gpu_layers: None,
+            mmap: true,
+        }
     }
 }
 
@@ -47,11 +50,17 @@ impl Model {
     /// [`Error::Load`].
     pub fn load_with(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self, Error> {
         let path = path.as_ref();
-        let failed = |reason| Error::Load { path: path.to_owned(), reason };
+        let failed = |reason| Error::Load {
+            path: path.to_owned(),
+            reason,
+        };
         // llama.cpp's answer to a file that cannot be opened says less.
         std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
         let raw = RawModel::load(path, options.gpu_layers, options.mmap).map_err(failed)?;
-        Ok(Self { raw: Arc::new(raw), path: path.to_owned() })
+        Ok(Self {
+            raw: Arc::new(raw),
+            path: path.to_owned(),
+        })
     }
 
     /// Sets up a session.
@@ -86,14 +95,21 @@ impl Model {
     /// such.
     #[must_use]
     pub fn tokenize(&self, text: &str, start: bool) -> Vec<Token> {
-        let tokens = self.raw.get().vocab().tokenize(text.as_bytes(), start, true);
+        let tokens = self
+            .raw
+            .get()
+            .vocab()
+            .tokenize(text.as_bytes(), start, true);
         tokens.into_iter().map(|t| t.0).collect()
     }
 
     /// Bytes of one token; special tokens have none unless `special`.
     #[must_use]
     pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
-        self.raw.get().vocab().token_to_piece(LlamaToken(token), special, None)
+        self.raw
+            .get()
+            .vocab()
+            .token_to_piece(LlamaToken(token), special, None)
     }
 
     /// Text of tokens; invalid UTF-8 is replaced.

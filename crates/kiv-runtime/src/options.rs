@@ -154,7 +154,11 @@ impl SessionBuilder {
     /// RoPE scaling (`None` as in the model), base frequency and frequency
     /// factor (0 as in the model).
     pub fn rope(mut self, scaling: Option<RopeScaling>, freq_base: f32, freq_scale: f32) -> Self {
-        self.options.rope = Rope { scaling, freq_base, freq_scale };
+        self.options.rope = Rope {
+            scaling,
+            freq_base,
+            freq_scale,
+        };
         self
     }
 
@@ -171,7 +175,11 @@ impl SessionBuilder {
     /// [`Error::UnknownPolicy`], [`Error::Pool`], [`Error::ContextSmallerThanPool`],
     /// [`Error::Context`], [`Error::Unhookable`] and [`Error::NotGenerative`].
     pub fn build(self) -> Result<Session, Error> {
-        let Self { model, mut options, policy_name } = self;
+        let Self {
+            model,
+            mut options,
+            policy_name,
+        } = self;
         match policy_name.as_deref() {
             None | Some("full") => {}
             Some(name) => {

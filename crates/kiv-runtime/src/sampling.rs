@@ -23,7 +23,13 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 0 }
+        Self {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            seed: 0,
+        }
     }
 }
 
@@ -31,7 +37,10 @@ impl Sampling {
     /// Always the likeliest token.
     #[must_use]
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::default() }
+        Self {
+            temperature: 0.0,
+            ..Self::default()
+        }
     }
 }
 
@@ -54,7 +63,9 @@ impl Sampler {
 
     /// The next token by these logits, `[n_vocab]`.
     pub(crate) fn sample(&mut self, logits: &[f32]) -> Option<Token> {
-        let data = (0..).zip(logits).map(|(id, logit)| LlamaTokenData::new(LlamaToken(id), *logit, 0.0));
+        let data = (0..)
+            .zip(logits)
+            .map(|(id, logit)| LlamaTokenData::new(LlamaToken(id), *logit, 0.0));
         let mut candidates = LlamaTokenDataArray::from_iter(data, false);
         self.0.apply(&mut candidates);
         let token = candidates.selected_token()?;

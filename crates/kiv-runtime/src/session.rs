@@ -79,8 +79,14 @@ pub struct Session {
 impl Session {
     pub(crate) fn new(model: &Model, options: SessionOptions) -> Result<Self, Error> {
         let n_train = model.n_ctx_train();
-        let n_ctx = if options.n_ctx == 0 { n_train } else { options.n_ctx };
-        let SessionOptions { policy, mut pool, .. } = options;
+        let n_ctx = if options.n_ctx == 0 {
+            n_train
+        } else {
+            options.n_ctx
+        };
+        let SessionOptions {
+            policy, mut pool, ..
+        } = options;
         let layout = match &policy {
             None => PoolLayout::new(&PoolConfig {
                 sinks: 0,
@@ -98,8 +104,13 @@ impl Session {
                     pool.budget = 0;
                 }
                 let layout = PoolLayout::new(&pool)?;
+                let beside = layout.cells_beside(model.raw().n_swa());
+                let layout = layout.at_least(beside);
                 if n_ctx < layout.n_cells {
-                    return Err(Error::ContextSmallerThanPool { n_ctx, pool: layout.n_cells });
+                    return Err(Error::ContextSmallerThanPool {
+                        n_ctx,
+                        pool: layout.n_cells,
+                    });
                 }
                 layout
             }
@@ -132,7 +143,10 @@ impl Session {
             hooked: policy.is_some(),
         };
         let make = |params: &ContextParams| {
-            let engine = Engine { seen: Some(Seen::default()), ..Engine::default() };
+            let engine = Engine {
+                seen: Some(Seen::default()),
+                ..Engine::default()
+            };
             Context::new(model.raw().clone(), params, engine).map_err(|reason| Error::Context {
                 type_k: options.type_k,
                 type_v: options.type_v,
@@ -143,9 +157,17 @@ impl Session {
         let stock_bytes = if params.hooked {
             0
         } else {
-            let few = ContextParams { n_cells: 256, ubatch: 1, hooked: true, ..params.clone() };
+            let few = ContextParams {
+                n_cells: 256,
+                ubatch: 1,
+                hooked: true,
+                ..params.clone()
+            };
             let mut small = make(&few)?;
-            let decode = |reason| Error::Decode { position: 0, reason };
+            let decode = |reason| Error::Decode {
+                position: 0,
+                reason,
+            };
             small.decode(&[0], 0, &[true]).map_err(decode)?;
             small.cache_bytes() / small.n_cells() * layout.n_cells
         };
@@ -174,7 +196,10 @@ impl Session {
         n_threads: usize,
         shuffle: Option<u64>,
     ) -> Result<(), Error> {
-        let decode = |reason| Error::Decode { position: 0, reason };
+        let decode = |reason| Error::Decode {
+            position: 0,
+            reason,
+        };
         self.context.decode(&[0], 0, &[true]).map_err(decode)?;
         let n_cells = self.context.n_cells();
         self.context.clear();
@@ -265,7 +290,11 @@ impl Session {
     /// Tokens that are on the compute device.
     #[must_use]
     pub fn resident_tokens(&self) -> usize {
-        self.context.hook_ref().cells.as_ref().map_or(0, CellMap::used)
+        self.context
+            .hook_ref()
+            .cells
+            .as_ref()
+            .map_or(0, CellMap::used)
     }
 
     /// A flag that stops reading at the next micro-batch once it is set.
@@ -317,14 +346,25 @@ impl Session {
             let wanted: Vec<bool> = (read..read + ubatch.len())
                 .map(|i| outputs == Outputs::All || i + 1 == total)
                 .collect();
-            let phase = if ubatch.len() == 1 { Phase::Decode } else { Phase::Prefill };
+            let phase = if ubatch.len() == 1 {
+                Phase::Decode
+            } else {
+                Phase::Prefill
+            };
             self.compute(ubatch, phase, &wanted)?;
             for (i, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
-                let row = self.context.logits(i).expect("logits of a wanted token are kept");
+                let row = self
+                    .context
+                    .logits(i)
+                    .expect("logits of a wanted token are kept");
                 logits(read + i, row);
             }
             read += ubatch.len();
-            progress(Progress { read, total, host_bytes: self.memory().host_kv });
+            progress(Progress {
+                read,
+                total,
+                host_bytes: self.memory().host_kv,
+            });
         }
         self.keep_last_logits();
         Ok(())
@@ -340,7 +380,10 @@ impl Session {
         self.check(tokens)?;
         for (i, token) in tokens.iter().enumerate() {
             if self.interrupt.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted { read: i, total: tokens.len() });
+                return Err(Error::Interrupted {
+                    read: i,
+                    total: tokens.len(),
+                });
             }
             self.compute(&[*token], Phase::Decode, &[i + 1 == tokens.len()])?;
         }
@@ -388,7 +431,8 @@ impl Session {
             left -= count;
         }
         cells.skip(invented);
-        self.tokens.extend_from_slice(&text[start..start + invented]);
+        self.tokens
+            .extend_from_slice(&text[start..start + invented]);
         self.read(&text[start + invented..])
     }
 
@@ -410,9 +454,17 @@ impl Session {
         let cells = self.context.hook().cells.as_mut().expect("set when built");
         let window_first = cells.window_first();
         // Before anything was sealed every position is still in its cell.
-        let sealed = self.context.hook_ref().tiers.as_ref().is_some_and(|t| t.n_sealed() > 0);
+        let sealed = self
+            .context
+            .hook_ref()
+            .tiers
+            .as_ref()
+            .is_some_and(|t| t.n_sealed() > 0);
         if sealed && n < window_first {
-            return Err(Error::TruncateTooFar { to: n, window_first });
+            return Err(Error::TruncateTooFar {
+                to: n,
+                window_first,
+            });
         }
         self.take_back(n);
         self.tokens.truncate(n);
@@ -439,10 +491,16 @@ impl Session {
         }
         let (used, more) = (self.tokens.len(), tokens.len());
         if used + more > self.n_ctx {
-            return Err(Error::ContextFull { used, more, n_ctx: self.n_ctx });
+            return Err(Error::ContextFull {
+                used,
+                more,
+                n_ctx: self.n_ctx,
+            });
         }
         let n_vocab = self.model.n_vocab();
-        let bad = tokens.iter().find(|t| usize::try_from(**t).map_or(true, |t| t >= n_vocab));
+        let bad = tokens
+            .iter()
+            .find(|t| usize::try_from(**t).map_or(true, |t| t >= n_vocab));
         bad.map_or(Ok(()), |&token| Err(Error::BadToken { token, n_vocab }))
     }
 
@@ -472,7 +530,10 @@ impl Session {
         let batch = engine.batch.take().expect("set above");
         let failed = error.or_else(|| {
             let reason = result.err()?;
-            Some(Error::Decode { position: first, reason })
+            Some(Error::Decode {
+                position: first,
+                reason,
+            })
         });
         if let Some(error) = failed {
             self.take_back(first);
@@ -497,7 +558,13 @@ impl Session {
     /// Seals as many of the oldest blocks of the window as it takes for `n`
     /// more tokens.
     fn make_room(&mut self, n: usize) -> Result<(), Error> {
-        let PoolLayout { sinks, block, n_slots, n_cells, .. } = self.layout;
+        let PoolLayout {
+            sinks,
+            block,
+            n_slots,
+            n_cells,
+            ..
+        } = self.layout;
         let (engine, caches) = self.context.parts();
         let (Some(tiers), Some(cells)) = (&mut engine.tiers, &mut engine.cells) else {
             return Ok(());
@@ -521,7 +588,10 @@ impl Session {
             Ok(())
         } else {
             let reason = "llama.cpp could not free cells of the window".to_owned();
-            Err(Error::Decode { position: from, reason })
+            Err(Error::Decode {
+                position: from,
+                reason,
+            })
         }
     }
 }
@@ -530,23 +600,23 @@ impl Session {
 /// Sliding-window layers have a smaller cache of their own and are left to
 /// llama.cpp.
 fn global_layers(seen: Seen, n_swa: usize) -> Result<Vec<kiv_policy::LayerGeometry>, Error> {
-    let unhookable = |reason: &str| Error::Unhookable { reason: reason.to_owned() };
+    let unhookable = |reason: &str| Error::Unhookable {
+        reason: reason.to_owned(),
+    };
     let mut lists: Vec<usize> = seen.layers.iter().map(|l| l.cell_list).collect();
     lists.sort_unstable();
     lists.dedup();
     let largest = seen.layers.iter().map(|l| l.n_cells).max();
     let largest = largest.ok_or_else(|| unhookable("no layer keeps a KV cache"))?;
     let all = seen.layers.len();
-    let global: Vec<_> = seen.layers.into_iter().filter(|l| l.n_cells == largest).collect();
+    let global: Vec<_> = seen
+        .layers
+        .into_iter()
+        .filter(|l| l.n_cells == largest)
+        .collect();
     match lists.len() {
         1 => {}
         2 if n_swa > 0 && global.len() < all => {}
-        2 if n_swa > 0 => {
-            return Err(unhookable(
-                "its sliding-window layers cannot be told from its global ones at this pool size \
-                 (raise --kv-window)",
-            ));
-        }
         _ => return Err(unhookable("it keeps several caches of different kinds")),
     }
     Ok(global.into_iter().map(|l| l.geometry).collect())

@@ -68,7 +68,12 @@ impl Attended<'_> {
         stretches(&self.cells, |_, first, n| {
             cache.read(first, n, (kv_head * len, len), &mut bytes);
         });
-        Rows { format: cache.format(), row_len: dim, bytes: &bytes }.decode_into(&mut out);
+        Rows {
+            format: cache.format(),
+            row_len: dim,
+            bytes: &bytes,
+        }
+        .decode_into(&mut out);
         out
     }
 
@@ -87,10 +92,16 @@ impl Attended<'_> {
         };
         let geometry = &tiers.geometry().layers[layer];
         let mut queries = Vec::new();
-        node.source(0).ok_or("attention without queries")?.read_queries(&mut queries)?;
+        node.source(0)
+            .ok_or("attention without queries")?
+            .read_queries(&mut queries)?;
         let (k, v) = caches.layer(geometry.il).ok_or("no cache")?;
         let old = map.resident().map(|(p, cell)| (p as i32, cell));
-        let new = batch.positions.iter().copied().zip(batch.cells.iter().copied());
+        let new = batch
+            .positions
+            .iter()
+            .copied()
+            .zip(batch.cells.iter().copied());
         let (positions, cells) = old.chain(new).unzip();
         node.edit_f32(|output| {
             tap.attended(&mut Attended {

@@ -141,15 +141,22 @@ impl Tiers {
         for (index, layer) in self.geometry.layers.iter().enumerate() {
             let (k, v) = layer_caches(caches, layer.il)?;
             for kv_head in 0..layer.n_head_kv {
-                for (cache, dim, rows) in
-                    [(&*k, layer.key_dim, &mut keys), (&*v, layer.value_dim, &mut values)]
-                {
+                for (cache, dim, rows) in [
+                    (&*k, layer.key_dim, &mut keys),
+                    (&*v, layer.value_dim, &mut values),
+                ] {
                     rows.clear();
                     let len = cache.format().row_bytes(dim);
-                    stretches(cells, |_, first, n| cache.read(first, n, (kv_head * len, len), rows));
+                    stretches(cells, |_, first, n| {
+                        cache.read(first, n, (kv_head * len, len), rows)
+                    });
                 }
                 self.store.append(index, kv_head, &keys, &values)?;
-                let rows = |format, row_len, bytes| Rows { format, row_len, bytes };
+                let rows = |format, row_len, bytes| Rows {
+                    format,
+                    row_len,
+                    bytes,
+                };
                 let blocks = SealedBlocks {
                     layer: index,
                     kv_head,
@@ -182,7 +189,10 @@ impl Tiers {
         let broken = |reason| Error::Unhookable { reason };
         query.read_queries(&mut self.queries).map_err(broken)?;
         if query.shape()[..3] != [geometry.key_dim, batch.positions.len(), geometry.n_head] {
-            return Err(broken(format!("unexpected queries of shape {:?}", query.shape())));
+            return Err(broken(format!(
+                "unexpected queries of shape {:?}",
+                query.shape()
+            )));
         }
         let (k, v) = layer_caches(caches, geometry.il)?;
         let local = Local::new(k, geometry, &self.layout, cells, batch);
@@ -248,7 +258,11 @@ impl Tiers {
 
     /// Compares every slot's bytes with the cold rows of its block; returns
     /// the number of slots compared and of those that differ.
-    pub(crate) fn compare_slots(&self, caches: &mut Caches, cells: &CellMap) -> Result<(usize, usize), Error> {
+    pub(crate) fn compare_slots(
+        &self,
+        caches: &mut Caches,
+        cells: &CellMap,
+    ) -> Result<(usize, usize), Error> {
         let (mut compared, mut wrong) = (0, 0);
         for (layer, geometry) in self.geometry.layers.iter().enumerate() {
             let (k, v) = layer_caches(caches, geometry.il)?;
@@ -270,7 +284,10 @@ impl Tiers {
     }
 }
 
-fn layer_caches(caches: &mut Caches, il: u32) -> Result<(&mut CacheTensor, &mut CacheTensor), Error> {
+fn layer_caches(
+    caches: &mut Caches,
+    il: u32,
+) -> Result<(&mut CacheTensor, &mut CacheTensor), Error> {
     caches.layer(il).ok_or_else(|| Error::Unhookable {
         reason: format!("layer {il} has no K and V cache"),
     })
@@ -280,7 +297,11 @@ fn layer_caches(caches: &mut Caches, il: u32) -> Result<(&mut CacheTensor, &mut 
 fn write_rows(cache: &mut CacheTensor, kv_head: usize, cells: &[u32], rows: Rows<'_>) {
     let len = rows.format.row_bytes(rows.row_len);
     stretches(cells, |at, first, n| {
-        cache.write(first, (kv_head * len, len), &rows.bytes[at * len..(at + n) * len]);
+        cache.write(
+            first,
+            (kv_head * len, len),
+            &rows.bytes[at * len..(at + n) * len],
+        );
     });
 }
 
@@ -288,7 +309,9 @@ fn write_rows(cache: &mut CacheTensor, kv_head: usize, cells: &[u32], rows: Rows
 fn read_rows(cache: &CacheTensor, kv_head: usize, cells: &[u32], like: Rows<'_>) -> Vec<u8> {
     let len = like.format.row_bytes(like.row_len);
     let mut out = Vec::new();
-    stretches(cells, |_, first, n| cache.read(first, n, (kv_head * len, len), &mut out));
+    stretches(cells, |_, first, n| {
+        cache.read(first, n, (kv_head * len, len), &mut out)
+    });
     out
 }
 
@@ -310,7 +333,11 @@ impl<'a> Local<'a> {
         batch: &Batch,
     ) -> Self {
         let old = cells.local(layout.sinks).map(|(p, cell)| (p as i32, cell));
-        let new = batch.positions.iter().copied().zip(batch.cells.iter().copied());
+        let new = batch
+            .positions
+            .iter()
+            .copied()
+            .zip(batch.cells.iter().copied());
         let (positions, cells) = old.chain(new).unzip();
         Self {
             cache,
@@ -328,8 +355,16 @@ impl LocalRows for Local<'_> {
     }
 
     fn keys(&self, kv_head: usize, out: &mut Vec<f32>) {
-        let nothing = Rows { format: self.format, row_len: self.key_dim, bytes: &[] };
+        let nothing = Rows {
+            format: self.format,
+            row_len: self.key_dim,
+            bytes: &[],
+        };
         let bytes = read_rows(self.cache, kv_head, &self.cells, nothing);
-        Rows { bytes: &bytes, ..nothing }.decode_into(out);
+        Rows {
+            bytes: &bytes,
+            ..nothing
+        }
+        .decode_into(out);
     }
 }

@@ -121,13 +121,19 @@ impl HostStore {
             assert!(bytes.len().is_multiple_of(block_bytes), "whole blocks");
             let segment_bytes = block_bytes * per_segment;
             while !bytes.is_empty() {
-                if stream.segments.last().is_none_or(|s| s.len() == segment_bytes) {
+                if stream
+                    .segments
+                    .last()
+                    .is_none_or(|s| s.len() == segment_bytes)
+                {
                     let no_memory = |_| StoreError::NoMemory {
                         bytes: segment_bytes,
                         stored,
                     };
                     let mut segment = Vec::new();
-                    segment.try_reserve_exact(segment_bytes).map_err(no_memory)?;
+                    segment
+                        .try_reserve_exact(segment_bytes)
+                        .map_err(no_memory)?;
                     stream.segments.push(segment);
                 }
                 let Some(segment) = stream.segments.last_mut() else {
@@ -150,7 +156,11 @@ impl HostStore {
         let (block, n_blocks) = (self.block, self.n_blocks);
         for stream in self.streams.iter().flatten().flatten() {
             let stored: usize = stream.segments.iter().map(Vec::len).sum();
-            assert_eq!(stored, n_blocks * stream.block_bytes(block), "streams in step");
+            assert_eq!(
+                stored,
+                n_blocks * stream.block_bytes(block),
+                "streams in step"
+            );
         }
     }
 
@@ -180,7 +190,14 @@ impl HostStore {
         streams.flat_map(|s| &s.segments).map(Vec::len).sum()
     }
 
-    fn rows(&self, which: usize, layer: usize, kv_head: usize, first: BlockId, max: usize) -> Rows<'_> {
+    fn rows(
+        &self,
+        which: usize,
+        layer: usize,
+        kv_head: usize,
+        first: BlockId,
+        max: usize,
+    ) -> Rows<'_> {
         let first = first as usize;
         assert!(first < self.n_blocks, "block {first} is not sealed");
         assert!(max > 0, "a run has at least one block");
@@ -234,7 +251,9 @@ mod tests {
 
     /// Bytes that say which stream, block and row they are.
     fn pattern(len: usize, seed: usize) -> Vec<u8> {
-        (0..len).map(|i| (i.wrapping_mul(31) ^ seed.wrapping_mul(97)) as u8).collect()
+        (0..len)
+            .map(|i| (i.wrapping_mul(31) ^ seed.wrapping_mul(97)) as u8)
+            .collect()
     }
 
     proptest! {

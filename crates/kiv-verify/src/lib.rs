@@ -36,6 +36,8 @@ pub struct Plan {
     pub ubatches: Vec<usize>,
     /// Swaps in `bytes`.
     pub swaps: u64,
+    /// Compute threads.
+    pub threads: usize,
     /// Seed of text and permutations.
     pub seed: u64,
 }
@@ -46,6 +48,7 @@ impl Default for Plan {
             cache_types: vec![RowFormat::F16, RowFormat::Q8_0, RowFormat::Q4_0],
             ubatches: vec![1, 7, 512],
             swaps: 10_000,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
             seed: 1,
         }
     }
@@ -99,7 +102,11 @@ const WINDOW: usize = 64;
 /// # Errors
 /// The first check that could not be made. A check that fails is an outcome,
 /// not an error.
-pub fn verify(model: &Model, plan: &Plan, mut report: impl FnMut(&Line)) -> Result<bool, CheckError> {
+pub fn verify(
+    model: &Model,
+    plan: &Plan,
+    mut report: impl FnMut(&Line),
+) -> Result<bool, CheckError> {
     let mut all = true;
     for &cache_type in &plan.cache_types {
         let mut run = |check, ubatch, f: fn(&Case) -> Result<Line, Error>| {
@@ -108,9 +115,15 @@ pub fn verify(model: &Model, plan: &Plan, mut report: impl FnMut(&Line)) -> Resu
                 cache_type,
                 ubatch,
                 swaps: plan.swaps,
+                threads: plan.threads,
                 seed: plan.seed,
             };
-            let line = f(&case).map_err(|source| CheckError { check, cache_type, ubatch, source })?;
+            let line = f(&case).map_err(|source| CheckError {
+                check,
+                cache_type,
+                ubatch,
+                source,
+            })?;
             all &= line.pass;
             report(&line);
             Ok(())
@@ -131,6 +144,7 @@ struct Case {
     cache_type: RowFormat,
     ubatch: usize,
     swaps: u64,
+    threads: usize,
     seed: u64,
 }
 
@@ -166,18 +180,26 @@ impl Case {
             .ubatch(self.ubatch)
             .ctx_size(4 * n_tokens + 16_384)
             .cache_types(self.cache_type, self.cache_type)
+            .threads(self.threads, self.threads)
             .all_logits(true)
     }
 
     fn stock(&self, n_tokens: usize) -> SessionBuilder {
-        self.builder(n_tokens, SLOTS).policy("full").ctx_size(n_tokens + 256)
+        self.builder(n_tokens, SLOTS)
+            .policy("full")
+            .ctx_size(n_tokens + 256)
     }
 
     /// Logits of `tokens` and blocks swapped on the way.
     fn logits(&self, builder: SessionBuilder, tokens: &[Token]) -> Result<(Logits, u64), Error> {
         let mut session = builder.build()?;
         let mut all = Vec::with_capacity(tokens.len());
-        session.read_with(tokens, Outputs::All, |_, row| all.push(row.to_vec()), |_| {})?;
+        session.read_with(
+            tokens,
+            Outputs::All,
+            |_, row| all.push(row.to_vec()),
+            |_| {},
+        )?;
         Ok((all, session.stats().blocks_swapped))
     }
 
@@ -231,7 +253,10 @@ impl Case {
     fn bytes(&self) -> Result<Line, Error> {
         let builder = self.builder(WINDOW, SLOTS);
         let policy = random::RandomBlocks::new(self.seed);
-        let mut session = builder.all_logits(false).custom_policy(Box::new(policy)).build()?;
+        let mut session = builder
+            .all_logits(false)
+            .custom_policy(Box::new(policy))
+            .build()?;
         // Read well past the pool, then decode until enough has moved.
         let pool = session.pool().n_cells;
         session.read(&self.text(pool + 64 * BLOCK))?;
@@ -291,7 +316,11 @@ fn compare(a: &[Vec<f32>], b: &[Vec<f32>]) -> (f64, bool) {
     for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
         same &= a.to_bits() == b.to_bits();
         let d = (f64::from(*a) - f64::from(*b)).abs();
-        difference = if d.is_nan() { f64::INFINITY } else { difference.max(d) };
+        difference = if d.is_nan() {
+            f64::INFINITY
+        } else {
+            difference.max(d)
+        };
     }
     (difference, same)
 }
@@ -326,6 +355,9 @@ mod tests {
     fn comparing_sees_bits_and_non_numbers() {
         assert_eq!(compare(&[vec![0.0]], &[vec![-0.0]]), (0.0, false));
         assert_eq!(compare(&[vec![1.0]], &[vec![1.0]]), (0.0, true));
-        assert_eq!(compare(&[vec![1.0, 2.0]], &[vec![f32::NAN, 2.0]]).0, f64::INFINITY);
+        assert_eq!(
+            compare(&[vec![1.0, 2.0]], &[vec![f32::NAN, 2.0]]).0,
+            f64::INFINITY
+        );
     }
 }

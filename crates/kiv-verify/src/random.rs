@@ -13,7 +13,10 @@ pub(crate) struct RandomBlocks {
 
 impl RandomBlocks {
     pub fn new(seed: u64) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(seed), n_slots: 0 }
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            n_slots: 0,
+        }
     }
 }
 
@@ -27,7 +30,11 @@ impl Policy for RandomBlocks {
         Ok(())
     }
 
-    fn select(&mut self, r: &SelectRequest<'_>, selection: &mut Selection) -> Result<(), PolicyError> {
+    fn select(
+        &mut self,
+        r: &SelectRequest<'_>,
+        selection: &mut Selection,
+    ) -> Result<(), PolicyError> {
         let n_blocks = r.cold.n_blocks();
         for head in selection.heads_mut() {
             let blocks = sample(&mut self.rng, n_blocks, self.n_slots.min(n_blocks));

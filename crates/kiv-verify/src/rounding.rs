@@ -34,7 +34,11 @@ pub(crate) fn bound(
     seed: u64,
 ) -> Result<f64, Error> {
     let errors = Arc::new(Mutex::new(Vec::new()));
-    let measure = Measure { errors: Arc::clone(&errors), cache_type, seen: 0 };
+    let measure = Measure {
+        errors: Arc::clone(&errors),
+        cache_type,
+        seen: 0,
+    };
     logits_with(builder(), tokens, Box::new(measure))?;
     let errors = errors.lock().clone();
     let mut largest = 0f64;
@@ -57,7 +61,12 @@ fn logits_with(
     let mut session = builder.build()?;
     session.set_tap(Some(tap));
     let mut all = Vec::new();
-    session.read_with(tokens, Outputs::All, |_, row| all.push(row.to_vec()), |_| {})?;
+    session.read_with(
+        tokens,
+        Outputs::All,
+        |_, row| all.push(row.to_vec()),
+        |_| {},
+    )?;
     Ok(all)
 }
 
@@ -98,7 +107,13 @@ impl Measure {
     /// Largest error of one query's output. Kernels round the query first,
     /// some to the type that the keys are multiplied in: the nearer of the two
     /// f64 results counts.
-    fn error(&self, view: &Attended<'_>, (token, head): (usize, usize), keys: &[f32], values: &[f32]) -> f64 {
+    fn error(
+        &self,
+        view: &Attended<'_>,
+        (token, head): (usize, usize),
+        keys: &[f32],
+        values: &[f32],
+    ) -> f64 {
         let query = view.queries.get(token, head);
         let product_type = match self.cache_type {
             RowFormat::Q8_0 | RowFormat::Q4_0 => RowFormat::Q8_0,
@@ -114,7 +129,10 @@ impl Measure {
             .into_iter()
             .map(|query| {
                 let want = attention(view, query, now, keys, values);
-                let off = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs());
+                let off = got
+                    .iter()
+                    .zip(&want)
+                    .map(|(g, w)| (f64::from(*g) - w).abs());
                 off.fold(0f64, f64::max)
             })
             .fold(f64::INFINITY, f64::min)
@@ -122,7 +140,13 @@ impl Measure {
 }
 
 /// One query's attention in f64.
-fn attention(view: &Attended<'_>, query: &[f32], now: i32, keys: &[f32], values: &[f32]) -> Vec<f64> {
+fn attention(
+    view: &Attended<'_>,
+    query: &[f32],
+    now: i32,
+    keys: &[f32],
+    values: &[f32],
+) -> Vec<f64> {
     let g = view.geometry;
     let logits: Vec<f64> = keys
         .chunks_exact(g.key_dim)
@@ -131,9 +155,15 @@ fn attention(view: &Attended<'_>, query: &[f32], now: i32, keys: &[f32], values:
             if *position > now {
                 return f64::NEG_INFINITY;
             }
-            let dot: f64 = query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let dot: f64 = query
+                .iter()
+                .zip(key)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
             let logit = dot * f64::from(g.scale);
-            g.soft_cap.map_or(logit, |cap| f64::from(cap) * (logit / f64::from(cap)).tanh())
+            g.soft_cap.map_or(logit, |cap| {
+                f64::from(cap) * (logit / f64::from(cap)).tanh()
+            })
         })
         .collect();
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -142,7 +172,9 @@ fn attention(view: &Attended<'_>, query: &[f32], now: i32, keys: &[f32], values:
     for (logit, value) in logits.iter().zip(values.chunks_exact(g.value_dim)) {
         let p = (logit - max).exp();
         total += p;
-        out.iter_mut().zip(value).for_each(|(o, v)| *o += p * f64::from(*v));
+        out.iter_mut()
+            .zip(value)
+            .for_each(|(o, v)| *o += p * f64::from(*v));
     }
     out.iter_mut().for_each(|o| *o /= total);
     out

@@ -6,20 +6,24 @@
 //! queries want are copied back. Nothing of the context is dropped, the model
 //! is not changed, and the memory on the device is constant.
 //!
-//! ```no_run
-//! use kiv::{GenerateOptions, Model};
+//! ```
+//! use kiv::{GenerateOptions, Model, Sampling};
 //!
 //! # fn main() -> Result<(), kiv::Error> {
-//! let model = Model::load("model.gguf")?;
-//! let mut session = model.session().policy("exact").window(2048).budget(1024).build()?;
+//! let model = Model::load("models/tiny-needle-f16.gguf")?;
+//! let mut session = model.session().policy("exact").window(256).budget(256).build()?;
 //!
-//! let book = std::fs::read_to_string("book.txt").expect("a text");
-//! session.read(&model.tokenize(&book, true))?;
-//! session.read_one_by_one(&model.tokenize("\nQuestion: Who did it?\nAnswer:", false))?;
+//! let document = "The secret code of Amber Falcon is 48213.";
+//! session.read(&model.tokenize(document, true))?;
+//! let question = "\nWhat is the secret code of Amber Falcon? The secret code of Amber Falcon is";
+//! session.read_one_by_one(&model.tokenize(question, false))?;
 //!
-//! for piece in session.generate(GenerateOptions::default()) {
-//!     print!("{}", piece?.text);
+//! let mut answer = String::new();
+//! let options = GenerateOptions { sampling: Sampling::greedy(), ..Default::default() };
+//! for piece in session.generate(options).take(5) {
+//!     answer += &piece?.text;
 //! }
+//! assert_eq!(answer, " 48213");
 //! # Ok(())
 //! # }
 //! ```

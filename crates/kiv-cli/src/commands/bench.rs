@@ -47,19 +47,44 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let opened = model::open(&args.model)?;
     let longest = args.ctx.iter().copied().max().unwrap_or(0);
     for policy in &args.kv_policy {
-        let n_ctx = if policy == "full" { longest } else { opened.n_ctx(&args.model) };
-        let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, longest)?;
+        let n_ctx = if policy == "full" {
+            longest
+        } else {
+            opened.n_ctx(&args.model)
+        };
+        let plan = model::plan(
+            &opened.file,
+            &args.model,
+            &args.cache,
+            policy,
+            n_ctx,
+            longest,
+        )?;
         model::check_memory(&plan, &args.model)?;
     }
-    let tiered = args.kv_policy.iter().find(|p| *p != "full").map_or("full", String::as_str);
+    let tiered = args
+        .kv_policy
+        .iter()
+        .find(|p| *p != "full")
+        .map_or("full", String::as_str);
     let model = opened.load(&args.model, tiered)?;
     eprintln!("{}", kiv_runtime::system_info());
     let text = text(&model, longest, args.seed);
     if !args.model.json {
         println!(
             "{:8} {:>8} {:9} {:>9} {:>9} {:>8} {:>9} {:>8} {:>9} {:>9} {:>10} {:>10}",
-            "policy", "context", "fill", "read s", "tok/s", "ratio", "ms/token", "ratio", "select ms", "swap ms",
-            "resident", "host"
+            "policy",
+            "context",
+            "fill",
+            "read s",
+            "tok/s",
+            "ratio",
+            "ms/token",
+            "ratio",
+            "select ms",
+            "swap ms",
+            "resident",
+            "host"
         );
     }
     for &n_ctx in &args.ctx {
@@ -86,7 +111,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
                 }
             }
         }
-        let first = rows.first().map(|(samples, _)| median(samples)).unwrap_or_default();
+        let first = rows
+            .first()
+            .map(|(samples, _)| median(samples))
+            .unwrap_or_default();
         for (samples, mut row) in rows {
             let m = median(&samples);
             row.rounds = samples.len();
@@ -189,7 +217,11 @@ fn median(samples: &[Sample]) -> Sample {
         let mut values: Vec<f64> = samples.iter().map(get).collect();
         values.sort_by(f64::total_cmp);
         let n = values.len();
-        if n % 2 == 1 { values[n / 2] } else { (values[n / 2 - 1] + values[n / 2]) / 2.0 }
+        if n % 2 == 1 {
+            values[n / 2]
+        } else {
+            (values[n / 2 - 1] + values[n / 2]) / 2.0
+        }
     };
     Sample {
         prefill_s: middle(|s| s.prefill_s),

@@ -20,19 +20,39 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let template = match &args.chat_template {
         Some(text) => ChatTemplate::parse(text),
         None if opened.bundled => ChatTemplate::parse(bundled::CHAT_TEMPLATE),
-        None => ChatTemplate::of(&model).context(
-            "this model carries no chat template: give one with --chat-template (Jinja, or a name such as chatml)",
-        )?,
+        None => ChatTemplate::of(&model).with_context(|| {
+            let path = opened.file.path.display();
+            format!("{path}: carries no chat template: give one with --chat-template (Jinja, or a name such as chatml)")
+        })?,
     };
+    // Told now, not after the first question.
+    template.apply(&model, &[Message::new("user", "?")]).context(
+        "this chat template cannot be used: give another with --chat-template (Jinja, or a name such as chatml)",
+    )?;
     let n_ctx = opened.n_ctx(&args.model);
-    let read = document.as_deref().map_or(0, |d| model.tokenize(d, true).len());
-    let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, read.min(n_ctx))?;
+    let read = document
+        .as_deref()
+        .map_or(0, |d| model.tokenize(d, true).len());
+    model::check_length(read, n_ctx)?;
+    let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, read)?;
     model::check_memory(&plan, &args.model)?;
     let session = session(builder(&model, &args.model, &args.cache, policy))?;
-    let mut chat = Chat { args, model, template, session, messages: Vec::new() };
-    let system: Vec<String> = args.system_prompt.clone().into_iter().chain(document).collect();
+    let mut chat = Chat {
+        args,
+        model,
+        template,
+        session,
+        messages: Vec::new(),
+    };
+    let system: Vec<String> = args
+        .system_prompt
+        .clone()
+        .into_iter()
+        .chain(document)
+        .collect();
     if !system.is_empty() {
-        chat.messages.push(Message::new("system", system.join("\n\n")));
+        chat.messages
+            .push(Message::new("system", system.join("\n\n")));
     }
     let mut input = Input::new()?;
     while let Some(line) = input.next()? {
@@ -73,7 +93,10 @@ impl Input {
             },
             Self::Pipe => {
                 let mut line = String::new();
-                let n = std::io::stdin().lock().read_line(&mut line).context("cannot read standard input")?;
+                let n = std::io::stdin()
+                    .lock()
+                    .read_line(&mut line)
+                    .context("cannot read standard input")?;
                 Ok((n > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned()))
             }
         }
@@ -97,7 +120,11 @@ impl Chat<'_> {
         // The conversation so far has been read, up to where the template
         // writes an earlier turn another way.
         let known = self.session.tokens();
-        let common = known.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
+        let common = known
+            .iter()
+            .zip(&tokens)
+            .take_while(|(a, b)| a == b)
+            .count();
         // At least one token must be read anew for its logits.
         let common = common.min(tokens.len().saturating_sub(1));
         if let Err(Error::TruncateTooFar { .. }) = self.session.truncate(common) {
@@ -114,7 +141,9 @@ impl Chat<'_> {
         let (text, question) = new.split_at(new.len() - question);
         let mut read = Ok(());
         if !text.is_empty() {
-            read = self.session.read_with(text, Outputs::Last, |_, _| {}, |p| bar.update(p));
+            read = self
+                .session
+                .read_with(text, Outputs::Last, |_, _| {}, |p| bar.update(p));
         }
         let read = read.and_then(|()| self.session.read_one_by_one(question));
         drop(bar);
@@ -129,7 +158,8 @@ impl Chat<'_> {
         let options = GenerateOptions {
             max_tokens: usize::try_from(self.args.predict).ok(),
             sampling: self.args.sampling.sampling(),
-            stop: if matches!(&self.template, ChatTemplate::Jinja(t) if t == bundled::CHAT_TEMPLATE) {
+            stop: if matches!(&self.template, ChatTemplate::Jinja(t) if t == bundled::CHAT_TEMPLATE)
+            {
                 vec!["\n".to_owned()]
             } else {
                 Vec::new()

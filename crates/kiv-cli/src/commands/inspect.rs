@@ -53,7 +53,11 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
     );
     for (first, last) in runs(file) {
         let l = &file.layers[first];
-        let which = if first == last { format!("layer {first}") } else { format!("layers {first}-{last}") };
+        let which = if first == last {
+            format!("layer {first}")
+        } else {
+            format!("layers {first}-{last}")
+        };
         let window = match l.kind {
             LayerKind::SlidingWindow { n_swa } => format!(" of {n_swa} tokens"),
             LayerKind::Shared { source } => format!(" with layer {source}"),

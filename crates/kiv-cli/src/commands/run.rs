@@ -39,6 +39,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let model = opened.load(&args.model, policy)?;
     let tokens = model.tokenize(&prompt, true);
     let n_ctx = opened.n_ctx(&args.model);
+    model::check_length(tokens.len(), n_ctx)?;
     let wanted = usize::try_from(args.predict).ok();
     let total = tokens.len().saturating_add(wanted.unwrap_or(0)).min(n_ctx);
     let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, total)?;
@@ -118,7 +119,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     } else if finish == Finish::ContextFull {
         eprintln!("the context is full ({n_ctx} tokens): raise --ctx-size to go on");
     }
-    Ok(ExitCode::from(if finish == Finish::Interrupted { 130 } else { 0 }))
+    Ok(ExitCode::from(if finish == Finish::Interrupted {
+        130
+    } else {
+        0
+    }))
 }
 
 fn finish_name(finish: Finish) -> &'static str {

@@ -17,11 +17,16 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         cache_types: args.cache_types.clone(),
         ubatches: args.ubatches.clone(),
         swaps: args.swaps,
+        threads: model::threads(&args.model),
         seed: args.seed,
     };
     let mut failed = None;
     let all = kiv_verify::verify(&model, &plan, |line| {
-        let printed = if args.model.json { print_json(line) } else { print(line) };
+        let printed = if args.model.json {
+            print_json(line)
+        } else {
+            print(line)
+        };
         if let Err(error) = printed {
             failed.get_or_insert(error);
         }
@@ -30,7 +35,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         return Err(error);
     }
     if !all {
-        eprintln!("error: this model does not pass; use --kv-policy full with it and report the lines above");
+        eprintln!(
+            "error: this model does not pass; use --kv-policy full with it and report the lines above"
+        );
     }
     Ok(ExitCode::from(u8::from(!all)))
 }
@@ -50,8 +57,14 @@ fn print(line: &Line) -> Result<()> {
             line.bound,
             line.max_abs_dlogit
         ),
-        _ => format!("max |dlogit| {:.3e} (bound {:.3e})", line.max_abs_dlogit, line.bound),
+        _ => format!(
+            "max |dlogit| {:.3e} (bound {:.3e})",
+            line.max_abs_dlogit, line.bound
+        ),
     };
-    println!("{word} {:8} cache {:4} ubatch {:3}: {what}", line.check, line.cache_type, line.ubatch);
+    println!(
+        "{word} {:8} cache {:4} ubatch {:3}: {what}",
+        line.check, line.cache_type, line.ubatch
+    );
     Ok(())
 }

@@ -16,12 +16,24 @@ impl LocalRows for Local {
 }
 
 /// The same shares by f64 and nothing clever.
-fn naive(g: &Geometry, keys: &[f32], r: &SelectRequest<'_>, local: &Local, n_blocks: usize) -> Vec<f64> {
+fn naive(
+    g: &Geometry,
+    keys: &[f32],
+    r: &SelectRequest<'_>,
+    local: &Local,
+    n_blocks: usize,
+) -> Vec<f64> {
     let l = &g.layers[0];
     let value = |q: &[f32], k: &[f32]| {
-        let dot: f64 = q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        let dot: f64 = q
+            .iter()
+            .zip(k)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum();
         let s = dot * f64::from(l.scale);
-        l.soft_cap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh()).exp()
+        l.soft_cap
+            .map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+            .exp()
     };
     let mut best = vec![0f64; n_blocks];
     for t in 0..r.queries.n_tokens() {
@@ -29,8 +41,17 @@ fn naive(g: &Geometry, keys: &[f32], r: &SelectRequest<'_>, local: &Local, n_blo
         for h in 0..l.n_head {
             let q = r.queries.get(t, h);
             let cold: Vec<f64> = keys.chunks_exact(l.key_dim).map(|k| value(q, k)).collect();
-            let visible = local.0.iter().filter(|p| **p <= r.queries.positions[t]).count();
-            let near: f64 = local.1.chunks_exact(l.key_dim).take(visible).map(|k| value(q, k)).sum();
+            let visible = local
+                .0
+                .iter()
+                .filter(|p| **p <= r.queries.positions[t])
+                .count();
+            let near: f64 = local
+                .1
+                .chunks_exact(l.key_dim)
+                .take(visible)
+                .map(|k| value(q, k))
+                .sum();
             let total = near + cold.iter().sum::<f64>();
             for (b, keys) in cold.chunks_exact(g.block).enumerate() {
                 sum[b] += keys.iter().sum::<f64>() / total;
@@ -45,7 +66,9 @@ fn naive(g: &Geometry, keys: &[f32], r: &SelectRequest<'_>, local: &Local, n_blo
 
 #[test]
 fn shares_are_the_softmax() {
-    for (seed, block, n_tokens, soft_cap) in [(1, 32, 1, None), (2, 5, 9, None), (3, 40, 6, Some(3.0))] {
+    for (seed, block, n_tokens, soft_cap) in
+        [(1, 32, 1, None), (2, 5, 9, None), (3, 40, 6, Some(3.0))]
+    {
         let layer = LayerGeometry {
             il: 0,
             n_head: 3,
@@ -65,12 +88,15 @@ fn shares_are_the_softmax() {
             n_threads: 2,
         };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.5..1.5)).collect() };
+        let mut random =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.5..1.5)).collect() };
         let n_blocks = 150;
         let keys = random(n_blocks * block * 48);
         let mut store = HostStore::new(&g);
         let values = vec![0; n_blocks * block * 32];
-        store.append(0, 0, &RowFormat::F32.encode(&keys), &values).unwrap();
+        store
+            .append(0, 0, &RowFormat::F32.encode(&keys), &values)
+            .unwrap();
         store.commit(n_blocks);
         let local = Local((1000..1020).collect(), random(20 * 48));
         let positions: Vec<i32> = (1010..).take(n_tokens).collect();
@@ -79,15 +105,26 @@ fn shares_are_the_softmax() {
             layer: 0,
             phase: Phase::Prefill,
             step: 0,
-            queries: Queries { values: &values, n_head: 3, dim: 48, positions: &positions },
+            queries: Queries {
+                values: &values,
+                n_head: 3,
+                dim: 48,
+                positions: &positions,
+            },
             cold: &store,
             local: &local,
         };
-        let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(2)
+            .build()
+            .unwrap();
         let got = block_shares(&g, &request, 0, &threads);
         let want = naive(&g, &keys, &request, &local, n_blocks);
         for (b, (got, want)) in got.iter().zip(&want).enumerate() {
-            assert!((f64::from(*got) - want).abs() <= 1e-4 * want + 1e-7, "block {b}: {got} for {want}");
+            assert!(
+                (f64::from(*got) - want).abs() <= 1e-4 * want + 1e-7,
+                "block {b}: {got} for {want}"
+            );
         }
     }
 }

@@ -59,7 +59,12 @@ impl Caches {
 
     /// Bytes of all cells of all layers.
     pub(crate) fn bytes(&self) -> usize {
-        self.layers.values().flatten().flatten().map(CacheTensor::bytes).sum()
+        self.layers
+            .values()
+            .flatten()
+            .flatten()
+            .map(CacheTensor::bytes)
+            .sum()
     }
 
     /// Takes up the cache tensor that `node` stores rows in.
@@ -137,7 +142,11 @@ impl<H: GraphHook> Context<H> {
     ///
     /// # Errors
     /// llama.cpp's reason in words.
-    pub(crate) fn new(model: Arc<RawModel>, params: &ContextParams, hook: H) -> Result<Self, String> {
+    pub(crate) fn new(
+        model: Arc<RawModel>,
+        params: &ContextParams,
+        hook: H,
+    ) -> Result<Self, String> {
         let to_u32 = |n: usize| u32::try_from(n).map_err(|_| format!("{n} is too large"));
         let threads = |n: usize| i32::try_from(n).map_err(|_| format!("{n} threads are too many"));
         let n_threads = threads(params.threads.max(params.threads_batch))?;
@@ -201,9 +210,9 @@ impl<H: GraphHook> Context<H> {
                 // SAFETY: the context does not compute yet.
                 unsafe { (*hooked).device.threads = pool };
                 Ok(Self {
-                context,
-                hooked,
-                n_vocab: usize::try_from(model.get().n_vocab()).unwrap_or(0),
+                    context,
+                    hooked,
+                    n_vocab: usize::try_from(model.get().n_vocab()).unwrap_or(0),
                     _model: model,
                 })
             }
@@ -251,7 +260,12 @@ impl<H: GraphHook> Context<H> {
     ///
     /// # Errors
     /// llama.cpp's code and reason, or the message of a panic in the hook.
-    pub(crate) fn decode(&mut self, tokens: &[i32], first: i32, outputs: &[bool]) -> Result<(), String> {
+    pub(crate) fn decode(
+        &mut self,
+        tokens: &[i32],
+        first: i32,
+        outputs: &[bool],
+    ) -> Result<(), String> {
         assert_eq!(tokens.len(), outputs.len(), "one output flag per token");
         let n = tokens.len();
         let mut token = tokens.to_vec();
@@ -359,7 +373,11 @@ unsafe extern "C" fn trampoline<H: GraphHook>(
     let answer = catch_unwind(AssertUnwindSafe(|| {
         if ask {
             match node.op() {
-                Op::SetRows => hooked.device.caches.learn(node).unwrap_or_else(|why| panic!("{why}")),
+                Op::SetRows => hooked
+                    .device
+                    .caches
+                    .learn(node)
+                    .unwrap_or_else(|why| panic!("{why}")),
                 Op::Permute if !node.root().name().starts_with("cache_") => hooked.query = tensor,
                 _ => {}
             }

@@ -32,7 +32,10 @@ impl<'a> Node<'a> {
     /// # Safety
     /// `tensor` must be valid, with its sources, for `'a`.
     pub(super) unsafe fn new(tensor: *mut sys::ggml_tensor) -> Self {
-        Self { tensor, graph: PhantomData }
+        Self {
+            tensor,
+            graph: PhantomData,
+        }
     }
 
     fn raw(&self) -> &'a sys::ggml_tensor {
@@ -58,7 +61,10 @@ impl<'a> Node<'a> {
             // SAFETY: view sources of valid tensors are valid.
             let source = unsafe { (*tensor).view_src };
             if source.is_null() {
-                return Node { tensor, graph: PhantomData };
+                return Node {
+                    tensor,
+                    graph: PhantomData,
+                };
             }
             tensor = source;
         }
@@ -67,7 +73,10 @@ impl<'a> Node<'a> {
     /// An operand.
     pub(crate) fn source(&self, index: usize) -> Option<Node<'a>> {
         let tensor = self.raw().src[index];
-        (!tensor.is_null()).then_some(Node { tensor, graph: PhantomData })
+        (!tensor.is_null()).then_some(Node {
+            tensor,
+            graph: PhantomData,
+        })
     }
 
     /// The name, empty if it is not text.
@@ -150,7 +159,8 @@ impl<'a> Node<'a> {
     pub(crate) fn edit_f32(&self, edit: impl FnOnce(&mut [f32])) -> Result<(), String> {
         let raw = self.raw();
         let n: usize = self.shape().iter().product();
-        if raw.type_ != sys::GGML_TYPE_F32 || raw.nb[0] != 4 || raw.nb[3] * self.shape()[3] != n * 4 {
+        if raw.type_ != sys::GGML_TYPE_F32 || raw.nb[0] != 4 || raw.nb[3] * self.shape()[3] != n * 4
+        {
             return Err(format!("{} is not contiguous f32", self.name()));
         }
         let mut values = vec![0f32; n];

@@ -36,7 +36,9 @@ pub(crate) fn clear() {
 /// first and then, level by level, that something failed.
 pub(crate) fn last_error() -> Option<String> {
     let complaints = COMPLAINTS.lock();
-    let telling = complaints.iter().find_map(|line| line.split_once("error loading model: "));
+    let telling = complaints
+        .iter()
+        .find_map(|line| line.split_once("error loading model: "));
     let text = match telling {
         Some((_, cause)) => cause,
         None => complaints.front()?,

@@ -52,7 +52,11 @@ impl RawModel {
     ///
     /// # Errors
     /// llama.cpp's reason in words.
-    pub(crate) fn load(path: &Path, gpu_layers: Option<u32>, use_mmap: bool) -> Result<Self, String> {
+    pub(crate) fn load(
+        path: &Path,
+        gpu_layers: Option<u32>,
+        use_mmap: bool,
+    ) -> Result<Self, String> {
         let backend = backend();
         log::clear();
         let mut params = LlamaModelParams::default().with_use_mmap(use_mmap);

@@ -45,11 +45,18 @@ impl QuantizeType {
 ///
 /// # Errors
 /// llama.cpp's reason in words.
-pub fn quantize(source: &Path, target: &Path, to: QuantizeType, threads: usize) -> Result<(), String> {
+pub fn quantize(
+    source: &Path,
+    target: &Path,
+    to: QuantizeType,
+    threads: usize,
+) -> Result<(), String> {
     super::backend();
     log::clear();
     let c_path = |path: &Path| {
-        let text = path.to_str().ok_or_else(|| format!("{}: not UTF-8", path.display()))?;
+        let text = path
+            .to_str()
+            .ok_or_else(|| format!("{}: not UTF-8", path.display()))?;
         CString::new(text).map_err(|e| e.to_string())
     };
     let (from, into) = (c_path(source)?, c_path(target)?);

@@ -59,12 +59,25 @@ impl CacheTensor {
     }
 
     fn check(&self, first: usize, n: usize, offset: usize, len: usize) {
-        assert!(first + n <= self.n_cells, "cells {first}+{n} of {}", self.n_cells);
-        assert!(offset + len <= self.cell_bytes, "bytes {offset}+{len} of a cell");
+        assert!(
+            first + n <= self.n_cells,
+            "cells {first}+{n} of {}",
+            self.n_cells
+        );
+        assert!(
+            offset + len <= self.cell_bytes,
+            "bytes {offset}+{len} of a cell"
+        );
     }
 
     /// Appends bytes `offset..offset + len` of cells `first..first + n`.
-    pub(crate) fn read(&self, first: usize, n: usize, (offset, len): (usize, usize), out: &mut Vec<u8>) {
+    pub(crate) fn read(
+        &self,
+        first: usize,
+        n: usize,
+        (offset, len): (usize, usize),
+        out: &mut Vec<u8>,
+    ) {
         self.check(first, n, offset, len);
         let start = first * self.cell_bytes + offset;
         if let Some(host) = self.host {

@@ -91,7 +91,9 @@ mod calls {
 
     /// # Safety
     /// As ggml's function of the same name.
-    pub(super) unsafe fn new(params: *mut sys::ggml_threadpool_params) -> *mut sys::ggml_threadpool {
+    pub(super) unsafe fn new(
+        params: *mut sys::ggml_threadpool_params,
+    ) -> *mut sys::ggml_threadpool {
         // SAFETY: the type is that of ggml-cpu.h.
         let function = unsafe { find::<New>(c"ggml_threadpool_new") };
         // SAFETY: forwarded.

@@ -1,0 +1,448 @@
+//! What a session promises when things go right and when they go wrong.
+
+mod support;
+
+use kiv::policy::{
+    BlockId, Geometry, Policy, PolicyError, SealedBlocks, SelectRequest, Selection, conformance,
+};
+use kiv::{Error, Finish, GenerateOptions, Model, Outputs, Sampling, Session, SessionBuilder};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use support::{model, prose};
+
+/// A pool of 256 cells: overflows after a page of text.
+fn small(model: &Model) -> SessionBuilder {
+    model
+        .session()
+        .sinks(4)
+        .window(64)
+        .block(16)
+        .budget(64)
+        .ubatch(32)
+        .threads(1, 1)
+}
+
+fn pool_len(model: &Model) -> usize {
+    small(model).build().unwrap().pool().n_cells
+}
+
+/// Behaves like `inner` until call number `after`, then does `what`.
+struct Faulty {
+    after: usize,
+    calls: usize,
+    n_slots: usize,
+    what: Fault,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Duplicate,
+    Unknown,
+    TooMany,
+    Error,
+    Panic,
+    SealError,
+}
+
+impl Policy for Faulty {
+    fn name(&self) -> &'static str {
+        "faulty"
+    }
+    fn start(&mut self, geometry: &Geometry) -> Result<(), PolicyError> {
+        self.n_slots = geometry.n_slots;
+        Ok(())
+    }
+    fn seal(&mut self, _: &SealedBlocks<'_>) -> Result<(), PolicyError> {
+        if matches!(self.what, Fault::SealError) {
+            self.calls += 1;
+            if self.calls > self.after {
+                return Err(PolicyError("the index is full".to_owned()));
+            }
+        }
+        Ok(())
+    }
+    fn select(&mut self, r: &SelectRequest<'_>, s: &mut Selection) -> Result<(), PolicyError> {
+        let n = r.cold.n_blocks();
+        s.head_mut(0)
+            .extend((n.saturating_sub(self.n_slots)..n).map(|b| b as BlockId));
+        if matches!(self.what, Fault::SealError) {
+            return Ok(());
+        }
+        self.calls += 1;
+        if self.calls <= self.after {
+            return Ok(());
+        }
+        let head = s.head_mut(1);
+        match self.what {
+            Fault::Duplicate => head.extend([0, 0]),
+            Fault::Unknown => head.push(n as BlockId),
+            Fault::TooMany => head.extend(0..=self.n_slots as BlockId),
+            Fault::Error => return Err(PolicyError("lost its index".to_owned())),
+            Fault::Panic => panic!("a bug in a policy"),
+            Fault::SealError => {}
+        }
+        Ok(())
+    }
+}
+
+/// The error with its causes.
+fn told(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text += ": ";
+        text += &error.to_string();
+        cause = error.source();
+    }
+    text
+}
+
+#[test]
+fn a_policy_that_answers_nonsense_is_an_error_and_the_session_survives() {
+    let model = model();
+    let tokens = prose(&model, 800);
+    for (what, words) in [
+        (Fault::Duplicate, "block 0 twice"),
+        (Fault::Unknown, "unknown block"),
+        (Fault::TooMany, "5 blocks for 4 slots"),
+        (Fault::Error, "lost its index"),
+        (Fault::Panic, "a bug in a policy"),
+        (Fault::SealError, "the index is full"),
+    ] {
+        let policy = Faulty {
+            after: 40,
+            calls: 0,
+            n_slots: 0,
+            what,
+        };
+        let mut session = small(&model)
+            .custom_policy(Box::new(policy))
+            .build()
+            .unwrap();
+        let error = session.read(&tokens).unwrap_err();
+        assert!(told(&error).contains(words), "{what:?}: {}", told(&error));
+        // Whole micro-batches stay; the failed one is taken back.
+        let read = session.tokens().len();
+        assert!(
+            read > 0 && read < tokens.len() && read.is_multiple_of(32),
+            "{what:?}: {read}"
+        );
+        assert_eq!(session.tokens(), &tokens[..read]);
+        let before = session.memory();
+        // The fault is permanent: it is told again, and nothing is lost.
+        assert!(session.read(&tokens[read..]).is_err());
+        assert_eq!(session.tokens().len(), read);
+        assert_eq!(session.memory(), before);
+    }
+}
+
+/// Fails once, in the middle of a micro-batch.
+struct Once(bool, Arc<AtomicUsize>);
+
+impl Policy for Once {
+    fn name(&self) -> &'static str {
+        "once"
+    }
+    fn start(&mut self, _: &Geometry) -> Result<(), PolicyError> {
+        Ok(())
+    }
+    fn select(&mut self, r: &SelectRequest<'_>, s: &mut Selection) -> Result<(), PolicyError> {
+        let n = r.cold.n_blocks() as BlockId;
+        for (i, head) in s.heads_mut().iter_mut().enumerate() {
+            head.extend([n / 2 + i as BlockId % 2, n - 1]);
+        }
+        if self.0 && r.layer == 2 && n > 12 {
+            self.0 = false;
+            self.1.fetch_add(1, Ordering::Relaxed);
+            return Err(PolicyError("just once".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn after_a_failed_micro_batch_reading_goes_on_as_if_it_had_not_been() {
+    let model = model();
+    let tokens = prose(&model, 900);
+    let failures = Arc::new(AtomicUsize::new(0));
+    let read_all = |fails| {
+        let policy = Once(fails, Arc::clone(&failures));
+        let mut session = small(&model)
+            .custom_policy(Box::new(policy))
+            .build()
+            .unwrap();
+        while session.tokens().len() < tokens.len() {
+            let rest = tokens[session.tokens().len()..].to_vec();
+            let _ = session.read(&rest);
+        }
+        (session.logits().to_vec(), session.memory())
+    };
+    let (clean, memory) = read_all(false);
+    let (failed, memory_after) = read_all(true);
+    assert_eq!(failures.load(Ordering::Relaxed), 1);
+    assert_eq!(memory, memory_after);
+    // Which slot a block sits in may differ by the failed step: rounding only.
+    let difference = clean
+        .iter()
+        .zip(&failed)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(difference < 0.5, "logits differ by {difference}");
+}
+
+#[test]
+fn resident_memory_is_constant_and_everything_else_is_in_the_cold_store() {
+    let model = model();
+    let pool = pool_len(&model);
+    let tokens = prose(&model, 3000);
+    let mut session = small(&model).policy("exact").build().unwrap();
+    session.read(&tokens[..100]).unwrap();
+    let first = session.memory();
+    assert_eq!(first.host_kv, 0);
+    session.read(&tokens[100..]).unwrap();
+    let last = session.memory();
+    assert_eq!(first.resident_kv, last.resident_kv);
+    assert!(session.resident_tokens() <= pool);
+    // 4 layers, 2 KV heads of 64, K and V in f16: 2048 bytes a token. All that
+    // is neither sink nor in the window is stored.
+    let stored = last.host_kv / 2048;
+    let window = session.resident_tokens() - 4 - 64;
+    assert_eq!(stored + 4 + window, tokens.len());
+}
+
+#[test]
+fn window_drops_what_leaves_it_and_uses_the_budget_as_window() {
+    let model = model();
+    let tokens = prose(&model, 1000);
+    let mut session = small(&model).policy("window").build().unwrap();
+    assert!(session.pool().window >= 128);
+    session.read(&tokens).unwrap();
+    assert_eq!(session.memory().host_kv, 0);
+    assert_eq!(session.stats().selections, 0);
+}
+
+#[test]
+fn a_sequence_can_be_cut_back_inside_the_window_and_gives_the_same_again() {
+    let model = model();
+    let tokens = prose(&model, 700);
+    let mut session = small(&model).policy("full").ctx_size(1024).build().unwrap();
+    session.read(&tokens).unwrap();
+    let before = session.logits().to_vec();
+    session.read_one_by_one(&prose(&model, 20)).unwrap();
+    session.truncate(tokens.len() - 1).unwrap();
+    session
+        .read_one_by_one(&tokens[tokens.len() - 1..])
+        .unwrap();
+    // Another micro-batch size is another order of sums.
+    let difference = before
+        .iter()
+        .zip(session.logits())
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(difference < 0.2, "{difference}");
+
+    let mut session = small(&model).policy("exact").build().unwrap();
+    session.read(&tokens).unwrap();
+    assert!(matches!(
+        session.truncate(10),
+        Err(Error::TruncateTooFar { to: 10, .. })
+    ));
+    assert_eq!(session.tokens(), tokens);
+    session.truncate(tokens.len() - 30).unwrap();
+    session.read(&tokens[tokens.len() - 30..]).unwrap();
+    assert_eq!(session.tokens(), tokens);
+}
+
+#[test]
+fn slots_hold_the_bytes_of_their_blocks_after_reading_and_generating() {
+    let model = model();
+    for policy in ["exact", "kiv"] {
+        let mut session = small(&model).policy(policy).build().unwrap();
+        session.read(&prose(&model, 1500)).unwrap();
+        let options = GenerateOptions {
+            max_tokens: Some(40),
+            sampling: Sampling::greedy(),
+            ignore_end: true,
+            ..GenerateOptions::default()
+        };
+        assert_eq!(session.generate(options).count(), 40);
+        let (compared, differing) = session.compare_slots().unwrap();
+        assert!(
+            compared > 0 && differing == 0,
+            "{policy}: {differing} of {compared}"
+        );
+    }
+}
+
+#[test]
+fn limits_are_told() {
+    let model = model();
+    let tokens = prose(&model, 600);
+    let mut session = small(&model).policy("exact").ctx_size(512).build().unwrap();
+    let full = session.read(&tokens).unwrap_err();
+    assert!(
+        matches!(
+            full,
+            Error::ContextFull {
+                used: 0,
+                more: 600,
+                n_ctx: 512
+            }
+        ),
+        "{full}"
+    );
+    assert!(matches!(session.read(&[]), Err(Error::NoTokens)));
+    assert!(matches!(
+        session.read(&[-1]),
+        Err(Error::BadToken { token: -1, .. })
+    ));
+    assert!(matches!(
+        session.read(&[2048]),
+        Err(Error::BadToken {
+            token: 2048,
+            n_vocab: 2048
+        })
+    ));
+    session.read(&tokens[..510]).unwrap();
+    let options = GenerateOptions {
+        ignore_end: true,
+        max_tokens: None,
+        ..GenerateOptions::default()
+    };
+    let mut stream = session.generate(options);
+    assert_eq!(stream.by_ref().map(Result::unwrap).count(), 3);
+    assert_eq!(stream.finish(), Some(Finish::ContextFull));
+    let tiny = small(&model).policy("exact").ctx_size(100).build();
+    assert!(matches!(
+        tiny.err(),
+        Some(Error::ContextSmallerThanPool {
+            n_ctx: 100,
+            pool: 256
+        })
+    ));
+    let unknown = small(&model).policy("best").build().err().unwrap();
+    assert_eq!(
+        unknown.to_string(),
+        "no policy `best`: there are full, window, exact, kiv"
+    );
+}
+
+#[test]
+fn reading_stops_at_the_next_micro_batch_when_asked() {
+    let model = model();
+    let tokens = prose(&model, 600);
+    let mut session = small(&model).policy("exact").build().unwrap();
+    let flag = session.interrupt_flag();
+    let result = session.read_with(
+        &tokens,
+        Outputs::Last,
+        |_, _| {},
+        |p| {
+            flag.store(p.read >= 96, Ordering::Relaxed);
+        },
+    );
+    assert!(matches!(
+        result,
+        Err(Error::Interrupted {
+            read: 96,
+            total: 600
+        })
+    ));
+    flag.store(false, Ordering::Relaxed);
+    session.read(&tokens[96..]).unwrap();
+    assert_eq!(session.tokens(), tokens);
+}
+
+fn greedy_text(session: &mut Session, stop: &[&str]) -> (String, Finish) {
+    let options = GenerateOptions {
+        max_tokens: Some(12),
+        sampling: Sampling::greedy(),
+        stop: stop.iter().map(|s| (*s).to_owned()).collect(),
+        ..GenerateOptions::default()
+    };
+    let mut stream = session.generate(options);
+    let mut text = String::new();
+    for piece in &mut stream {
+        text += &piece.unwrap().text;
+    }
+    text += &stream.rest();
+    (text, stream.finish().unwrap())
+}
+
+#[test]
+fn stop_texts_end_generation_and_are_not_part_of_it() {
+    let model = model();
+    let text = "The secret code of Amber Falcon is 48213.\nWhat is the secret code of Amber Falcon? \
+                The secret code of Amber Falcon is";
+    let tokens = model.tokenize(text, true);
+    let answer = |stop: &[&str]| {
+        let mut session = small(&model).policy("exact").build().unwrap();
+        session.read(&tokens).unwrap();
+        greedy_text(&mut session, stop)
+    };
+    let (all, _) = answer(&[]);
+    assert!(all.starts_with(" 48213"), "{all:?}");
+    assert_eq!(answer(&["213"]), (" 48".to_owned(), Finish::Stop));
+    // Begins to come but does not: what was held back is delivered.
+    let (held, _) = answer(&["8213x"]);
+    assert_eq!(held, all);
+}
+
+#[test]
+fn sampling_repeats_with_its_seed() {
+    let model = model();
+    let tokens = prose(&model, 60);
+    let text = |seed| {
+        let mut session = small(&model).policy("exact").build().unwrap();
+        session.read(&tokens).unwrap();
+        let sampling = Sampling {
+            seed,
+            temperature: 1.5,
+            ..Sampling::default()
+        };
+        let options = GenerateOptions {
+            max_tokens: Some(30),
+            sampling,
+            ignore_end: true,
+            ..GenerateOptions::default()
+        };
+        session
+            .generate(options)
+            .map(|p| p.unwrap().text)
+            .collect::<String>()
+    };
+    assert_eq!(text(1), text(1));
+    assert_ne!(text(1), text(2));
+}
+
+#[test]
+fn two_sessions_of_one_model_do_not_disturb_each_other() {
+    let model = model();
+    let (a, b) = (prose(&model, 700), prose(&model, 900)[200..].to_vec());
+    let alone = |tokens: &[i32]| {
+        let mut session = small(&model).policy("exact").build().unwrap();
+        session.read(tokens).unwrap();
+        session.logits().to_vec()
+    };
+    let (want_a, want_b) = (alone(&a), alone(&b));
+    let mut first = small(&model).policy("exact").build().unwrap();
+    let mut second = small(&model).policy("exact").build().unwrap();
+    for (x, y) in a.chunks(32).zip(b.chunks(32)) {
+        first.read(x).unwrap();
+        second.read(y).unwrap();
+    }
+    assert_eq!(first.logits(), want_a);
+    assert_eq!(second.logits(), want_b);
+}
+
+#[test]
+fn the_example_policy_of_the_documentation_conforms() {
+    // Faulty without its fault is a policy like any other.
+    let fine = || Faulty {
+        after: usize::MAX,
+        calls: 0,
+        n_slots: 0,
+        what: Fault::Error,
+    };
+    conformance::check(|| Box::new(fine())).unwrap();
+}

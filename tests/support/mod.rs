@@ -1,0 +1,28 @@
+//! What several tests need.
+#![allow(dead_code, reason = "each test uses its part")]
+
+use kiv::{Model, Token};
+use std::path::PathBuf;
+
+/// The bundled model's file.
+pub fn bundled_path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/tiny-needle-f16.gguf")
+}
+
+/// The bundled model.
+pub fn model() -> Model {
+    Model::load(bundled_path()).unwrap()
+}
+
+/// `n` tokens of generated prose.
+pub fn prose(model: &Model, n: usize) -> Vec<Token> {
+    let mut tokens = Vec::new();
+    for paragraph in kiv_haystack::Prose::new(11) {
+        tokens.extend(model.tokenize(&(paragraph + "\n"), tokens.is_empty()));
+        if tokens.len() >= n {
+            break;
+        }
+    }
+    tokens.truncate(n);
+    tokens
+}
