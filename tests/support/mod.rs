@@ -26,3 +26,14 @@ pub fn prose(model: &Model, n: usize) -> Vec<Token> {
     tokens.truncate(n);
     tokens
 }
+
+/// The program, in `dir` and with a cache folder of the tests' own.
+#[cfg(feature = "cli")]
+pub fn kiv(dir: &std::path::Path, args: &[&str]) -> assert_cmd::Command {
+    let mut kiv = assert_cmd::Command::new(env!("CARGO_BIN_EXE_kiv"));
+    kiv.current_dir(dir)
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .env_remove("COLUMNS")
+        .args(args);
+    kiv
+}

@@ -1,6 +1,5 @@
 //! Flags. Those that llama.cpp has keep its names and meaning.
 
-use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiv_policy::RowFormat;
 use kiv_pool::PoolConfig;
@@ -75,10 +74,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "N")]
     pub threads_batch: Option<usize>,
     /// Most tokens handed over at once; bounds --ubatch-size
-    #[arg(short, long, default_value_t = 2048, value_parser = positive(), value_name = "N")]
+    #[arg(short, long, default_value_t = 2048, value_parser = positive, value_name = "N")]
     pub batch_size: usize,
     /// Tokens computed at once while reading [-ub]
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = 512, value_parser = positive, value_name = "N")]
     pub ubatch_size: usize,
     /// Layers on the GPU [-ngl; default: llama.cpp's]
     #[arg(long, value_name = "N")]
@@ -136,13 +135,13 @@ impl ModelArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CacheArgs {
     /// Newest tokens that stay resident
-    #[arg(long, default_value_t = PoolConfig::default().window, value_name = "N")]
+    #[arg(long, default_value_t = PoolConfig::default().window, value_parser = positive, value_name = "N")]
     pub kv_window: usize,
     /// Tokens retrieved per layer and KV head
     #[arg(long, default_value_t = PoolConfig::default().budget, value_name = "N")]
     pub kv_budget: usize,
     /// Tokens in a block, the unit of retrieval
-    #[arg(long, default_value_t = PoolConfig::default().block, value_name = "N")]
+    #[arg(long, default_value_t = PoolConfig::default().block, value_parser = positive, value_name = "N")]
     pub kv_block: usize,
     /// First tokens that stay resident
     #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
@@ -165,7 +164,7 @@ impl CacheArgs {
 /// One policy.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyArg {
-    /// Which blocks are resident: full, window, exact, kiv
+    /// Which blocks are resident: full, window, exact, quest, arkvale, kiv
     #[arg(long, default_value = "exact", value_parser = policy, value_name = "NAME")]
     pub kv_policy: String,
 }
@@ -290,14 +289,14 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "full,window,exact,kiv", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
     pub kv_policy: Vec<String>,
     /// Context lengths
-    #[arg(long, default_value = "8192,32768", value_delimiter = ',', value_parser = positive(), value_name = "N,…")]
+    #[arg(long, default_value = "8192,32768", value_delimiter = ',', value_parser = positive, value_name = "N,…")]
     pub ctx: Vec<usize>,
     /// text: read generated text; synthetic: fill the cold store with copies
     /// of real rows instead of reading
     #[arg(long, default_value = "text", value_name = "KIND")]
     pub fill: Fill,
     /// Tokens decoded at each length
-    #[arg(short = 'n', long = "predict", default_value_t = 64, value_parser = positive(), value_name = "N")]
+    #[arg(short = 'n', long = "predict", default_value_t = 64, value_parser = positive, value_name = "N")]
     pub predict: usize,
     /// Interleaved repetitions; rows give medians
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -332,7 +331,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, default_value = "f16,q8_0,q4_0", value_delimiter = ',', value_parser = cache_type, value_name = "TYPES")]
     pub cache_types: Vec<RowFormat>,
     /// Micro-batch sizes to check
-    #[arg(long, default_value = "1,7,512", value_delimiter = ',', value_parser = positive(), value_name = "N,…")]
+    #[arg(long, default_value = "1,7,512", value_delimiter = ',', value_parser = positive, value_name = "N,…")]
     pub ubatches: Vec<usize>,
     /// Random swaps in the byte check
     #[arg(long, default_value_t = 10_000, value_name = "N")]
@@ -342,9 +341,12 @@ pub(crate) struct VerifyArgs {
     pub seed: u64,
 }
 
-/// A number of tokens that cannot be none.
-fn positive() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..)
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("not a whole number".to_owned()),
+    }
 }
 
 fn percent(text: &str) -> Result<f64, String> {

@@ -203,8 +203,10 @@ pub enum GgufError {
     },
     /// A model whose cache cannot be tiered now.
     #[error(
-        "{}: the cache of this {arch} model cannot be tiered: {reason}: {}use another model",
-        path.display(), if reason.runs_untiered() { "run it with --kv-policy full, or " } else { "" }
+        "{}: cannot {} this {arch} model: {reason}: {}use another model",
+        path.display(),
+        if reason.runs_untiered() { "tier the cache of" } else { "run" },
+        if reason.runs_untiered() { "run it with --kv-policy full, or " } else { "" }
     )]
     NotTierable {
         /// The file.

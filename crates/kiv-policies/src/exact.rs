@@ -8,11 +8,9 @@
 //! at. Nothing cheaper can choose better by mass, so this is the oracle that
 //! indexes are measured against; its cost grows with the whole context.
 
-use crate::numeric::{TILE, dot, exp_nonpositive, log_sum_exp, tile_logits};
+use crate::numeric::{TILE, column_log_sum_exp, dot, exp_nonpositive, log_sum_exp, tile_logits};
 use crate::top::top_k;
-use kiv_policy::{
-    BlockId, ColdRows, Geometry, LayerGeometry, Policy, PolicyError, SelectRequest, Selection,
-};
+use kiv_policy::{BlockId, Geometry, LayerGeometry, Policy, PolicyError, SelectRequest, Selection};
 use rayon::prelude::*;
 
 /// Most (query, block) scores kept at once: 32 MiB.
@@ -20,6 +18,9 @@ const SCORES: usize = 8 << 20;
 
 /// Queries from which on keys are turned into columns first.
 const COLUMN_QUERIES: usize = 4;
+
+/// Blocks that a thread takes at a time, in keys.
+const KEYS_AT_ONCE: usize = 2048;
 
 /// The oracle policy; see the module's description.
 #[derive(Default)]
@@ -30,6 +31,8 @@ pub struct Exact {
 struct State {
     geometry: Geometry,
     threads: rayon::ThreadPool,
+    /// Scratch: `[n_blocks][n_queries]`, log-sum-exp of a query over a block.
+    log_mass: Vec<f32>,
 }
 
 impl Policy for Exact {
@@ -45,6 +48,7 @@ impl Policy for Exact {
         self.state = Some(State {
             geometry: geometry.clone(),
             threads,
+            log_mass: Vec::new(),
         });
         Ok(())
     }
@@ -54,7 +58,12 @@ impl Policy for Exact {
         request: &SelectRequest<'_>,
         selection: &mut Selection,
     ) -> Result<(), PolicyError> {
-        let Some(State { geometry, threads }) = &self.state else {
+        let Some(State {
+            geometry,
+            threads,
+            log_mass,
+        }) = &mut self.state
+        else {
             return Err(PolicyError("select before start".to_owned()));
         };
         let (n_blocks, n_slots) = (request.cold.n_blocks(), geometry.n_slots);
@@ -62,7 +71,13 @@ impl Policy for Exact {
             if n_blocks <= n_slots {
                 wanted.extend(0..n_blocks as BlockId);
             } else if n_slots > 0 {
-                let shares = block_shares(geometry, request, kv_head, threads);
+                let head = Head {
+                    layer: &geometry.layers[request.layer],
+                    block: geometry.block,
+                    kv_head,
+                    request,
+                };
+                let shares = threads.install(|| head.block_shares(log_mass));
                 top_k(&shares, n_slots, wanted);
             }
         }
@@ -70,129 +85,62 @@ impl Policy for Exact {
     }
 }
 
-/// Largest attention share of each block over the micro-batch's tokens,
-/// `[n_blocks]`.
-fn block_shares(
-    geometry: &Geometry,
-    request: &SelectRequest<'_>,
-    kv_head: usize,
-    threads: &rayon::ThreadPool,
-) -> Vec<f32> {
-    let layer = &geometry.layers[request.layer];
-    let (group, n_blocks) = (layer.group(), request.cold.n_blocks());
-    let n_tokens = request.queries.n_tokens();
-    let mut local_keys = Vec::new();
-    request.local.keys(kv_head, &mut local_keys);
-    let mut best = vec![0f32; n_blocks];
-    let tokens_at_once = (SCORES / (n_blocks * group)).clamp(1, n_tokens);
-    for first in (0..n_tokens).step_by(tokens_at_once) {
-        let tokens = first..(first + tokens_at_once).min(n_tokens);
-        let queries: Vec<(usize, &[f32])> = tokens
-            .flat_map(|t| (0..group).map(move |h| (t, kv_head * group + h)))
-            .map(|(t, head)| (t, request.queries.get(t, head)))
-            .collect();
-        let local = local_log_mass(layer, request, &queries, &local_keys, threads);
-        add_shares(
-            layer,
-            geometry.block,
-            request,
-            (kv_head, &queries, &local),
-            threads,
-            &mut best,
-        );
-    }
-    best
-}
+/// A query and the index of its token in the micro-batch.
+type Query<'a> = (usize, &'a [f32]);
 
-/// Log-sum-exp of each query over the local keys that it may see.
-fn local_log_mass(
-    layer: &LayerGeometry,
-    request: &SelectRequest<'_>,
-    queries: &[(usize, &[f32])],
-    keys: &[f32],
-    threads: &rayon::ThreadPool,
-) -> Vec<f32> {
-    let positions = request.local.positions();
-    let some = |queries: &[(usize, &[f32])]| -> Vec<f32> {
-        let mut logits = vec![0f32; positions.len() * queries.len()];
-        all_logits(layer, positions.len(), keys, queries, &mut logits);
-        let rows = logits.chunks_exact(positions.len());
-        let masses = rows.zip(queries).map(|(row, (token, _))| {
-            let now = request.queries.positions[*token];
-            log_sum_exp(&row[..positions.partition_point(|p| *p <= now)])
-        });
-        masses.collect()
-    };
-    threads.install(|| queries.par_chunks(16).flat_map_iter(some).collect())
-}
-
-/// Logits of every query with every key: `out[q][k]`, `n_keys` keys.
-fn all_logits(
-    layer: &LayerGeometry,
-    n_keys: usize,
-    keys: &[f32],
-    queries: &[(usize, &[f32])],
-    out: &mut [f32],
-) {
-    if queries.len() < COLUMN_QUERIES {
-        for ((_, query), row) in queries.iter().zip(out.chunks_exact_mut(n_keys)) {
-            for (key, logit) in keys.chunks_exact(layer.key_dim).zip(row) {
-                *logit = dot(query, key);
-            }
-        }
-    } else {
-        column_logits(layer.key_dim, n_keys, keys, queries, out);
-    }
-    if let Some(cap) = layer.soft_cap {
-        out.iter_mut()
-            .for_each(|l| *l = cap * (*l * layer.scale / cap).tanh());
-    } else {
-        out.iter_mut().for_each(|l| *l *= layer.scale);
-    }
-}
-
-/// Raises `best` by these queries' shares.
-fn add_shares(
-    layer: &LayerGeometry,
+/// What one KV head is asked.
+struct Head<'a> {
+    layer: &'a LayerGeometry,
     block: usize,
-    request: &SelectRequest<'_>,
-    (kv_head, queries, local): (usize, &[(usize, &[f32])], &[f32]),
-    threads: &rayon::ThreadPool,
-    best: &mut [f32],
-) {
-    let n_queries = queries.len();
-    // log_mass[b][q]: log-sum-exp of query q over block b.
-    let mut log_mass = vec![0f32; best.len() * n_queries];
-    let blocks_at_once = (2048 / block).max(1);
-    threads.install(|| {
-        log_mass
+    kv_head: usize,
+    request: &'a SelectRequest<'a>,
+}
+
+impl Head<'_> {
+    /// Largest attention share of each block over the micro-batch's tokens,
+    /// `[n_blocks]`.
+    fn block_shares(&self, log_mass: &mut Vec<f32>) -> Vec<f32> {
+        let (group, n_blocks) = (self.layer.group(), self.request.cold.n_blocks());
+        let n_tokens = self.request.queries.n_tokens();
+        let mut local_keys = Vec::new();
+        self.request.local.keys(self.kv_head, &mut local_keys);
+        let mut best = vec![0f32; n_blocks];
+        let tokens_at_once = (SCORES / (n_blocks * group)).clamp(1, n_tokens);
+        for first in (0..n_tokens).step_by(tokens_at_once) {
+            let tokens = first..(first + tokens_at_once).min(n_tokens);
+            let queries: Vec<Query<'_>> = tokens
+                .flat_map(|t| (0..group).map(move |h| (t, self.kv_head * group + h)))
+                .map(|(t, head)| (t, self.request.queries.get(t, head)))
+                .collect();
+            self.raise_shares(&queries, &local_keys, log_mass, &mut best);
+        }
+        best
+    }
+
+    /// Raises `best` by these queries' shares.
+    fn raise_shares(
+        &self,
+        queries: &[Query<'_>],
+        local_keys: &[f32],
+        log_mass: &mut Vec<f32>,
+        best: &mut [f32],
+    ) {
+        let n_queries = queries.len();
+        // Every element is written before it is read.
+        log_mass.resize(best.len() * n_queries, 0.0);
+        let blocks_at_once = (KEYS_AT_ONCE / self.block).max(1);
+        let mut totals: Vec<Vec<f32>> = log_mass
             .par_chunks_mut(blocks_at_once * n_queries)
             .enumerate()
-            .for_each(|(chunk, out)| {
-                let first = chunk * blocks_at_once;
-                score_blocks(
-                    layer,
-                    block,
-                    request.cold,
-                    (request.layer, kv_head, first),
-                    queries,
-                    out,
-                );
-            });
-    });
-    // Softmax denominators over cold and local keys together.
-    let total: Vec<f32> = threads.install(|| {
-        (0..n_queries)
-            .into_par_iter()
-            .map(|q| {
-                let rows = log_mass.chunks_exact(n_queries).map(|row| row[q]);
-                let all: Vec<f32> = rows.chain([local[q]]).collect();
-                log_sum_exp(&all)
+            .map(|(chunk, out)| {
+                self.score_blocks(chunk * blocks_at_once, queries, out);
+                column_log_sum_exp(out, n_queries)
             })
-            .collect()
-    });
-    let group = layer.group();
-    threads.install(|| {
+            .collect();
+        totals.push(self.local_log_mass(queries, local_keys));
+        // Softmax denominators over cold and local keys together.
+        let total = column_log_sum_exp(&totals.concat(), n_queries);
+        let group = self.layer.group();
         best.par_iter_mut()
             .zip(log_mass.par_chunks_exact(n_queries))
             .for_each(|(best, row)| {
@@ -201,46 +149,79 @@ fn add_shares(
                     *best = best.max(row.iter().zip(total).map(share).sum());
                 }
             });
-    });
-}
+    }
 
-/// Log-sum-exp of every query over every block from `first` on:
-/// `out[b][q]`, as many blocks as `out` holds.
-fn score_blocks(
-    layer: &LayerGeometry,
-    block: usize,
-    cold: &dyn ColdRows,
-    (layer_index, kv_head, first): (usize, usize, usize),
-    queries: &[(usize, &[f32])],
-    out: &mut [f32],
-) {
-    let n_queries = queries.len();
-    let n_blocks = out.len() / n_queries;
-    let (mut keys, mut logits) = (Vec::new(), vec![0f32; block * n_queries]);
-    let mut at = 0;
-    while at < n_blocks {
-        let run = cold.keys(layer_index, kv_head, (first + at) as BlockId, n_blocks - at);
-        run.decode_into(&mut keys);
-        for block_keys in keys.chunks_exact(block * layer.key_dim) {
-            all_logits(layer, block, block_keys, queries, &mut logits);
-            let out = &mut out[at * n_queries..(at + 1) * n_queries];
-            for (mass, logits) in out.iter_mut().zip(logits.chunks_exact(block)) {
-                *mass = log_sum_exp(logits);
+    /// Log-sum-exp of every query over every block from `first` on:
+    /// `out[b][q]`, as many blocks as `out` holds.
+    fn score_blocks(&self, first: usize, queries: &[Query<'_>], out: &mut [f32]) {
+        let (n_queries, block) = (queries.len(), self.block);
+        let n_blocks = out.len() / n_queries;
+        let (mut keys, mut logits) = (Vec::new(), vec![0f32; block * n_queries]);
+        let mut at = 0;
+        while at < n_blocks {
+            let (layer, first) = (self.request.layer, (first + at) as BlockId);
+            let run = self
+                .request
+                .cold
+                .keys(layer, self.kv_head, first, n_blocks - at);
+            run.decode_into(&mut keys);
+            for block_keys in keys.chunks_exact(block * self.layer.key_dim) {
+                self.logits(block_keys, queries, &mut logits);
+                let out = &mut out[at * n_queries..(at + 1) * n_queries];
+                for (mass, logits) in out.iter_mut().zip(logits.chunks_exact(block)) {
+                    *mass = log_sum_exp(logits);
+                }
+                at += 1;
             }
-            at += 1;
+        }
+    }
+
+    /// Log-sum-exp of each query over the local keys that it may see.
+    fn local_log_mass(&self, queries: &[Query<'_>], keys: &[f32]) -> Vec<f32> {
+        let positions = self.request.local.positions();
+        if positions.is_empty() {
+            return vec![f32::NEG_INFINITY; queries.len()];
+        }
+        let some = |queries: &[Query<'_>]| -> Vec<f32> {
+            let mut logits = vec![0f32; positions.len() * queries.len()];
+            self.logits(keys, queries, &mut logits);
+            let rows = logits.chunks_exact(positions.len());
+            let masses = rows.zip(queries).map(|(row, (token, _))| {
+                let now = self.request.queries.positions[*token];
+                log_sum_exp(&row[..positions.partition_point(|p| *p <= now)])
+            });
+            masses.collect()
+        };
+        queries.par_chunks(16).flat_map_iter(some).collect()
+    }
+
+    /// Logits of every query with every key: `out[q][k]`.
+    fn logits(&self, keys: &[f32], queries: &[Query<'_>], out: &mut [f32]) {
+        let dim = self.layer.key_dim;
+        let n_keys = keys.len() / dim;
+        if queries.len() < COLUMN_QUERIES {
+            for ((_, query), row) in queries.iter().zip(out.chunks_exact_mut(n_keys)) {
+                for (key, logit) in keys.chunks_exact(dim).zip(row) {
+                    *logit = dot(query, key);
+                }
+            }
+        } else {
+            column_logits(dim, keys, queries, out);
+        }
+        let scale = self.layer.scale;
+        if let Some(cap) = self.layer.soft_cap {
+            out.iter_mut()
+                .for_each(|l| *l = cap * (*l * scale / cap).tanh());
+        } else {
+            out.iter_mut().for_each(|l| *l *= scale);
         }
     }
 }
 
-/// Inner products of many queries with one block's keys, by tiles of keys
+/// Inner products of many queries with keys, `out[q][k]`, by tiles of keys
 /// turned into columns.
-fn column_logits(
-    dim: usize,
-    block: usize,
-    keys: &[f32],
-    queries: &[(usize, &[f32])],
-    logits: &mut [f32],
-) {
+fn column_logits(dim: usize, keys: &[f32], queries: &[Query<'_>], out: &mut [f32]) {
+    let n_keys = keys.len() / dim;
     let mut columns = vec![[0f32; TILE]; dim];
     for (tile, tile_keys) in keys.chunks(TILE * dim).enumerate() {
         let n = tile_keys.len() / dim;
@@ -249,19 +230,20 @@ fn column_logits(
                 column[i] = *value;
             }
         }
-        let at = tile * TILE;
+        let mut put = |q: usize, row: &[f32; TILE]| {
+            let at = q * n_keys + tile * TILE;
+            out[at..at + n].copy_from_slice(&row[..n]);
+        };
         let (fours, rest) = queries.as_chunks::<4>();
         for (four, queries) in fours.iter().enumerate() {
             let rows = tile_logits(queries.map(|(_, q)| q), &columns);
             for (r, row) in rows.iter().enumerate() {
-                let q = four * 4 + r;
-                logits[q * block + at..q * block + at + n].copy_from_slice(&row[..n]);
+                put(four * 4 + r, row);
             }
         }
         for (r, (_, query)) in rest.iter().enumerate() {
             let [row] = tile_logits([query], &columns);
-            let q = fours.len() * 4 + r;
-            logits[q * block + at..q * block + at + n].copy_from_slice(&row[..n]);
+            put(fours.len() * 4 + r, &row);
         }
     }
 }

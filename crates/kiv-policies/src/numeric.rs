@@ -115,6 +115,28 @@ pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
     max + (sums.iter().sum::<f32>() + rest).ln()
 }
 
+/// [`log_sum_exp`] of every column of `[n_rows][n_columns]`.
+pub(crate) fn column_log_sum_exp(rows: &[f32], n_columns: usize) -> Vec<f32> {
+    let mut max = vec![f32::NEG_INFINITY; n_columns];
+    for row in rows.chunks_exact(n_columns) {
+        max.iter_mut()
+            .zip(row)
+            .for_each(|(m, v)| *m = if *v > *m { *v } else { *m });
+    }
+    // A column of nothing but -inf must not become -inf - -inf.
+    let base: Vec<f32> = max
+        .iter()
+        .map(|m| if m.is_finite() { *m } else { 0.0 })
+        .collect();
+    let mut sum = vec![0f32; n_columns];
+    for row in rows.chunks_exact(n_columns) {
+        for ((s, v), b) in sum.iter_mut().zip(row).zip(&base) {
+            *s += exp_nonpositive(v - b);
+        }
+    }
+    sum.iter().zip(&base).map(|(s, b)| b + s.ln()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +171,12 @@ mod tests {
     #[test]
     fn log_sum_exp_of_extremes() {
         assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
+        let rows = [f32::NEG_INFINITY, 1.0, 2.0, f32::NEG_INFINITY, 3.0, 2.0];
+        let columns = column_log_sum_exp(&rows, 3);
+        assert_eq!(columns[0], f32::NEG_INFINITY);
+        for (column, values) in [(1, [1.0, 3.0]), (2, [2.0, 2.0])] {
+            assert!((columns[column] - log_sum_exp(&values)).abs() < 1e-6);
+        }
         assert!((log_sum_exp(&[1e4, 1e4]) - (1e4 + 2f32.ln())).abs() < 1e-2);
     }
 }

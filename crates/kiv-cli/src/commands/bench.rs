@@ -92,9 +92,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             .kv_policy
             .iter()
             .filter(|p| {
-                let possible = args.fill == Fill::Text || p.as_str() != "full";
+                let retrieves = kiv_policies::by_name(p).is_some_and(|p| p.retrieves());
+                let possible = args.fill == Fill::Text || retrieves;
                 if !possible {
-                    eprintln!("full has no cold store to fill: no row at {n_ctx} tokens");
+                    eprintln!("{p} has no cold store to fill: no row at {n_ctx} tokens");
                 }
                 possible
             })

@@ -3,16 +3,23 @@
 use crate::args::VerifyArgs;
 use crate::model;
 use crate::output::print_json;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use kiv_verify::{Line, Plan};
 use std::process::ExitCode;
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let opened = model::open(&args.model)?;
-    let model = opened.load(&args.model, "exact")?;
     for format in &args.cache_types {
-        opened.file.check_cache_types(*format, *format)?;
+        opened
+            .file
+            .check_cache_types(*format, *format)
+            .with_context(|| {
+                format!(
+                    "cannot check a {format} cache of this model: leave it out of --cache-types"
+                )
+            })?;
     }
+    let model = opened.load(&args.model, "exact")?;
     let plan = Plan {
         cache_types: args.cache_types.clone(),
         ubatches: args.ubatches.clone(),

@@ -114,11 +114,13 @@ fn shares_are_the_softmax() {
             cold: &store,
             local: &local,
         };
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(2)
-            .build()
-            .unwrap();
-        let got = block_shares(&g, &request, 0, &threads);
+        let head = Head {
+            layer: &g.layers[0],
+            block,
+            kv_head: 0,
+            request: &request,
+        };
+        let got = head.block_shares(&mut Vec::new());
         let want = naive(&g, &keys, &request, &local, n_blocks);
         for (b, (got, want)) in got.iter().zip(&want).enumerate() {
             assert!(

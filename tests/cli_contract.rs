@@ -1,0 +1,465 @@
+//! What scripts may rely on: flags, exit codes, and the JSON of every command.
+#![cfg(feature = "cli")]
+
+mod support;
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use support::{kiv, model, prose};
+use tempfile::TempDir;
+
+/// A pool of 256 cells, which a page of text overflows.
+const SMALL: &str = "--kv-sinks 4 --kv-window 64 --kv-block 16 --kv-budget 64 -ub 32 -t 1";
+/// A fact and a question for it, which the bundled model continues with
+/// ` 48213`.
+const FACT: &str = "The secret code of Amber Falcon is 48213.\n";
+const QUESTION: &str =
+    "What is the secret code of Amber Falcon? The secret code of Amber Falcon is";
+
+/// A command that has ended well.
+struct Done {
+    stdout: String,
+    stderr: String,
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+fn done(dir: &Path, args: &[&str], stdin: &str) -> Done {
+    let output = kiv(dir, args).write_stdin(stdin).output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{args:?}\n{stderr}");
+    assert!(!stderr.contains("error:"), "{args:?}\n{stderr}");
+    Done { stdout, stderr }
+}
+
+/// Runs `kiv LINE --json`; all of standard output must be JSON lines.
+fn json_lines(dir: &Path, line: &str, stdin: &str) -> Vec<Value> {
+    let mut args = words(line);
+    args.push("--json");
+    let lines: Vec<Value> = done(dir, &args, stdin)
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
+        .collect();
+    assert!(lines.iter().all(Value::is_object), "{lines:?}");
+    lines
+}
+
+/// As [`json_lines`], for commands that print one document.
+fn json(dir: &Path, line: &str) -> Value {
+    let mut lines = json_lines(dir, line, "");
+    assert_eq!(lines.len(), 1, "{line}");
+    lines.remove(0)
+}
+
+fn integer(doc: &Value, key: &str) -> u64 {
+    doc[key]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{key} is no whole number: {doc}"))
+}
+
+fn number(doc: &Value, key: &str) -> f64 {
+    doc[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key} is no number: {doc}"))
+}
+
+fn string<'a>(doc: &'a Value, key: &str) -> &'a str {
+    doc[key]
+        .as_str()
+        .unwrap_or_else(|| panic!("{key} is no string: {doc}"))
+}
+
+fn flag(doc: &Value, key: &str) -> bool {
+    doc[key]
+        .as_bool()
+        .unwrap_or_else(|| panic!("{key} is no flag: {doc}"))
+}
+
+fn list<'a>(doc: &'a Value, key: &str) -> &'a [Value] {
+    doc[key]
+        .as_array()
+        .unwrap_or_else(|| panic!("{key} is no list: {doc}"))
+}
+
+fn integers(doc: &Value, keys: &str) {
+    words(keys)
+        .into_iter()
+        .for_each(|key| _ = integer(doc, key));
+}
+
+/// Times and the like: there, and not negative.
+fn numbers(doc: &Value, keys: &str) {
+    for key in words(keys) {
+        assert!(number(doc, key) >= 0.0, "{key}: {doc}");
+    }
+}
+
+/// The process's peak memory, which only Linux tells.
+fn peak_rss(doc: &Value) {
+    if cfg!(target_os = "linux") {
+        assert!(integer(doc, "peak_rss_bytes") > 1 << 20, "{doc}");
+    } else {
+        assert!(doc.get("peak_rss_bytes").is_some(), "{doc}");
+    }
+}
+
+/// A folder with about `n` tokens of prose in `book.txt`, and how many they
+/// are.
+fn book(n: usize) -> (TempDir, u64) {
+    let model = model();
+    let text = model.detokenize(&prose(&model, n));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("book.txt"), &text).unwrap();
+    (dir, model.tokenize(&text, true).len() as u64)
+}
+
+fn empty() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn run_reports_every_promised_field() {
+    let (dir, n) = book(600);
+    let doc = json(
+        dir.path(),
+        &format!("run -f book.txt -n 5 --temp 0 -c 4096 {SMALL}"),
+    );
+    string(&doc, "text");
+    numbers(&doc, "prefill_s decode_s decode_ms_per_token");
+    integers(
+        &doc,
+        "resident_tokens resident_kv_bytes host_kv_bytes index_bytes blocks_swapped",
+    );
+    peak_rss(&doc);
+    assert_eq!(string(&doc, "policy"), "exact");
+    assert_eq!(integer(&doc, "prompt_tokens"), n);
+    assert!(integer(&doc, "generated_tokens") <= 5);
+    assert_eq!(integer(&doc, "n_ctx"), 4096);
+    assert_eq!(integer(&doc, "disk_bytes"), 0);
+    assert!(integer(&doc, "blocks_swapped") > 0);
+}
+
+#[test]
+fn resident_memory_stays_the_same_while_host_memory_grows() {
+    let run = |n| {
+        let (dir, _) = book(n);
+        let doc = json(
+            dir.path(),
+            &format!("run -f book.txt -n 2 --temp 0 {SMALL}"),
+        );
+        assert!(integer(&doc, "resident_tokens") <= 256, "{doc}");
+        ["resident_kv_bytes", "host_kv_bytes"].map(|key| integer(&doc, key))
+    };
+    let [short, medium, long] = [100, 600, 1500].map(run);
+    // 256 cells of 2 KiB: 4 layers, 2 KV heads of 64, K and V in f16.
+    assert_eq!([short[0], medium[0], long[0]], [256 * 2048; 3]);
+    assert_eq!(short[1], 0);
+    assert!(0 < medium[1] && medium[1] < long[1], "{medium:?} {long:?}");
+}
+
+#[test]
+fn inspect_plans_what_run_then_takes() {
+    let (dir, prompt) = book(1500);
+    let n = prompt + 4;
+    for policy in ["exact", "window", "kiv", "full"] {
+        let flags = format!("-c {n} {SMALL} --kv-policy {policy}");
+        let inspected = json(dir.path(), &format!("inspect {flags}"));
+        let run = json(
+            dir.path(),
+            &format!("run -f book.txt -n 4 --temp 0 {flags}"),
+        );
+        let both = |key| (integer(&inspected["plan"], key), integer(&run, key));
+        for key in ["resident_kv_bytes", "index_bytes", "disk_bytes"] {
+            let (planned, taken) = both(key);
+            assert_eq!(planned, taken, "{policy}: {key}");
+        }
+        // Host memory is planned in the steps in which it is reserved.
+        let (planned, taken) = both("host_kv_bytes");
+        assert!(
+            (taken..taken + 1024 * 2048).contains(&planned),
+            "{policy}: {planned} {taken}"
+        );
+        assert_eq!(taken > 0, ["exact", "kiv"].contains(&policy), "{policy}");
+        assert_eq!(
+            integer(&inspected, "stock_kv_bytes"),
+            n.next_multiple_of(256) * 2048
+        );
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let run = |seed| {
+        let dir = empty();
+        let line = format!("run -p Once -n 24 --temp 1.5 --top-p 1 --min-p 0 --seed {seed} -t 1");
+        let doc = json(dir.path(), &line);
+        assert_eq!(integer(&doc, "seed"), seed);
+        assert!(integer(&doc, "generated_tokens") <= 24);
+        string(&doc, "text").to_owned()
+    };
+    assert_eq!(run(7), run(7));
+    assert_ne!(run(7), run(8));
+}
+
+#[test]
+fn with_everything_resident_policies_write_what_full_writes() {
+    let (dir, _) = book(500);
+    let text = |policy| {
+        let line = format!("run -f book.txt -n 16 --temp 0 -c 4096 -t 1 --kv-policy {policy}");
+        let doc = json(dir.path(), &line);
+        assert_eq!(string(&doc, "policy"), policy);
+        string(&doc, "text").to_owned()
+    };
+    let full = text("full");
+    for policy in ["exact", "window", "kiv"] {
+        assert_eq!(text(policy), full, "{policy}");
+    }
+}
+
+#[test]
+fn without_json_standard_output_is_the_text_alone() {
+    let dir = empty();
+    let prompt = format!("{FACT}{QUESTION}");
+    let args = ["run", "-p", &prompt, "-n", "8", "--temp", "0", "-t", "1"];
+    let plain = done(dir.path(), &args, "");
+    let machine = done(dir.path(), &[&args[..], &["--json"]].concat(), "");
+    let doc: Value = serde_json::from_str(&machine.stdout).unwrap();
+    assert_eq!(plain.stdout, format!("{}\n", string(&doc, "text")));
+    assert!(plain.stdout.starts_with(" 48213"), "{}", plain.stdout);
+    // One line says which model it is.
+    assert_eq!(plain.stderr.lines().count(), 1, "{}", plain.stderr);
+    assert!(plain.stderr.contains("bundled model"), "{}", plain.stderr);
+}
+
+#[test]
+fn generation_ends_at_a_stop_string() {
+    let dir = empty();
+    fs::write(dir.path().join("fact.txt"), format!("{FACT}{QUESTION}")).unwrap();
+    let doc = json(
+        dir.path(),
+        "run -f fact.txt -n 20 --temp 0 -t 1 -r never -r 213",
+    );
+    assert_eq!(
+        (string(&doc, "text"), string(&doc, "finish")),
+        (" 48", "stop")
+    );
+    let doc = json(dir.path(), "run -f fact.txt -n 3 --temp 0 -t 1");
+    assert_eq!(
+        (integer(&doc, "generated_tokens"), string(&doc, "finish")),
+        (3, "max_tokens")
+    );
+}
+
+#[test]
+fn a_minus_reads_standard_input_and_the_prompt_follows_the_file() {
+    let dir = empty();
+    fs::write(dir.path().join("fact.txt"), FACT).unwrap();
+    let run = |file, stdin: &str| {
+        let rest = words("-n 6 --temp 0 -t 1 --json");
+        let args = [&["run", "-f", file, "-p", QUESTION], &rest[..]].concat();
+        let doc: Value = serde_json::from_str(&done(dir.path(), &args, stdin).stdout).unwrap();
+        (
+            integer(&doc, "prompt_tokens"),
+            string(&doc, "text").to_owned(),
+        )
+    };
+    let both = model().tokenize(&format!("{FACT}{QUESTION}"), true).len() as u64;
+    assert_eq!(run("fact.txt", ""), (both, " 48213".to_owned()));
+    assert_eq!(run("-", FACT), run("fact.txt", ""));
+}
+
+#[test]
+fn llama_cpp_spellings_of_flags_are_accepted() {
+    let (dir, n) = book(300);
+    let short = "run -m M -f book.txt -n 2 -t 1 -tb 1 -b 512 -ub 64 -ngl 0 -ctk q8_0 -ctv q8_0 \
+                 -nkvo --temp 0 --top-k 10 --top-p 0.9 --min-p 0.1 -s 3 --rope-scaling none -c 4096";
+    let long = "run --model M --file book.txt --n-predict 2 --threads 1 --threads-batch 1 \
+                --batch-size 512 --ubatch-size 64 --n-gpu-layers 0 --cache-type-k q8_0 \
+                --cache-type-v q8_0 --no-kv-offload --no-mmap --temperature 0 --seed 3 \
+                --rope-freq-base 1e12 --rope-freq-scale 1 --ctx-size 4096";
+    fs::copy(support::bundled_path(), dir.path().join("M")).unwrap();
+    let [short, long] = [short, long].map(|line| json(dir.path(), line));
+    assert_eq!(integer(&short, "prompt_tokens"), n);
+    assert_eq!(integer(&short, "seed"), 3);
+    // q8_0 keeps 32 values in 34 bytes, f16 in 64.
+    assert_eq!(integer(&short, "resident_kv_bytes") % (2048 * 34 / 64), 0);
+    assert_eq!(short["text"], long["text"]);
+    assert_eq!(short["resident_kv_bytes"], long["resident_kv_bytes"]);
+}
+
+#[test]
+fn a_context_beyond_the_trained_length_is_warned_of_once() {
+    let dir = empty();
+    let warnings = |line: &str| {
+        let done = done(dir.path(), &words(line), "");
+        done.stderr
+            .lines()
+            .filter(|l| l.starts_with("warning: "))
+            .count()
+    };
+    assert_eq!(warnings("run -p hi -n 1 --temp 0 -t 1 -c 1048577"), 1);
+    assert_eq!(warnings("inspect -c 2000000"), 1);
+    assert_eq!(warnings("inspect -c 1048576"), 0);
+    assert_eq!(warnings("inspect -c 2000000 --rope-freq-scale 0.5"), 0);
+}
+
+#[test]
+fn inspect_reports_every_promised_field() {
+    let dir = empty();
+    let doc = json(dir.path(), "inspect");
+    assert_eq!(string(&doc, "arch"), "qwen3");
+    assert_eq!(integer(&doc, "n_ctx"), 1 << 20);
+    let layers = list(&doc, "layers");
+    assert_eq!(layers.len() as u64, integer(&doc, "n_layer"));
+    for (il, layer) in layers.iter().enumerate() {
+        let of = |key| integer(layer, key);
+        assert_eq!(
+            [of("il"), of("n_head_kv"), of("head_dim")],
+            [il as u64, 2, 64]
+        );
+        assert_eq!(string(layer, "kind"), "global");
+    }
+    integers(
+        &doc["plan"],
+        "resident_kv_bytes host_kv_bytes index_bytes disk_bytes",
+    );
+    assert_eq!(integer(&doc, "stock_kv_bytes"), 2 << 30);
+}
+
+#[test]
+fn verify_reports_every_check_and_passes() {
+    let line = "verify --cache-types f16 --ubatches 7 --swaps 200 -t 1";
+    let lines = json_lines(empty().path(), line, "");
+    for doc in &lines {
+        assert!(flag(doc, "pass"), "{doc}");
+        assert_eq!(string(doc, "cache_type"), "f16");
+        integers(doc, "ubatch");
+        numbers(doc, "max_abs_dlogit bound");
+    }
+    for check in ["resident", "permuted", "bytes", "budget"] {
+        assert!(
+            lines.iter().any(|doc| string(doc, "check") == check),
+            "{check}: {lines:?}"
+        );
+    }
+}
+
+#[test]
+fn demo_reports_every_needle_and_finds_it() {
+    let line = "demo --tokens 2500 --kv-budget 256 --kv-window 256 -ub 64 -t 1 --depths 5,50,95";
+    let doc = json(empty().path(), line);
+    let tokens = integer(&doc, "tokens");
+    assert!((2000..=2500).contains(&tokens), "{doc}");
+    let needles = list(&doc, "needles");
+    let depths: Vec<f64> = needles
+        .iter()
+        .map(|needle| number(needle, "depth"))
+        .collect();
+    assert_eq!(depths, [5.0, 50.0, 95.0]);
+    for needle in needles {
+        assert!(
+            string(needle, "got").contains(string(needle, "expected")),
+            "{needle}"
+        );
+        assert!(flag(needle, "pass"), "{needle}");
+    }
+    numbers(&doc, "prefill_s decode_ms_per_token");
+    let [resident, host, stock] =
+        ["resident_kv_bytes", "host_kv_bytes", "stock_kv_bytes"].map(|key| integer(&doc, key));
+    assert!(resident < stock && host > 0, "{doc}");
+}
+
+/// Checks one row of `kiv bench`: policy, length, fill.
+fn bench_row(doc: &Value, policy: &str, n_ctx: u64, fill: &str) {
+    assert_eq!(string(doc, "policy"), policy);
+    assert_eq!(integer(doc, "n_ctx"), n_ctx);
+    assert_eq!(string(doc, "fill"), fill);
+    numbers(
+        doc,
+        "prefill_s prefill_tok_s decode_ms_per_token select_ms swap_ms",
+    );
+    integers(doc, "resident_kv_bytes host_kv_bytes index_bytes");
+    peak_rss(doc);
+}
+
+#[test]
+fn bench_reports_a_row_for_each_policy_and_length() {
+    let line = format!("bench --ctx 600,1500 --kv-policy full,exact -n 4 {SMALL}");
+    let rows = json_lines(empty().path(), &line, "");
+    assert_eq!(rows.len(), 4);
+    let wanted = [
+        ("full", 600),
+        ("exact", 600),
+        ("full", 1500),
+        ("exact", 1500),
+    ];
+    for (row, (policy, n_ctx)) in rows.iter().zip(wanted) {
+        bench_row(row, policy, n_ctx, "text");
+        assert_eq!(
+            integer(row, "host_kv_bytes") > 0,
+            policy == "exact",
+            "{row}"
+        );
+    }
+    assert_eq!(rows[1]["resident_kv_bytes"], rows[3]["resident_kv_bytes"]);
+    assert!(number(&rows[3], "select_ms") > 0.0);
+}
+
+#[test]
+fn bench_fills_the_cold_store_without_reading() {
+    let line =
+        format!("bench --ctx 20000 --kv-policy full,window,exact --fill synthetic -n 4 {SMALL}");
+    let rows = json_lines(empty().path(), &line, "");
+    // `full` and `window` have no cold store.
+    assert_eq!(rows.len(), 1);
+    bench_row(&rows[0], "exact", 20_000, "synthetic");
+    assert!(
+        integer(&rows[0], "host_kv_bytes") > 19_000 * 2048,
+        "{}",
+        rows[0]
+    );
+}
+
+#[test]
+fn chat_answers_each_line_with_one_line_of_json() {
+    let questions =
+        "What is the secret code of Amber Falcon?\n\nWhat is the secret code of Amber Falcon?\n";
+    let args = [
+        &["chat", "-sys", FACT],
+        &words("--temp 0 -n 8 -t 1 --json")[..],
+    ]
+    .concat();
+    let answers = done(empty().path(), &args, questions).stdout;
+    let answers: Vec<Value> = answers
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    assert_eq!(answers.len(), 2);
+    for answer in &answers {
+        assert_eq!(string(answer, "role"), "assistant");
+        assert!(string(answer, "content").contains("48213"), "{answer}");
+    }
+}
+
+#[test]
+fn chat_reads_a_file_first_and_takes_a_template_by_name() {
+    let (dir, _) = book(400);
+    let line = "chat -f book.txt --chat-template chatml --temp 0 -n 4 -t 1";
+    let answers = json_lines(dir.path(), line, "Who are you?\n");
+    assert_eq!(answers.len(), 1);
+    string(&answers[0], "content");
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let dir = empty();
+    for line in ["--help", "--version", "run --help", "bench -h"] {
+        let done = done(dir.path(), &words(line), "");
+        assert!(!done.stdout.is_empty() && done.stderr.is_empty(), "{line}");
+    }
+}
