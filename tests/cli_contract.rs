@@ -178,10 +178,11 @@ fn inspect_plans_what_run_then_takes() {
             let (planned, taken) = both(key);
             assert_eq!(planned, taken, "{policy}: {key}");
         }
-        // Host memory is planned in the steps in which it is reserved.
+        // The plan does not know how the text falls into micro-batches: the
+        // last token generated is not read, so one block may be missing.
         let (planned, taken) = both("host_kv_bytes");
         assert!(
-            (taken..taken + 1024 * 2048).contains(&planned),
+            (taken..=taken + 32 * 2048).contains(&planned),
             "{policy}: {planned} {taken}"
         );
         assert_eq!(taken > 0, ["exact", "kiv"].contains(&policy), "{policy}");

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// llama.cpp's short flags of several letters, which clap cannot declare.
-const LONG_SHORTS: [(&str, &str); 10] = [
+const LONG_SHORTS: [(&str, &str); 7] = [
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
     ("-ngl", "--gpu-layers"),
@@ -16,9 +16,6 @@ const LONG_SHORTS: [(&str, &str); 10] = [
     ("-ctv", "--cache-type-v"),
     ("-nkvo", "--no-kv-offload"),
     ("-sys", "--system-prompt"),
-    ("--n-predict", "--predict"),
-    ("--n-gpu-layers", "--gpu-layers"),
-    ("--temperature", "--temp"),
 ];
 
 /// Puts clap's names in place of [`LONG_SHORTS`].
@@ -80,7 +77,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, default_value_t = 512, value_parser = positive, value_name = "N")]
     pub ubatch_size: usize,
     /// Layers on the GPU [-ngl; default: llama.cpp's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, alias = "n-gpu-layers", value_name = "N")]
     pub gpu_layers: Option<u32>,
     /// K cache type: f16, bf16, q8_0, q4_0 [-ctk]
     #[arg(long, default_value = "f16", value_parser = cache_type, value_name = "TYPE")]
@@ -173,7 +170,7 @@ pub(crate) struct PolicyArg {
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
     /// Temperature; 0 takes the likeliest token always
-    #[arg(long, default_value_t = 0.8, value_name = "X")]
+    #[arg(long, alias = "temperature", default_value_t = 0.8, value_name = "X")]
     pub temp: f32,
     /// Keep the N likeliest tokens; 0 keeps all
     #[arg(long, default_value_t = 40, value_name = "N")]
@@ -226,6 +223,7 @@ pub(crate) struct RunArgs {
     #[arg(
         short = 'n',
         long = "predict",
+        alias = "n-predict",
         default_value_t = 128,
         allow_negative_numbers = true,
         value_name = "N"
@@ -256,7 +254,7 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEMPLATE")]
     pub chat_template: Option<String>,
     /// Most tokens of an answer; -1 is until it ends
-    #[arg(short = 'n', long = "predict", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
+    #[arg(short = 'n', long = "predict", alias = "n-predict", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
     pub predict: i64,
 }
 
@@ -296,7 +294,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "text", value_name = "KIND")]
     pub fill: Fill,
     /// Tokens decoded at each length
-    #[arg(short = 'n', long = "predict", default_value_t = 64, value_parser = positive, value_name = "N")]
+    #[arg(short = 'n', long = "predict", alias = "n-predict", default_value_t = 64, value_parser = positive, value_name = "N")]
     pub predict: usize,
     /// Interleaved repetitions; rows give medians
     #[arg(long, default_value_t = 1, value_name = "N")]

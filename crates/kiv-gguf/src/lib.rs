@@ -22,4 +22,4 @@ pub use error::{GgufError, Untierable};
 pub use layers::{LayerInfo, LayerKind};
 pub use memory::{available_memory, available_memory_in};
 pub use model::ModelFile;
-pub use plan::{COLD_CHUNK_TOKENS, MemoryPlan, PlanOptions};
+pub use plan::{MemoryPlan, PlanOptions};

@@ -6,9 +6,6 @@ use kiv_pool::PoolLayout;
 use crate::layers::{LayerInfo, LayerKind};
 use crate::model::ModelFile;
 
-/// The cold store grows by this many tokens per layer and KV head.
-pub const COLD_CHUNK_TOKENS: usize = 1024;
-
 /// llama.cpp rounds contexts and sliding windows up to this many cells.
 const CELL_STEP: u64 = 256;
 
@@ -156,7 +153,7 @@ pub struct MemoryPlan {
     pub resident_kv_bytes: u64,
     /// Of those, the caches that are not tiered (sliding windows, states).
     pub other_kv_bytes: u64,
-    /// Cold rows in host memory, in whole chunks of [`COLD_CHUNK_TOKENS`].
+    /// Cold rows in host memory.
     pub host_kv_bytes: u64,
     /// The policy's index.
     pub index_bytes: u64,
@@ -203,10 +200,7 @@ impl MemoryPlan {
         } else {
             0
         };
-        let chunk = COLD_CHUNK_TOKENS as u64;
         let host_kv_bytes = cold
-            .div_ceil(chunk)
-            .saturating_mul(chunk)
             .saturating_mul(per_token)
             .saturating_sub(options.disk_bytes);
         let compute_bytes = model.compute_bytes(layout.n_cells, layout.ubatch, options.n_outputs);

@@ -168,7 +168,8 @@ impl Policy for Digest {
 
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
         let a_box = |l: &LayerGeometry| l.n_head_kv * 2 * l.key_dim * size_of::<f32>();
-        geometry.layers.iter().map(a_box).sum::<usize>() * (n_tokens / geometry.block)
+        let boxes: usize = geometry.layers.iter().map(a_box).sum();
+        boxes.saturating_mul(n_tokens / geometry.block)
     }
 }
 

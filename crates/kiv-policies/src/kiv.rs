@@ -133,7 +133,8 @@ impl Policy for Kiv {
 
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
         let means = |l: &kiv_policy::LayerGeometry| l.n_head_kv * l.key_dim * size_of::<f32>();
-        geometry.layers.iter().map(means).sum::<usize>() * (n_tokens / PAGE)
+        let page: usize = geometry.layers.iter().map(means).sum();
+        page.saturating_mul(n_tokens / PAGE)
     }
 }
 

@@ -66,7 +66,8 @@ pub enum Error {
     },
     /// The text does not fit.
     #[error(
-        "the context is full: {used} tokens are read, {more} more do not fit --ctx-size {n_ctx}"
+        "the context is full: {used} tokens are read, {more} more do not fit --ctx-size {n_ctx}; \
+         raise it or take a shorter text"
     )]
     ContextFull {
         /// Tokens read.

@@ -71,6 +71,9 @@ pub struct Session {
     layout: PoolLayout,
     n_ctx: usize,
     tokens: Vec<Token>,
+    /// Positions before the window that llama.cpp has never seen: it wants
+    /// them without gaps, so its own count is behind by as many.
+    invented: usize,
     step: u64,
     last_logits: Vec<f32>,
     interrupt: Arc<AtomicBool>,
@@ -179,6 +182,7 @@ impl Session {
             layout,
             n_ctx,
             tokens: Vec::new(),
+            invented: 0,
             step: 0,
             last_logits: Vec::new(),
             interrupt: Arc::default(),
@@ -431,6 +435,7 @@ impl Session {
             left -= count;
         }
         cells.skip(invented);
+        self.invented = invented;
         self.tokens
             .extend_from_slice(&text[start..start + invented]);
         self.read(&text[start + invented..])
@@ -524,7 +529,9 @@ impl Session {
             cells: Vec::new(),
         });
         self.step += 1;
-        let result = self.context.decode(tokens, first as i32, outputs);
+        let result = self
+            .context
+            .decode(tokens, (first - self.invented) as i32, outputs);
         let engine = self.context.hook();
         let error = engine.error.take();
         let batch = engine.batch.take().expect("set above");
@@ -549,7 +556,7 @@ impl Session {
 
     /// Frees cells of positions from `n` on.
     fn take_back(&mut self, n: usize) {
-        self.context.free(n, None);
+        self.context.free(n - self.invented, None);
         if let Some(cells) = &mut self.context.hook().cells {
             cells.truncate(n);
         }
@@ -584,7 +591,10 @@ impl Session {
         let leaving = missing.next_multiple_of(block);
         tiers.seal(&cells.cells(from, from + leaving), caches)?;
         cells.evict(leaving);
-        if self.context.free(from, Some(from + leaving)) {
+        if self
+            .context
+            .free(from - self.invented, Some(from - self.invented + leaving))
+        {
             Ok(())
         } else {
             let reason = "llama.cpp could not free cells of the window".to_owned();
