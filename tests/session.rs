@@ -353,6 +353,29 @@ fn reading_stops_at_the_next_micro_batch_when_asked() {
     assert_eq!(session.tokens(), tokens);
 }
 
+#[test]
+fn generation_without_anything_to_continue_is_an_error() {
+    let model = model();
+    let tokens = prose(&model, 300);
+    let mut session = small(&model).policy("exact").build().unwrap();
+    let first =
+        |session: &mut Session| session.generate(GenerateOptions::default()).next().unwrap();
+    assert!(matches!(first(&mut session), Err(Error::NoLogits)));
+    session.read(&tokens).unwrap();
+    assert!(first(&mut session).is_ok());
+    session.truncate(tokens.len() - 5).unwrap();
+    assert!(matches!(first(&mut session), Err(Error::NoLogits)));
+    // A read that fails half-way leaves no stale logits behind.
+    session.read(&tokens[tokens.len() - 5..]).unwrap();
+    session.interrupt_flag().store(true, Ordering::Relaxed);
+    assert!(session.read(&tokens).is_err());
+    session.interrupt_flag().store(false, Ordering::Relaxed);
+    assert!(
+        first(&mut session).is_ok(),
+        "nothing was read, so nothing is stale"
+    );
+}
+
 fn greedy_text(session: &mut Session, stop: &[&str]) -> (String, Finish) {
     let options = GenerateOptions {
         max_tokens: Some(12),

@@ -16,6 +16,9 @@ use rayon::prelude::*;
 /// Most (query, block) scores kept at once: 32 MiB.
 const SCORES: usize = 8 << 20;
 
+/// Inner products that are not worth waking threads for: about a millisecond.
+const SERIAL_PRODUCTS: usize = 1 << 17;
+
 /// Queries from which on keys are turned into columns first.
 const COLUMN_QUERIES: usize = 4;
 
@@ -77,7 +80,13 @@ impl Policy for Exact {
                     kv_head,
                     request,
                 };
-                let shares = threads.install(|| head.block_shares(log_mass));
+                let products =
+                    n_blocks * head.block * request.queries.n_tokens() * head.layer.group();
+                let shares = if products < SERIAL_PRODUCTS {
+                    head.block_shares::<false>(log_mass)
+                } else {
+                    threads.install(|| head.block_shares::<true>(log_mass))
+                };
                 top_k(&shares, n_slots, wanted);
             }
         }
@@ -99,7 +108,7 @@ struct Head<'a> {
 impl Head<'_> {
     /// Largest attention share of each block over the micro-batch's tokens,
     /// `[n_blocks]`.
-    fn block_shares(&self, log_mass: &mut Vec<f32>) -> Vec<f32> {
+    fn block_shares<const PARALLEL: bool>(&self, log_mass: &mut Vec<f32>) -> Vec<f32> {
         let (group, n_blocks) = (self.layer.group(), self.request.cold.n_blocks());
         let n_tokens = self.request.queries.n_tokens();
         let mut local_keys = Vec::new();
@@ -112,13 +121,13 @@ impl Head<'_> {
                 .flat_map(|t| (0..group).map(move |h| (t, self.kv_head * group + h)))
                 .map(|(t, head)| (t, self.request.queries.get(t, head)))
                 .collect();
-            self.raise_shares(&queries, &local_keys, log_mass, &mut best);
+            self.raise_shares::<PARALLEL>(&queries, &local_keys, log_mass, &mut best);
         }
         best
     }
 
     /// Raises `best` by these queries' shares.
-    fn raise_shares(
+    fn raise_shares<const PARALLEL: bool>(
         &self,
         queries: &[Query<'_>],
         local_keys: &[f32],
@@ -129,26 +138,42 @@ impl Head<'_> {
         // Every element is written before it is read.
         log_mass.resize(best.len() * n_queries, 0.0);
         let blocks_at_once = (KEYS_AT_ONCE / self.block).max(1);
-        let mut totals: Vec<Vec<f32>> = log_mass
-            .par_chunks_mut(blocks_at_once * n_queries)
-            .enumerate()
-            .map(|(chunk, out)| {
-                self.score_blocks(chunk * blocks_at_once, queries, out);
-                column_log_sum_exp(out, n_queries)
-            })
-            .collect();
-        totals.push(self.local_log_mass(queries, local_keys));
+        let chunk_len = blocks_at_once * n_queries;
+        let score = |(chunk, out): (usize, &mut [f32])| {
+            self.score_blocks(chunk * blocks_at_once, queries, out);
+            column_log_sum_exp(out, n_queries)
+        };
+        let mut totals: Vec<Vec<f32>> = if PARALLEL {
+            log_mass
+                .par_chunks_mut(chunk_len)
+                .enumerate()
+                .map(score)
+                .collect()
+        } else {
+            log_mass
+                .chunks_mut(chunk_len)
+                .enumerate()
+                .map(score)
+                .collect()
+        };
+        totals.push(self.local_log_mass::<PARALLEL>(queries, local_keys));
         // Softmax denominators over cold and local keys together.
         let total = column_log_sum_exp(&totals.concat(), n_queries);
         let group = self.layer.group();
-        best.par_iter_mut()
-            .zip(log_mass.par_chunks_exact(n_queries))
-            .for_each(|(best, row)| {
-                for (row, total) in row.chunks_exact(group).zip(total.chunks_exact(group)) {
-                    let share = |(m, t): (&f32, &f32)| exp_nonpositive((m - t).min(0.0));
-                    *best = best.max(row.iter().zip(total).map(share).sum());
-                }
-            });
+        let raise = |(best, row): (&mut f32, &[f32])| {
+            for (row, total) in row.chunks_exact(group).zip(total.chunks_exact(group)) {
+                let share = |(m, t): (&f32, &f32)| exp_nonpositive((m - t).min(0.0));
+                *best = best.max(row.iter().zip(total).map(share).sum());
+            }
+        };
+        if PARALLEL {
+            let rows = log_mass.par_chunks_exact(n_queries);
+            best.par_iter_mut().zip(rows).for_each(raise);
+        } else {
+            best.iter_mut()
+                .zip(log_mass.chunks_exact(n_queries))
+                .for_each(raise);
+        }
     }
 
     /// Log-sum-exp of every query over every block from `first` on:
@@ -177,7 +202,11 @@ impl Head<'_> {
     }
 
     /// Log-sum-exp of each query over the local keys that it may see.
-    fn local_log_mass(&self, queries: &[Query<'_>], keys: &[f32]) -> Vec<f32> {
+    fn local_log_mass<const PARALLEL: bool>(
+        &self,
+        queries: &[Query<'_>],
+        keys: &[f32],
+    ) -> Vec<f32> {
         let positions = self.request.local.positions();
         if positions.is_empty() {
             return vec![f32::NEG_INFINITY; queries.len()];
@@ -192,7 +221,11 @@ impl Head<'_> {
             });
             masses.collect()
         };
-        queries.par_chunks(16).flat_map_iter(some).collect()
+        if PARALLEL {
+            queries.par_chunks(16).flat_map_iter(some).collect()
+        } else {
+            queries.chunks(16).flat_map(some).collect()
+        }
     }
 
     /// Logits of every query with every key: `out[q][k]`.

@@ -17,6 +17,19 @@ fn fma(a: f32, b: f32, c: f32) -> f32 {
     }
 }
 
+/// Sum of all lanes, by halves: one after another would be a chain of waits.
+#[inline(always)]
+fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// Inner product; lengths are equal.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut acc = [0f32; LANES];
@@ -28,7 +41,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
-    acc.iter().sum::<f32>() + rest
+    sum_lanes(acc) + rest
 }
 
 /// Inner products of `R` queries with [`TILE`] keys given as columns:
@@ -112,7 +125,7 @@ pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
         }
     }
     let rest: f32 = rest.iter().map(|v| exp_nonpositive(v - max)).sum();
-    max + (sums.iter().sum::<f32>() + rest).ln()
+    max + (sum_lanes(sums) + rest).ln()
 }
 
 /// [`log_sum_exp`] of every column of `[n_rows][n_columns]`.

@@ -80,6 +80,10 @@ pub enum Error {
     /// Nothing to read.
     #[error("nothing to read: the prompt has no tokens")]
     NoTokens,
+    /// Nothing to continue: nothing has been read since the session was made,
+    /// cut back, or failed.
+    #[error("nothing to continue: read something first")]
+    NoLogits,
     /// A token number that the vocabulary does not have.
     #[error("token {token} is not in the vocabulary of {n_vocab}")]
     BadToken {

@@ -69,7 +69,8 @@ pub struct TokenStream<'s> {
 }
 
 impl Session {
-    /// Continues the text. Nothing comes of an empty sequence.
+    /// Continues the text. Without a token to continue from, the first item is
+    /// [`Error::NoLogits`].
     pub fn generate(&mut self, options: GenerateOptions) -> TokenStream<'_> {
         TokenStream {
             sampler: Sampler::new(&options.sampling),
@@ -178,6 +179,10 @@ impl Iterator for TokenStream<'_> {
                     return Some(Err(error));
                 }
             }
+        }
+        if self.session.logits().is_empty() {
+            self.finish = Some(Finish::Interrupted);
+            return Some(Err(Error::NoLogits));
         }
         let Some(token) = self.sampler.sample(self.session.logits()) else {
             return self.end(Finish::End);

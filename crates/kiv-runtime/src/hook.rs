@@ -172,7 +172,9 @@ impl Engine {
                         reason: "no queries before attention".to_owned(),
                     });
                 };
-                device.rest_threads();
+                if tiers.is_slow(layer) {
+                    device.rest_threads();
+                }
                 tiers.before_attention(layer, query, &mut device.caches, cells, batch)
             }
             Op::FlashAttention => self.show(node, &mut device.caches),

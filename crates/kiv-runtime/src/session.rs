@@ -441,7 +441,8 @@ impl Session {
         self.read(&text[start + invented..])
     }
 
-    /// Logits after the last token read, `[n_vocab]`; empty before the first.
+    /// Logits after the last token read, `[n_vocab]`; empty before the first,
+    /// and after a cut or an error until something is read again.
     #[must_use]
     pub fn logits(&self) -> &[f32] {
         &self.last_logits
@@ -519,6 +520,8 @@ impl Session {
 
     /// One micro-batch: room, computation, bookkeeping.
     fn compute(&mut self, tokens: &[Token], phase: Phase, outputs: &[bool]) -> Result<(), Error> {
+        // Whatever happens now, these are no longer the last token's.
+        self.last_logits.clear();
         self.make_room(tokens.len())?;
         let first = self.tokens.len();
         let engine = self.context.hook();

@@ -13,7 +13,10 @@ use kiv_pool::{PoolLayout, SlotTable, Swap};
 use kiv_store::HostStore;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// From this on a selection is slow; see [`Tiers::is_slow`].
+const SLOW: Duration = Duration::from_millis(2);
 
 /// What is being computed.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct Tiers {
     /// Moves every block at every step (the permutation check).
     shuffle: Option<ChaCha8Rng>,
     pub(crate) stats: Stats,
+    /// Time of each layer's last selection.
+    last_select: Vec<Duration>,
     // Scratch, kept to allocate once.
     queries: Vec<f32>,
     selection: Selection,
@@ -61,6 +66,7 @@ impl Tiers {
         Ok(Self {
             slots: geometry.layers.iter().map(tables).collect(),
             store: HostStore::new(&geometry),
+            last_select: vec![Duration::ZERO; geometry.layers.len()],
             geometry,
             layout,
             policy,
@@ -87,6 +93,12 @@ impl Tiers {
 
     pub(crate) fn slots(&self, layer: usize, kv_head: usize) -> &SlotTable {
         &self.slots[layer][kv_head]
+    }
+
+    /// Whether this layer's last selection took long enough for idle compute
+    /// threads to be in its way: waking them costs some tens of microseconds.
+    pub(crate) fn is_slow(&self, layer: usize) -> bool {
+        self.last_select[layer] > SLOW
     }
 
     /// Whether blocks are moved without need.
@@ -229,6 +241,7 @@ impl Tiers {
                 source,
             })?;
         let selected = Instant::now();
+        self.last_select[layer] = selected - started;
         self.stats.select += selected - started;
         self.stats.selections += 1;
         for kv_head in 0..geometry.n_head_kv {

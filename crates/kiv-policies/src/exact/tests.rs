@@ -120,7 +120,8 @@ fn shares_are_the_softmax() {
             kv_head: 0,
             request: &request,
         };
-        let got = head.block_shares(&mut Vec::new());
+        let got = head.block_shares::<true>(&mut Vec::new());
+        assert_eq!(got, head.block_shares::<false>(&mut Vec::new()));
         let want = naive(&g, &keys, &request, &local, n_blocks);
         for (b, (got, want)) in got.iter().zip(&want).enumerate() {
             assert!(
