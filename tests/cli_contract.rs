@@ -464,3 +464,62 @@ fn help_and_version_are_no_errors() {
         assert!(!done.stdout.is_empty() && done.stderr.is_empty(), "{line}");
     }
 }
+
+#[test]
+fn eval_tells_every_answer_and_a_summary_per_policy() {
+    let dir = TempDir::new().unwrap();
+    let line = "eval needle --ctx 1500 --depths 10,60 --kv-policy full,window --kv-sinks 4 \
+                --kv-window 64 --kv-block 16 --kv-budget 64 -ub 32 -t 1 --out out.jsonl";
+    let lines = json_lines(dir.path(), line, "");
+    assert_eq!(lines.len(), 6);
+    for (i, policy) in ["full", "window"].into_iter().enumerate() {
+        let [first, second, summary] = &lines[3 * i..3 * i + 3] else {
+            unreachable!("three lines each");
+        };
+        for (record, depth) in [(first, 10.0), (second, 60.0)] {
+            assert_eq!(string(record, "task"), "needle");
+            assert_eq!(string(record, "policy"), policy);
+            assert_eq!(integer(record, "n_ctx"), 1500);
+            assert_eq!(number(record, "depth"), depth);
+            string(record, "expected");
+            string(record, "got");
+            assert_eq!(record["pass"], policy == "full", "{record}");
+        }
+        assert_eq!(summary["summary"], true);
+        assert_eq!(integer(summary, "total"), 2);
+        assert_eq!(
+            integer(summary, "passed"),
+            if policy == "full" { 2 } else { 0 }
+        );
+    }
+    // Nothing is done twice; what was cut off is done again.
+    let out = dir.path().join("out.jsonl");
+    let all = fs::read_to_string(&out).unwrap();
+    assert_eq!(all.lines().count(), 6);
+    assert!(json_lines(dir.path(), line, "").is_empty());
+    assert_eq!(fs::read_to_string(&out).unwrap(), all);
+    let cut: String = all.lines().take(4).map(|l| l.to_owned() + "\n").collect();
+    fs::write(&out, cut).unwrap();
+    let again = json_lines(dir.path(), line, "");
+    assert_eq!(again.len(), 3);
+    assert!(again.iter().all(|l| string(l, "policy") == "window"));
+}
+
+#[test]
+fn eval_measures_recall_and_divergence() {
+    let dir = TempDir::new().unwrap();
+    let rest = "--ctx 1500 --depths 30 --kv-policy exact --kv-sinks 4 --kv-window 64 \
+                --kv-block 16 --kv-budget 64 -ub 32 -t 1";
+    let recall = json_lines(dir.path(), &format!("eval recall {rest}"), "");
+    let summary = recall.last().unwrap();
+    for key in ["mass_mean", "mass_p5", "mass_worst", "topk"] {
+        assert!(
+            (0.0..=1.0 + 1e-9).contains(&number(summary, key)),
+            "{summary}"
+        );
+    }
+    let kld = json_lines(dir.path(), &format!("eval kld {rest}"), "");
+    let summary = kld.last().unwrap();
+    assert!(number(summary, "kld_mean") >= 0.0);
+    assert!((0.0..=1.0).contains(&number(summary, "same_top1")));
+}

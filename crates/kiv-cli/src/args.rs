@@ -1,6 +1,7 @@
 //! Flags. Those that llama.cpp has keep its names and meaning.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiv_eval::Task;
 use kiv_policy::RowFormat;
 use kiv_pool::PoolConfig;
 use kiv_runtime::{RopeScaling, Sampling};
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Measure speed and memory, policies side by side
     Bench(BenchArgs),
+    /// Judge policies by tasks, attention recall or divergence
+    Eval(EvalArgs),
     /// Show a model's layers and what memory a context will take
     Inspect(InspectArgs),
     /// Check this model against stock llama.cpp, bit by bit
@@ -309,6 +312,36 @@ pub(crate) struct BenchArgs {
 pub(crate) enum Fill {
     Text,
     Synthetic,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// needle, passkey, phonebook, facts, count, track, recall or kld
+    #[arg(value_name = "TASK")]
+    pub task: Task,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Policies to compare, on the same prompts
+    #[arg(long, default_value = "full,exact", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
+    pub kv_policy: Vec<String>,
+    /// Context lengths
+    #[arg(long, default_value = "8192", value_delimiter = ',', value_parser = positive, value_name = "N,…")]
+    pub ctx: Vec<usize>,
+    /// Depths of needles, in percent
+    #[arg(long, default_value = "0,10,20,30,40,50,60,70,80,90,100", value_delimiter = ',', value_parser = percent, value_name = "PERCENT")]
+    pub depths: Vec<f64>,
+    /// Questions per depth (needle), tens of entries asked (phonebook), prompts
+    /// (the other tasks)
+    #[arg(long, default_value_t = 1, value_parser = positive, value_name = "N")]
+    pub samples: usize,
+    /// Seed of all prompts
+    #[arg(short, long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// File to append the JSON lines to; what it already holds is not done again
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

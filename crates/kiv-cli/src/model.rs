@@ -6,7 +6,7 @@ use crate::{bundled, interrupt};
 use anyhow::{Context, Result, anyhow, bail};
 use kiv_gguf::{LayerKind, MemoryPlan, ModelFile, PlanOptions, Untierable};
 use kiv_policy::{Geometry, LayerGeometry};
-use kiv_pool::{PoolConfig, PoolError, PoolLayout};
+use kiv_pool::{PoolError, PoolLayout};
 use kiv_runtime::{LoadOptions, Model, Session, SessionBuilder};
 use std::io::Read;
 use std::path::PathBuf;
@@ -78,40 +78,20 @@ fn layout(
     n_ctx: usize,
     ubatch: usize,
 ) -> Result<PoolLayout> {
-    let mut pool = cache.pool(ubatch);
-    match kiv_policies::by_name(policy) {
-        None => {
-            pool = PoolConfig {
-                sinks: 0,
-                budget: 0,
-                block: 1,
-                window: n_ctx.saturating_sub(ubatch + 1).max(1),
-                ubatch,
-            };
-        }
-        Some(policy) => {
-            pool.block = policy.block().unwrap_or(pool.block);
-            if !policy.retrieves() {
-                pool.window = pool.window.saturating_add(pool.budget);
-                pool.budget = 0;
-            }
-        }
-    }
-    let layout = PoolLayout::new(&pool).map_err(|error| match error {
-        PoolError::TooLarge { .. } if policy == "full" => {
-            anyhow!("--ctx-size {n_ctx} is too large for --kv-policy full: lower it, or use another policy")
-        }
-        error => error.into(),
-    })?;
-    if policy == "full" {
-        return Ok(layout);
-    }
     let n_swa = file.layers.iter().filter_map(|l| match l.kind {
         LayerKind::SlidingWindow { n_swa } => Some(n_swa),
         _ => None,
     });
-    let beside = layout.cells_beside(n_swa.max().unwrap_or(0));
-    Ok(layout.at_least(beside))
+    let n_swa = n_swa.max().unwrap_or(0);
+    let shipped = kiv_policies::by_name(policy);
+    kiv_runtime::pool_layout(cache.pool(ubatch), shipped.as_deref(), n_ctx, n_swa).map_err(
+        |error| match error {
+            PoolError::TooLarge { .. } if policy == "full" => {
+                anyhow!("--ctx-size {n_ctx} is too large for --kv-policy full: lower it, or use another policy")
+            }
+            error => error.into(),
+        },
+    )
 }
 
 /// What a text of `n_tokens` will take.

@@ -21,7 +21,7 @@ mod recall;
 mod tasks;
 
 pub use ask::Answered;
-pub use kld::Divergence;
+pub use kld::{Divergence, kl_divergence};
 pub use recall::Recall;
 pub use tasks::{Check, Prompt, Question};
 

@@ -1,1 +1,219 @@
-//! Attention recall.
+//! Share of the true attention that the resident rows cover.
+//!
+//! While the questions of a prompt are read, every layer's queries are scored
+//! against every key, cold or resident, in f64. *Mass recall* of a query is the
+//! share of its softmax that falls on resident rows (sinks, window, slots);
+//! *top-k recall* the share of its `k` best keys among all that are resident
+//! (k = [`TOP`], as Quest measures it). Both are told per layer and query head,
+//! and over all of them.
+
+use crate::{Env, Prompt, ask};
+use kiv_runtime::{Attended, AttentionTap, Error};
+use parking_lot::Mutex;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// Keys that count as a query's best.
+pub const TOP: usize = 10;
+
+/// Recall over queries, and by layer and head.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recall {
+    /// Mean mass recall over all queries, layers and heads.
+    pub mass_mean: f64,
+    /// Mass recall that 95 % of them exceed.
+    pub mass_p5: f64,
+    /// Smallest mean of any layer and head.
+    pub mass_worst: f64,
+    /// Mean top-k recall.
+    pub topk: f64,
+    /// Mean mass recall, `[layer][head]`.
+    pub mass_by_head: Vec<Vec<f64>>,
+    /// Queries measured, over all layers and heads.
+    pub queries: usize,
+}
+
+impl Recall {
+    pub(crate) fn merge(all: &[Self]) -> Self {
+        let queries: usize = all.iter().map(|r| r.queries).sum();
+        let mean = |get: &dyn Fn(&Self) -> f64| {
+            all.iter().map(|r| get(r) * r.queries as f64).sum::<f64>() / queries.max(1) as f64
+        };
+        let shape = all
+            .first()
+            .map_or_else(Vec::new, |r| r.mass_by_head.clone());
+        let by_head = |layer: usize, head: usize| mean(&|r: &Self| r.mass_by_head[layer][head]);
+        let mass_by_head: Vec<Vec<f64>> = shape
+            .iter()
+            .enumerate()
+            .map(|(layer, heads)| (0..heads.len()).map(|head| by_head(layer, head)).collect())
+            .collect();
+        Self {
+            mass_mean: mean(&|r| r.mass_mean),
+            mass_p5: mean(&|r| r.mass_p5),
+            mass_worst: mass_by_head.iter().flatten().copied().fold(1.0, f64::min),
+            topk: mean(&|r| r.topk),
+            mass_by_head,
+            queries,
+        }
+    }
+}
+
+/// One query's recalls.
+#[derive(Clone, Copy)]
+struct Sample {
+    layer: usize,
+    head: usize,
+    mass: f64,
+    topk: f64,
+}
+
+struct Measure(Arc<Mutex<Vec<Sample>>>);
+
+impl AttentionTap for Measure {
+    fn attended(&mut self, view: &mut Attended<'_>) {
+        let g = view.geometry;
+        let mut samples = Vec::new();
+        for kv_head in 0..g.n_head_kv {
+            let keys = Keys::collect(view, kv_head);
+            for token in 0..view.queries.n_tokens() {
+                for head in kv_head * g.group()..(kv_head + 1) * g.group() {
+                    let (mass, topk) = keys.recall(view, token, head);
+                    samples.push(Sample {
+                        layer: view.layer,
+                        head,
+                        mass,
+                        topk,
+                    });
+                }
+            }
+        }
+        self.0.lock().extend(samples);
+    }
+}
+
+/// Every key of one KV head, each with whether it is resident.
+struct Keys {
+    dim: usize,
+    rows: Vec<f32>,
+    resident: Vec<bool>,
+}
+
+impl Keys {
+    fn collect(view: &Attended<'_>, kv_head: usize) -> Self {
+        let dim = view.geometry.key_dim;
+        let (mut rows, mut resident) = (Vec::new(), Vec::new());
+        // Sinks, window and micro-batch; what is in the slots is cold as well
+        // and counted there. Before anything is sealed the slots hold their
+        // own tokens, and all is resident.
+        let sealed = view.cold.n_blocks() > 0;
+        for (key, position) in view.keys(kv_head).chunks_exact(dim).zip(view.positions()) {
+            if !(sealed && view.is_slot(*position)) {
+                rows.extend_from_slice(key);
+                resident.push(true);
+            }
+        }
+        let block = view.block();
+        let mut wanted = vec![false; view.cold.n_blocks()];
+        view.resident_blocks(kv_head)
+            .iter()
+            .for_each(|b| wanted[*b as usize] = true);
+        let (mut at, mut decoded) = (0, Vec::new());
+        while at < wanted.len() {
+            let run = view
+                .cold
+                .keys(view.layer, kv_head, at as u32, wanted.len() - at);
+            run.decode_into(&mut decoded);
+            rows.extend_from_slice(&decoded);
+            let blocks = run.n_rows() / block;
+            for is_wanted in &wanted[at..at + blocks] {
+                resident.extend(std::iter::repeat_n(*is_wanted, block));
+            }
+            at += blocks;
+        }
+        Self {
+            dim,
+            rows,
+            resident,
+        }
+    }
+
+    /// Mass and top-k recall of one query. All keys are older than it: these
+    /// are single tokens being read.
+    fn recall(&self, view: &Attended<'_>, token: usize, head: usize) -> (f64, f64) {
+        let g = view.geometry;
+        let query = view.queries.get(token, head);
+        let logits: Vec<f64> = self
+            .rows
+            .chunks_exact(self.dim)
+            .map(|key| {
+                let dot: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();
+                let logit = f64::from(dot) * f64::from(g.scale);
+                g.soft_cap.map_or(logit, |cap| {
+                    f64::from(cap) * (logit / f64::from(cap)).tanh()
+                })
+            })
+            .collect();
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let (mut all, mut covered) = (0.0, 0.0);
+        for (logit, resident) in logits.iter().zip(&self.resident) {
+            let p = (logit - max).exp();
+            all += p;
+            covered += if *resident { p } else { 0.0 };
+        }
+        let mut best: Vec<usize> = (0..logits.len()).collect();
+        let k = TOP.min(best.len());
+        if k < best.len() {
+            best.select_nth_unstable_by(k, |a, b| logits[*b].total_cmp(&logits[*a]));
+        }
+        let found = best[..k].iter().filter(|i| self.resident[**i]).count();
+        (covered / all, found as f64 / k.max(1) as f64)
+    }
+}
+
+/// Reads the prompt's questions token by token and measures meanwhile.
+pub(crate) fn judge(env: &Env<'_>, policy: &str, prompt: &Prompt) -> Result<Recall, Error> {
+    let mut session = ask::read(env, policy, prompt)?;
+    let n = session.tokens().len();
+    let samples = Arc::new(Mutex::new(Vec::new()));
+    for question in &prompt.questions {
+        session.set_tap(Some(Box::new(Measure(Arc::clone(&samples)))));
+        let read = session.read_one_by_one(&env.model.tokenize(&question.text, false));
+        session.set_tap(None);
+        read?;
+        session.truncate(n)?;
+    }
+    let samples = std::mem::take(&mut *samples.lock());
+    Ok(summarize(&samples))
+}
+
+fn summarize(samples: &[Sample]) -> Recall {
+    let n_layers = samples.iter().map(|s| s.layer + 1).max().unwrap_or(0);
+    let n_heads = samples.iter().map(|s| s.head + 1).max().unwrap_or(0);
+    let mut sums = vec![vec![(0.0, 0usize); n_heads]; n_layers];
+    for s in samples {
+        let (sum, n) = &mut sums[s.layer][s.head];
+        *sum += s.mass;
+        *n += 1;
+    }
+    let mass_by_head: Vec<Vec<f64>> = sums
+        .iter()
+        .map(|heads| {
+            heads
+                .iter()
+                .map(|(sum, n)| sum / (*n).max(1) as f64)
+                .collect()
+        })
+        .collect();
+    let mut masses: Vec<f64> = samples.iter().map(|s| s.mass).collect();
+    masses.sort_by(f64::total_cmp);
+    let n = samples.len().max(1) as f64;
+    Recall {
+        mass_mean: masses.iter().sum::<f64>() / n,
+        mass_p5: masses.get(masses.len() / 20).copied().unwrap_or(1.0),
+        mass_worst: mass_by_head.iter().flatten().copied().fold(1.0, f64::min),
+        topk: samples.iter().map(|s| s.topk).sum::<f64>() / n,
+        mass_by_head,
+        queries: samples.len(),
+    }
+}

@@ -103,7 +103,7 @@ pub(crate) fn prompt(
                 .collect::<Vec<_>>(),
             1,
         ),
-        Task::Count => maker.count(if number % 2 == 0 { 4 } else { 47 }),
+        Task::Count => maker.count(if number.is_multiple_of(2) { 4 } else { 47 }),
         Task::Track => maker.track(1 + number % 4),
         Task::Recall => maker.needles(&plan.depths, 1),
         Task::Kld => maker.continuation(&plan.depths),

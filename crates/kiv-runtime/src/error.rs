@@ -143,6 +143,12 @@ pub enum Error {
         /// First position that is still resident.
         window_first: usize,
     },
+    /// A model that cannot forget its latest tokens.
+    #[error("this model keeps recurrent state: its sequence cannot be cut back")]
+    CannotTruncate,
+    /// A micro-batch failed on a model that cannot forget its latest tokens.
+    #[error("the session is lost: a micro-batch failed and could not be taken back")]
+    Broken,
     /// A chat template that cannot be used.
     #[error("chat template: {0}")]
     Template(String),

@@ -30,7 +30,7 @@ pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Piece, TokenStream};
 pub use llama::{QuantizeType, quantize};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
-pub use options::{RopeScaling, SessionBuilder};
+pub use options::{RopeScaling, SessionBuilder, pool_layout};
 pub use sampling::Sampling;
 pub use session::{Memory, Outputs, Progress, Session, Token};
 pub use stats::Stats;

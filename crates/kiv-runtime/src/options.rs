@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::session::Session;
 use kiv_policy::{Policy, RowFormat};
-use kiv_pool::PoolConfig;
+use kiv_pool::{PoolConfig, PoolError, PoolLayout};
 
 /// How positions beyond the trained length are squeezed into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,39 @@ pub(crate) struct SessionOptions {
     pub all_logits: bool,
     pub rope: Rope,
     pub shuffle: Option<u64>,
+}
+
+/// The pool that a session gets: what was asked for, as the policy (`None`:
+/// everything resident) and a model with sliding windows of `n_swa` tokens (0:
+/// none) change it.
+///
+/// # Errors
+/// [`PoolError`] if that cannot be laid out.
+pub fn pool_layout(
+    mut pool: PoolConfig,
+    policy: Option<&dyn Policy>,
+    n_ctx: usize,
+    n_swa: usize,
+) -> Result<PoolLayout, PoolError> {
+    let Some(policy) = policy else {
+        return PoolLayout::new(&PoolConfig {
+            sinks: 0,
+            budget: 0,
+            block: 1,
+            // The layout adds room for a micro-batch and a block itself.
+            window: n_ctx.saturating_sub(pool.ubatch + 1).max(1),
+            ubatch: pool.ubatch,
+        });
+    };
+    pool.block = policy.block().unwrap_or(pool.block);
+    if !policy.retrieves() {
+        // No slots: what they would take widens the window.
+        pool.window = pool.window.saturating_add(pool.budget);
+        pool.budget = 0;
+    }
+    let layout = PoolLayout::new(&pool)?;
+    let beside = layout.cells_beside(n_swa);
+    Ok(layout.at_least(beside))
 }
 
 /// Sets a [`Session`] up; see [`Model::session`].

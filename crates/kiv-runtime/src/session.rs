@@ -5,12 +5,12 @@ use crate::error::Error;
 use crate::hook::{Engine, Seen};
 use crate::llama::{Context, ContextParams};
 use crate::model::Model;
-use crate::options::SessionOptions;
+use crate::options::{SessionOptions, pool_layout};
 use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
 use kiv_policy::{Geometry, Phase, Policy, RowFormat};
-use kiv_pool::{PoolConfig, PoolLayout};
+use kiv_pool::PoolLayout;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -75,6 +75,8 @@ pub struct Session {
     /// them without gaps, so its own count is behind by as many.
     invented: usize,
     step: u64,
+    /// A micro-batch failed and could not be taken back.
+    broken: bool,
     last_logits: Vec<f32>,
     interrupt: Arc<AtomicBool>,
 }
@@ -87,37 +89,14 @@ impl Session {
         } else {
             options.n_ctx
         };
-        let SessionOptions {
-            policy, mut pool, ..
-        } = options;
-        let layout = match &policy {
-            None => PoolLayout::new(&PoolConfig {
-                sinks: 0,
-                budget: 0,
-                block: 1,
-                // The layout adds room for a micro-batch and a block itself.
-                window: n_ctx.saturating_sub(pool.ubatch + 1).max(1),
-                ubatch: pool.ubatch,
-            })?,
-            Some(policy) => {
-                pool.block = policy.block().unwrap_or(pool.block);
-                if !policy.retrieves() {
-                    // No slots: what they would take widens the window.
-                    pool.window = pool.window.saturating_add(pool.budget);
-                    pool.budget = 0;
-                }
-                let layout = PoolLayout::new(&pool)?;
-                let beside = layout.cells_beside(model.raw().n_swa());
-                let layout = layout.at_least(beside);
-                if n_ctx < layout.n_cells {
-                    return Err(Error::ContextSmallerThanPool {
-                        n_ctx,
-                        pool: layout.n_cells,
-                    });
-                }
-                layout
-            }
-        };
+        let SessionOptions { policy, pool, .. } = options;
+        let layout = pool_layout(pool, policy.as_deref(), n_ctx, model.raw().n_swa())?;
+        if policy.is_some() && n_ctx < layout.n_cells {
+            return Err(Error::ContextSmallerThanPool {
+                n_ctx,
+                pool: layout.n_cells,
+            });
+        }
         let raw = model.raw();
         if !raw.has_decoder() || raw.has_encoder() {
             let reason = "it encodes text (an embedding or encoder-decoder model)".to_owned();
@@ -160,19 +139,7 @@ impl Session {
         let stock_bytes = if params.hooked {
             0
         } else {
-            let few = ContextParams {
-                n_cells: 256,
-                ubatch: 1,
-                hooked: true,
-                ..params.clone()
-            };
-            let mut small = make(&few)?;
-            let decode = |reason| Error::Decode {
-                position: 0,
-                reason,
-            };
-            small.decode(&[0], 0, &[true]).map_err(decode)?;
-            small.cache_bytes() / small.n_cells() * layout.n_cells
+            stock_cache_bytes(&layout, raw.n_swa(), &params, make)?
         };
         let context = make(&params)?;
         let mut session = Self {
@@ -184,6 +151,7 @@ impl Session {
             tokens: Vec::new(),
             invented: 0,
             step: 0,
+            broken: false,
             last_logits: Vec::new(),
             interrupt: Arc::default(),
         };
@@ -294,11 +262,11 @@ impl Session {
     /// Tokens that are on the compute device.
     #[must_use]
     pub fn resident_tokens(&self) -> usize {
-        self.context
-            .hook_ref()
-            .cells
-            .as_ref()
-            .map_or(0, CellMap::used)
+        let engine = self.context.hook_ref();
+        match (&engine.tiers, &engine.cells) {
+            (Some(_), Some(cells)) => cells.used(),
+            _ => self.tokens.len(),
+        }
     }
 
     /// A flag that stops reading at the next micro-batch once it is set.
@@ -472,7 +440,9 @@ impl Session {
                 window_first,
             });
         }
-        self.take_back(n);
+        if !self.take_back(n) {
+            return Err(Error::CannotTruncate);
+        }
         self.tokens.truncate(n);
         self.last_logits.clear();
         Ok(())
@@ -492,6 +462,9 @@ impl Session {
     }
 
     fn check(&self, tokens: &[Token]) -> Result<(), Error> {
+        if self.broken {
+            return Err(Error::Broken);
+        }
         if tokens.is_empty() {
             return Err(Error::NoTokens);
         }
@@ -546,7 +519,7 @@ impl Session {
             })
         });
         if let Some(error) = failed {
-            self.take_back(first);
+            self.broken = !self.take_back(first);
             return Err(error);
         }
         if engine.cells_from.is_some() {
@@ -557,12 +530,13 @@ impl Session {
         Ok(())
     }
 
-    /// Frees cells of positions from `n` on.
-    fn take_back(&mut self, n: usize) {
-        self.context.free(n - self.invented, None);
-        if let Some(cells) = &mut self.context.hook().cells {
+    /// Frees cells of positions from `n` on, if the model can.
+    fn take_back(&mut self, n: usize) -> bool {
+        let freed = self.context.free(n - self.invented, None);
+        if let Some(cells) = self.context.hook().cells.as_mut().filter(|_| freed) {
             cells.truncate(n);
         }
+        freed
     }
 
     /// Seals as many of the oldest blocks of the window as it takes for `n`
@@ -607,6 +581,44 @@ impl Session {
             })
         }
     }
+}
+
+/// Bytes of the KV cache of a stock context, scaled up from a small one.
+fn stock_cache_bytes(
+    layout: &PoolLayout,
+    n_swa: usize,
+    params: &ContextParams,
+    make: impl Fn(&ContextParams) -> Result<Context<Engine>, Error>,
+) -> Result<usize, Error> {
+    // Large enough for a sliding-window cache to be smaller than the other.
+    let ubatch_of_one = PoolLayout {
+        ubatch: 1,
+        ..layout.clone()
+    };
+    let few = ContextParams {
+        n_cells: ubatch_of_one.cells_beside(n_swa).max(256),
+        ubatch: 1,
+        hooked: true,
+        ..params.clone()
+    };
+    let mut small = make(&few)?;
+    let decode = |reason| Error::Decode {
+        position: 0,
+        reason,
+    };
+    small.decode(&[0], 0, &[true]).map_err(decode)?;
+    let n_small = small.n_cells();
+    let sliding = (n_swa + layout.ubatch)
+        .next_multiple_of(256)
+        .min(layout.n_cells);
+    let (_, caches) = small.parts();
+    Ok(caches.bytes_with(|n_cells| {
+        if n_cells < n_small {
+            sliding
+        } else {
+            layout.n_cells
+        }
+    }))
 }
 
 /// The layers to be tiered: those of the one cache that spans the context.

@@ -62,6 +62,21 @@ impl Attended<'_> {
         }
     }
 
+    /// Whether a resident row of this position is in a slot: it may then hold
+    /// any block's token.
+    #[must_use]
+    pub fn is_slot(&self, position: i32) -> bool {
+        let g = self.tiers.geometry();
+        let slots = g.first_position..g.first_position + g.n_slots * g.block;
+        usize::try_from(position).is_ok_and(|p| slots.contains(&p))
+    }
+
+    /// Tokens in a block.
+    #[must_use]
+    pub fn block(&self) -> usize {
+        self.tiers.geometry().block
+    }
+
     fn rows(&self, cache: &CacheTensor, kv_head: usize, dim: usize) -> Vec<f32> {
         let len = cache.format().row_bytes(dim);
         let (mut bytes, mut out) = (Vec::new(), Vec::new());

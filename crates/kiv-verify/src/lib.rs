@@ -18,6 +18,7 @@
 mod random;
 mod rounding;
 
+use kiv_eval::kl_divergence;
 use kiv_policy::RowFormat;
 use kiv_runtime::{Error, Model, Outputs, SessionBuilder, Token};
 use serde::Serialize;
@@ -325,31 +326,9 @@ fn compare(a: &[Vec<f32>], b: &[Vec<f32>]) -> (f64, bool) {
     (difference, same)
 }
 
-/// KL divergence of the softmax of `q` from that of `p`, in nats.
-fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
-    let log_softmax = |logits: &[f32]| -> Vec<f64> {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let shifted = logits.iter().map(|l| f64::from(*l) - f64::from(max));
-        let total = shifted.clone().map(f64::exp).sum::<f64>().ln();
-        shifted.map(|l| l - total).collect()
-    };
-    let (p, q) = (log_softmax(p), log_softmax(q));
-    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn kl_of_known_distributions() {
-        let p = [0.0f32, 2f32.ln()];
-        let q = [0.0f32, 0.0];
-        // p = (1/3, 2/3), q = (1/2, 1/2).
-        let want = (1.0 / 3.0) * (2f64 / 3.0).ln() + (2.0 / 3.0) * (4f64 / 3.0).ln();
-        assert!((kl_divergence(&p, &q) - want).abs() < 1e-6);
-        assert!(kl_divergence(&p, &p).abs() < 1e-12);
-    }
 
     #[test]
     fn comparing_sees_bits_and_non_numbers() {

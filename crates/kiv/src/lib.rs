@@ -20,7 +20,7 @@
 //!
 //! let mut answer = String::new();
 //! let options = GenerateOptions { sampling: Sampling::greedy(), ..Default::default() };
-//! for piece in session.generate(options).take(5) {
+//! for piece in session.generate(options).take(6) {
 //!     answer += &piece?.text;
 //! }
 //! assert_eq!(answer, " 48213");
@@ -41,7 +41,8 @@
 pub use kiv_runtime::{
     Attended, AttentionTap, ChatTemplate, Error, Finish, GenerateOptions, LoadOptions, Memory,
     Message, Model, Outputs, Piece, Progress, QuantizeType, RopeScaling, Sampling, Session,
-    SessionBuilder, Stats, Token, TokenStream, quantize, set_verbose, supports_gpu, system_info,
+    SessionBuilder, Stats, Token, TokenStream, pool_layout, quantize, set_verbose, supports_gpu,
+    system_info,
 };
 
 /// The plug-in interface: what a policy sees and answers.

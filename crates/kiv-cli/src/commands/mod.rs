@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod demo;
+pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod run;
 pub(crate) mod verify;

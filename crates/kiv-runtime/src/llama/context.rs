@@ -67,6 +67,12 @@ impl Caches {
             .sum()
     }
 
+    /// Bytes of all layers if a cache of `n` cells had `cells(n)`.
+    pub(crate) fn bytes_with(&self, cells: impl Fn(usize) -> usize) -> usize {
+        let tensors = self.layers.values().flatten().flatten();
+        tensors.map(|t| t.cell_bytes() * cells(t.n_cells())).sum()
+    }
+
     /// Takes up the cache tensor that `node` stores rows in.
     fn learn(&mut self, node: Node<'_>) -> Result<(), String> {
         let root = node.root();

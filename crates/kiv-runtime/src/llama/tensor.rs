@@ -53,6 +53,16 @@ impl CacheTensor {
         self.format
     }
 
+    /// Number of cells.
+    pub(crate) fn n_cells(&self) -> usize {
+        self.n_cells
+    }
+
+    /// Bytes of one cell: all KV heads.
+    pub(crate) fn cell_bytes(&self) -> usize {
+        self.cell_bytes
+    }
+
     /// Bytes of all cells.
     pub(crate) fn bytes(&self) -> usize {
         self.n_cells * self.cell_bytes
