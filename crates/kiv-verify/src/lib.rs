@@ -8,7 +8,7 @@
 //! - `permuted`: nothing is missing, but the blocks in the slots of every
 //!   layer and KV head are put in a new random order at every step. Attention
 //!   sums the same numbers in another order, so logits may differ by rounding,
-//!   within the bound of [`rounding`].
+//!   within a bound that follows from the model (module `rounding`).
 //! - `bytes`: after thousands of swaps that a random policy asks for, the bytes
 //!   of every slot must equal the cold rows of its block.
 //! - `budget`: one block of all is missing, the one that true scores call the

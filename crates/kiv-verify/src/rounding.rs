@@ -9,6 +9,10 @@
 //! moved by random noise of twice that error, and the largest change of any
 //! logit, over several runs, doubled, is the bound. It thus follows from the
 //! model's own sensitivity and the kernel's own accuracy; nothing is tuned.
+//!
+//! An error that is no rounding ([`LARGEST_RELATIVE_ERROR`]) means that the
+//! kernel and the f64 attention did not see the same rows. Then the bound is 0:
+//! no difference is excused.
 
 use crate::compare;
 use kiv_policy::RowFormat;
@@ -20,6 +24,10 @@ use std::sync::Arc;
 
 /// Runs with noise.
 const TRIALS: u64 = 3;
+
+/// Largest error, relative to the largest output of the layer, that can be
+/// rounding. Sums in f16 come to some thousandths, in f32 to millionths.
+const LARGEST_RELATIVE_ERROR: f64 = 0.03;
 
 /// Of a micro-batch at most this many queries are recomputed, and decoded
 /// tokens in steps of this many: f64 attention is slow.
@@ -40,7 +48,13 @@ pub(crate) fn bound(
         seen: 0,
     };
     logits_with(builder(), tokens, Box::new(measure))?;
-    let errors = errors.lock().clone();
+    let errors: Vec<LayerError> = errors.lock().clone();
+    if errors
+        .iter()
+        .any(|e| e.error > LARGEST_RELATIVE_ERROR * e.output)
+    {
+        return Ok(0.0);
+    }
     let mut largest = 0f64;
     for trial in 0..TRIALS {
         let noise = Noise {
@@ -70,9 +84,16 @@ fn logits_with(
     Ok(all)
 }
 
+/// Largest error and largest output of a layer.
+#[derive(Clone, Copy, Debug, Default)]
+struct LayerError {
+    error: f64,
+    output: f64,
+}
+
 /// Measures the kernel's error against f64, per layer.
 struct Measure {
-    errors: Arc<Mutex<Vec<f64>>>,
+    errors: Arc<Mutex<Vec<LayerError>>>,
     cache_type: RowFormat,
     seen: usize,
 }
@@ -81,7 +102,7 @@ impl AttentionTap for Measure {
     fn attended(&mut self, view: &mut Attended<'_>) {
         let mut errors = self.errors.lock();
         if errors.len() <= view.layer {
-            errors.resize(view.layer + 1, 0.0);
+            errors.resize(view.layer + 1, LayerError::default());
         }
         if view.layer == 0 {
             self.seen += 1;
@@ -95,8 +116,10 @@ impl AttentionTap for Measure {
             let (keys, values) = (view.keys(kv_head), view.values(kv_head));
             for token in (0..n_tokens).step_by(step) {
                 for head in kv_head * view.geometry.group()..(kv_head + 1) * view.geometry.group() {
-                    let error = self.error(view, (token, head), &keys, &values);
-                    errors[view.layer] = errors[view.layer].max(error);
+                    let (error, output) = self.error(view, (token, head), &keys, &values);
+                    let layer = &mut errors[view.layer];
+                    layer.error = layer.error.max(error);
+                    layer.output = layer.output.max(output);
                 }
             }
         }
@@ -104,7 +127,7 @@ impl AttentionTap for Measure {
 }
 
 impl Measure {
-    /// Largest error of one query's output. Kernels round the query first,
+    /// Largest error and value of one query's output. Kernels round the query first,
     /// some to the type that the keys are multiplied in: the nearer of the two
     /// f64 results counts.
     fn error(
@@ -113,7 +136,7 @@ impl Measure {
         (token, head): (usize, usize),
         keys: &[f32],
         values: &[f32],
-    ) -> f64 {
+    ) -> (f64, f64) {
         let query = view.queries.get(token, head);
         let product_type = match self.cache_type {
             RowFormat::Q8_0 | RowFormat::Q4_0 => RowFormat::Q8_0,
@@ -125,7 +148,8 @@ impl Measure {
         let at = (token * view.geometry.n_head + head) * dim;
         let got = &view.output[at..at + dim];
         let now = view.queries.positions[token];
-        [query, &rounded[..]]
+        let output = got.iter().map(|g| f64::from(g.abs())).fold(0f64, f64::max);
+        let error = [query, &rounded[..]]
             .into_iter()
             .map(|query| {
                 let want = attention(view, query, now, keys, values);
@@ -135,7 +159,8 @@ impl Measure {
                     .map(|(g, w)| (f64::from(*g) - w).abs());
                 off.fold(0f64, f64::max)
             })
-            .fold(f64::INFINITY, f64::min)
+            .fold(f64::INFINITY, f64::min);
+        (error, output)
     }
 }
 
@@ -182,13 +207,14 @@ fn attention(
 
 /// Moves every attention output by up to twice the measured error.
 struct Noise {
-    errors: Vec<f64>,
+    errors: Vec<LayerError>,
     rng: ChaCha8Rng,
 }
 
 impl AttentionTap for Noise {
     fn attended(&mut self, view: &mut Attended<'_>) {
-        let size = 2.0 * self.errors.get(view.layer).copied().unwrap_or(0.0) as f32;
+        let error = self.errors.get(view.layer).map_or(0.0, |e| e.error);
+        let size = 2.0 * error as f32;
         for value in view.output.iter_mut() {
             *value += self.rng.random_range(-1.0..=1.0) * size;
         }
