@@ -68,6 +68,29 @@ impl Opened {
             anyhow!("{error}. Try another conversion of this model, or a newer kiv")
         })
     }
+
+    /// Loads the weights if texts of up to `longest` tokens fit the memory
+    /// under each of these policies.
+    pub fn load_for(
+        &self,
+        args: &ModelArgs,
+        cache: &CacheArgs,
+        policies: &[String],
+        longest: usize,
+    ) -> Result<Model> {
+        for policy in policies {
+            // Stock llama.cpp reserves what it is asked for, at once.
+            let n_ctx = if policy == "full" {
+                longest
+            } else {
+                self.n_ctx(args)
+            };
+            let plan = plan(&self.file, args, cache, policy, n_ctx, longest)?;
+            check_memory(&plan, args)?;
+        }
+        let tiered = policies.iter().find(|p| *p != "full");
+        self.load(args, tiered.map_or("full", String::as_str))
+    }
 }
 
 /// The pool of a policy, as the runtime lays it out.

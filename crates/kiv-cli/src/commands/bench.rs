@@ -46,28 +46,7 @@ struct Row<'a> {
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let opened = model::open(&args.model)?;
     let longest = args.ctx.iter().copied().max().unwrap_or(0);
-    for policy in &args.kv_policy {
-        let n_ctx = if policy == "full" {
-            longest
-        } else {
-            opened.n_ctx(&args.model)
-        };
-        let plan = model::plan(
-            &opened.file,
-            &args.model,
-            &args.cache,
-            policy,
-            n_ctx,
-            longest,
-        )?;
-        model::check_memory(&plan, &args.model)?;
-    }
-    let tiered = args
-        .kv_policy
-        .iter()
-        .find(|p| *p != "full")
-        .map_or("full", String::as_str);
-    let model = opened.load(&args.model, tiered)?;
+    let model = opened.load_for(&args.model, &args.cache, &args.kv_policy, longest)?;
     eprintln!("{}", kiv_runtime::system_info());
     let text = text(&model, longest, args.seed);
     if !args.model.json {

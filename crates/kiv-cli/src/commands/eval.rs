@@ -24,27 +24,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<ExitCode> {
         policies.retain(|p| p != "full");
     }
     let longest = args.ctx.iter().copied().max().unwrap_or(0) + AFTER;
-    for policy in &policies {
-        let n_ctx = if policy == "full" {
-            longest
-        } else {
-            opened.n_ctx(&args.model)
-        };
-        let plan = model::plan(
-            &opened.file,
-            &args.model,
-            &args.cache,
-            policy,
-            n_ctx,
-            longest,
-        )?;
-        model::check_memory(&plan, &args.model)?;
-    }
-    let tiered = policies
-        .iter()
-        .find(|p| *p != "full")
-        .map_or("full", String::as_str);
-    let model = opened.load(&args.model, tiered)?;
+    let model = opened.load_for(&args.model, &args.cache, &policies, longest)?;
     let plan = Plan {
         task: args.task,
         policies,

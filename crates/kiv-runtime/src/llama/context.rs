@@ -362,6 +362,9 @@ impl<H: GraphHook> Drop for Context<H> {
 }
 
 /// What llama.cpp calls for every node.
+///
+/// SAFETY: only llama.cpp calls it, with a live node and the user data that
+/// [`Context::new`] gave it for this `H`.
 unsafe extern "C" fn trampoline<H: GraphHook>(
     tensor: *mut sys::ggml_tensor,
     ask: bool,

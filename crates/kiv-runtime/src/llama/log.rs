@@ -51,6 +51,9 @@ pub(crate) fn last_error() -> Option<String> {
     Some(text.trim().to_owned())
 }
 
+/// What llama.cpp calls for every piece of its log.
+///
+/// SAFETY: only llama.cpp calls it, with null or a null-terminated string.
 unsafe extern "C" fn receive(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
     if text.is_null() {
         return;

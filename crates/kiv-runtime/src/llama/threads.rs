@@ -69,6 +69,7 @@ mod calls {
     use llama_cpp_sys_2 as sys;
     use std::ffi::CStr;
 
+    // SAFETY (of calling them): the contracts are ggml-cpu.h's.
     type New = unsafe extern "C" fn(*mut sys::ggml_threadpool_params) -> *mut sys::ggml_threadpool;
     type Free = unsafe extern "C" fn(*mut sys::ggml_threadpool);
 
