@@ -15,7 +15,7 @@
 //! prefill retrieves like decode, and all layers have the same budget. Scores
 //! of the queries that share a KV head are combined by their maximum.
 
-use crate::numeric::dot;
+use kiv_numeric::dot;
 use crate::top::top_k;
 use kiv_policy::{
     Geometry, LayerGeometry, Policy, PolicyError, SealedBlocks, SelectRequest, Selection,

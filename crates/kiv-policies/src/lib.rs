@@ -14,7 +14,6 @@
 mod digest;
 mod exact;
 mod kiv;
-mod numeric;
 mod top;
 mod window;
 

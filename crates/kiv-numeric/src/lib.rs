@@ -1,15 +1,17 @@
-//! Loops that the compiler turns into vector code.
+//! Inner loops of scoring, in plain Rust that the compiler turns into vector
+//! code for the CPU that it is told about.
 
 /// Independent accumulators in reductions.
 const LANES: usize = 16;
 
 /// Keys scored together by [`tile_logits`].
-pub(crate) const TILE: usize = 32;
+pub const TILE: usize = 32;
 
 /// `a * b + c`, fused where the target has it. Without the instruction
 /// `mul_add` would call a slow library routine.
 #[inline(always)]
-fn fma(a: f32, b: f32, c: f32) -> f32 {
+#[must_use]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
         a.mul_add(b, c)
     } else {
@@ -30,8 +32,9 @@ fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Inner product; lengths are equal.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+/// Inner product of two vectors of one length.
+#[must_use]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut acc = [0f32; LANES];
     let (a_main, a_rest) = a.as_chunks::<LANES>();
     let (b_main, b_rest) = b.as_chunks::<LANES>();
@@ -46,8 +49,12 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// Inner products of `R` queries with [`TILE`] keys given as columns:
 /// `columns[d][i]` is value `d` of key `i`.
+///
+/// # Panics
+/// If a query is shorter than there are columns.
 #[inline]
-pub(crate) fn tile_logits<const R: usize>(
+#[must_use]
+pub fn tile_logits<const R: usize>(
     queries: [&[f32]; R],
     columns: &[[f32; TILE]],
 ) -> [[f32; TILE]; R] {
@@ -70,7 +77,8 @@ pub(crate) fn tile_logits<const R: usize>(
 /// Range reduction by powers of two and a Taylor polynomial: plain
 /// arithmetic, so loops over it become vector code, which `f32::exp` does not.
 #[inline(always)]
-pub(crate) fn exp_nonpositive(x: f32) -> f32 {
+#[must_use]
+pub fn exp_nonpositive(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts, so that the reduction loses no bits.
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -102,7 +110,8 @@ pub(crate) fn exp_nonpositive(x: f32) -> f32 {
 ///
 /// Maxima and sums run in lanes: in one accumulator they would be a chain of
 /// dependent steps.
-pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
+#[must_use]
+pub fn log_sum_exp(values: &[f32]) -> f32 {
     let (main, rest) = values.as_chunks::<LANES>();
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut maxima = [f32::NEG_INFINITY; LANES];
@@ -129,7 +138,11 @@ pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
 }
 
 /// [`log_sum_exp`] of every column of `[n_rows][n_columns]`.
-pub(crate) fn column_log_sum_exp(rows: &[f32], n_columns: usize) -> Vec<f32> {
+///
+/// # Panics
+/// If `n_columns` is 0.
+#[must_use]
+pub fn column_log_sum_exp(rows: &[f32], n_columns: usize) -> Vec<f32> {
     let mut max = vec![f32::NEG_INFINITY; n_columns];
     for row in rows.chunks_exact(n_columns) {
         max.iter_mut()

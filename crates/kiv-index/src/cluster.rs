@@ -1,0 +1,207 @@
+//! Clusters of similar keys: the coarse level of the index.
+//!
+//! A segment's keys are divided by k-means in two steps, first into about
+//! sqrt(n / size) parts, then each part into clusters of about `size` keys:
+//! much cheaper than one step, and nearly as tight. Clusters of about 16 keys
+//! per segment of some thousand tokens, trained segment by segment, are
+//! RetroInfer's (Chen et al., arXiv 2505.02922): keys rotate with their
+//! positions (RoPE), so clusters over the whole context would go stale.
+
+use kiv_numeric::{TILE, dot, tile_logits};
+
+/// Rounds of k-means. More gain little.
+const ROUNDS: usize = 4;
+
+/// A partition of vectors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clusters {
+    /// Indices of the vectors, cluster by cluster.
+    pub order: Vec<u32>,
+    /// Where each cluster ends in `order`. No cluster is empty.
+    pub ends: Vec<u32>,
+    /// Means, `[n_clusters, dim]`.
+    pub means: Vec<f32>,
+}
+
+impl Clusters {
+    /// Divides vectors `[n, dim]` into clusters of about `size`.
+    ///
+    /// # Panics
+    /// If `size` or `dim` is 0.
+    #[must_use]
+    pub fn new(vectors: &[f32], dim: usize, size: usize) -> Self {
+        let n = vectors.len() / dim;
+        let all: Vec<u32> = (0..n as u32).collect();
+        let n_parts = ((n as f64 / size as f64).sqrt().round() as usize).max(1);
+        let mut clusters = Self {
+            order: Vec::with_capacity(n),
+            ends: Vec::new(),
+            means: Vec::new(),
+        };
+        for part in k_means(vectors, dim, &all, n_parts) {
+            for members in k_means(vectors, dim, &part, part.len().div_ceil(size)) {
+                let at = clusters.means.len();
+                clusters.means.resize(at + dim, 0.0);
+                mean(vectors, dim, &members, &mut clusters.means[at..]);
+                clusters.order.extend(members);
+                clusters.ends.push(clusters.order.len() as u32);
+            }
+        }
+        clusters
+    }
+
+    /// Members of each cluster.
+    pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, end)| &self.order[start as usize..*end as usize])
+    }
+}
+
+fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {
+    out.fill(0.0);
+    for member in members {
+        let at = *member as usize * dim;
+        for (o, v) in out.iter_mut().zip(&vectors[at..at + dim]) {
+            *o += v;
+        }
+    }
+    let n = members.len().max(1) as f32;
+    out.iter_mut().for_each(|o| *o /= n);
+}
+
+/// Divides `members` into at most `k` sets, none empty. The first means are
+/// members spaced evenly in time, so there is no chance in it.
+fn k_means(vectors: &[f32], dim: usize, members: &[u32], k: usize) -> Vec<Vec<u32>> {
+    if k <= 1 || members.len() <= 1 {
+        return if members.is_empty() {
+            Vec::new()
+        } else {
+            vec![members.to_vec()]
+        };
+    }
+    let k = k.min(members.len());
+    let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];
+    let mut means: Vec<f32> = (0..k)
+        .flat_map(|i| vector(members[(2 * i + 1) * members.len() / (2 * k)]).to_vec())
+        .collect();
+    let mut sets = vec![Vec::new(); k];
+    for round in 0..=ROUNDS {
+        sets.iter_mut().for_each(Vec::clear);
+        let columns = Columns::new(&means, dim);
+        let (fours, rest) = members.as_chunks::<4>();
+        for four in fours {
+            for (member, nearest) in four.iter().zip(columns.nearest(four.map(vector))) {
+                sets[nearest].push(*member);
+            }
+        }
+        for member in rest {
+            let [nearest] = columns.nearest([vector(*member)]);
+            sets[nearest].push(*member);
+        }
+        if round < ROUNDS {
+            for (set, out) in sets.iter().zip(means.chunks_exact_mut(dim)) {
+                if !set.is_empty() {
+                    mean(vectors, dim, set, out);
+                }
+            }
+        }
+    }
+    sets.retain(|set| !set.is_empty());
+    sets
+}
+
+/// Means turned into columns, by tiles.
+struct Columns {
+    n: usize,
+    dim: usize,
+    /// `[n_tiles, dim]`.
+    tiles: Vec<[f32; TILE]>,
+    /// Half the squared length of each mean.
+    half_squares: Vec<f32>,
+}
+
+impl Columns {
+    fn new(means: &[f32], dim: usize) -> Self {
+        let n = means.len() / dim;
+        let mut tiles = vec![[0f32; TILE]; n.div_ceil(TILE) * dim];
+        for (i, mean) in means.chunks_exact(dim).enumerate() {
+            let tile = &mut tiles[i / TILE * dim..(i / TILE + 1) * dim];
+            for (column, value) in tile.iter_mut().zip(mean) {
+                column[i % TILE] = *value;
+            }
+        }
+        Self {
+            n,
+            dim,
+            tiles,
+            half_squares: means.chunks_exact(dim).map(|m| dot(m, m) / 2.0).collect(),
+        }
+    }
+
+    /// The nearest mean of each vector; of equally near ones the first.
+    fn nearest<const R: usize>(&self, vectors: [&[f32]; R]) -> [usize; R] {
+        // |v - c|^2 is smallest where v . c - |c|^2 / 2 is largest.
+        let mut best = [(f32::NEG_INFINITY, 0); R];
+        for (t, tile) in self.tiles.chunks_exact(self.dim).enumerate() {
+            let products = tile_logits(vectors, tile);
+            let halves = &self.half_squares[t * TILE..self.n.min((t + 1) * TILE)];
+            for (best, products) in best.iter_mut().zip(&products) {
+                for (i, (p, h)) in products.iter().zip(halves).enumerate() {
+                    if p - h > best.0 {
+                        *best = (p - h, t * TILE + i);
+                    }
+                }
+            }
+        }
+        best.map(|(_, nearest)| nearest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    #[test]
+    fn every_vector_is_in_one_cluster() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        for (n, dim, size) in [(0, 8, 16), (1, 8, 16), (15, 8, 16), (1000, 8, 16), (500, 4, 1)] {
+            let vectors: Vec<f32> = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+            let clusters = Clusters::new(&vectors, dim, size);
+            let mut order = clusters.order.clone();
+            order.sort_unstable();
+            assert_eq!(order, (0..n as u32).collect::<Vec<_>>());
+            assert_eq!(clusters.means.len(), clusters.ends.len() * dim);
+            assert!(clusters.iter().all(|members| !members.is_empty()));
+            let members: usize = clusters.iter().map(<[u32]>::len).sum();
+            assert_eq!(members, n);
+        }
+    }
+
+    #[test]
+    fn far_groups_are_told_apart() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let groups = 16;
+        let vectors: Vec<f32> = (0..groups * 16)
+            .flat_map(|i| {
+                let group = i % groups;
+                [(group % 4) as f32 * 10.0, (group / 4) as f32 * 10.0].map(|c| c + rng.random_range(-0.1..0.1))
+            })
+            .collect();
+        let clusters = Clusters::new(&vectors, 2, 16);
+        for members in clusters.iter() {
+            let first = members[0] as usize % groups;
+            assert!(members.iter().all(|m| *m as usize % groups == first));
+        }
+    }
+
+    #[test]
+    fn equal_vectors_make_one_cluster() {
+        let clusters = Clusters::new(&vec![1.5; 8 * 300], 8, 16);
+        assert_eq!(clusters.ends, [300]);
+        assert_eq!(clusters.means, [1.5; 8]);
+    }
+}
