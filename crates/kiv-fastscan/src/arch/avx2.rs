@@ -1,0 +1,188 @@
+//! AVX2: 32 bytes at a time, which are 32 keys of one subquantizer pair.
+
+use std::arch::x86_64::{
+    __m128i, __m256i, _mm_add_epi16, _mm_slli_epi16, _mm_storeu_si128, _mm_sub_epi16,
+    _mm256_add_epi16, _mm256_and_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi16,
+    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_max_epu16, _mm256_movemask_epi8,
+    _mm256_packs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_srli_epi16,
+};
+
+use super::{Pair, Table, generic};
+use crate::GROUP;
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(bytes: &Pair) -> __m256i {
+    // SAFETY: reads the 32 bytes that are borrowed; no alignment is needed.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_u16(values: &[u16; 16]) -> __m256i {
+    // SAFETY: reads the 32 bytes that are borrowed; no alignment is needed.
+    unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(values: __m128i, to: &mut [u16; 8]) {
+    // SAFETY: writes the 16 bytes that are borrowed; no alignment is needed.
+    unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), values) }
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&mut [u16]; Q]) {
+    // Loops of known length are unrolled.
+    match tables[0].pairs().len() {
+        8 => scan_pairs::<Q, 8>(tables, codes, outs),
+        16 => scan_pairs::<Q, 16>(tables, codes, outs),
+        _ => scan_pairs::<Q, 0>(tables, codes, outs),
+    }
+}
+
+/// `PAIRS` is 0 if it is not known.
+#[target_feature(enable = "avx2")]
+fn scan_pairs<const Q: usize, const PAIRS: usize>(
+    tables: [&Table; Q],
+    codes: &[Pair],
+    mut outs: [&mut [u16]; Q],
+) {
+    let pairs = if PAIRS > 0 {
+        PAIRS
+    } else {
+        tables[0].pairs().len()
+    };
+    let tables: [&[Pair]; Q] = tables.map(|table| &table.pairs()[..pairs]);
+    let nibble = _mm256_set1_epi8(15);
+    for (group, codes) in codes.chunks_exact(pairs).enumerate() {
+        // Per query: all bytes and the odd ones, of low and of high nibbles.
+        let mut sums = [[_mm256_setzero_si256(); 4]; Q];
+        for (pair, codes) in codes.iter().enumerate() {
+            let codes = load(codes);
+            let low = _mm256_and_si256(codes, nibble);
+            let high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+            for (sums, table) in sums.iter_mut().zip(&tables) {
+                let table = load(&table[pair]);
+                let low = _mm256_shuffle_epi8(table, low);
+                let high = _mm256_shuffle_epi8(table, high);
+                sums[0] = _mm256_add_epi16(sums[0], low);
+                sums[1] = _mm256_add_epi16(sums[1], _mm256_srli_epi16(low, 8));
+                sums[2] = _mm256_add_epi16(sums[2], high);
+                sums[3] = _mm256_add_epi16(sums[3], _mm256_srli_epi16(high, 8));
+            }
+        }
+        for (sums, out) in sums.iter().zip(&mut outs) {
+            let out = &mut out[group * GROUP..][..GROUP];
+            let out = out.as_chunks_mut::<8>().0;
+            for half in 0..2 {
+                let all = add_lanes(sums[2 * half]);
+                let odd = add_lanes(sums[2 * half + 1]);
+                let even = _mm_sub_epi16(all, _mm_slli_epi16(odd, 8));
+                store(even, &mut out[2 * half]);
+                store(odd, &mut out[2 * half + 1]);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_lanes(sums: __m256i) -> __m128i {
+    _mm_add_epi16(
+        _mm256_castsi256_si128(sums),
+        _mm256_extracti128_si256(sums, 1),
+    )
+}
+
+/// Of every byte the places of its bits that are set, then zeros.
+static PLACES: [[u8; 8]; 256] = {
+    let mut places = [[0; 8]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut bit, mut n) = (0, 0);
+        while bit < 8 {
+            if byte >> bit & 1 == 1 {
+                places[byte][n] = bit;
+                n += 1;
+            }
+            bit += 1;
+        }
+        byte += 1;
+    }
+    places
+};
+
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
+    let (chunks, rest) = values.as_chunks::<32>();
+    let limit = _mm256_set1_epi16(threshold.cast_signed());
+    let mut base = 0u32;
+    for chunk in chunks {
+        let [a, b] = [&chunk[..16], &chunk[16..]].map(|half| {
+            let half = load_u16(half.try_into().expect("16 of 32"));
+            _mm256_cmpeq_epi16(_mm256_max_epu16(half, limit), half)
+        });
+        let mask = _mm256_movemask_epi8(_mm256_packs_epi16(a, b)).cast_unsigned();
+        if mask != 0 {
+            // Packing works within lanes: bytes come as a, b, a, b.
+            let mask = mask & 0xff00_00ff | (mask & 0xff00) << 8 | mask >> 8 & 0xff00;
+            push_bits(mask, base, out);
+        }
+        base += 32;
+    }
+    for (i, &value) in (base..).zip(rest) {
+        if value >= threshold {
+            out.push(i);
+        }
+    }
+}
+
+/// Appends the places of the bits of `mask` that are set, added to `base`.
+#[inline]
+#[target_feature(enable = "avx2,popcnt")]
+fn push_bits(mut mask: u32, base: u32, out: &mut Vec<u32>) {
+    use std::arch::x86_64::{
+        _mm_loadl_epi64, _mm256_add_epi32, _mm256_cvtepu8_epi32, _mm256_set1_epi32,
+        _mm256_storeu_si256,
+    };
+    // A store writes 8 places, of which the last may be the 32nd.
+    if out.capacity() - out.len() < 32 + 8 {
+        out.reserve(32 + 8);
+    }
+    let mut len = out.len();
+    let to = out.as_mut_ptr();
+    if mask.count_ones() <= 6 {
+        while mask != 0 {
+            // SAFETY: at most 6 places are written; there is room for 40.
+            unsafe { to.add(len).write(base + mask.trailing_zeros()) };
+            mask &= mask - 1;
+            len += 1;
+        }
+    } else {
+        for (i, byte) in (0..).zip(mask.to_le_bytes()) {
+            // SAFETY: reads 8 bytes of the table's row.
+            let places = unsafe { _mm_loadl_epi64(PLACES[usize::from(byte)].as_ptr().cast()) };
+            let places = _mm256_cvtepu8_epi32(places);
+            let first = _mm256_set1_epi32((base + 8 * i).cast_signed());
+            let places = _mm256_add_epi32(places, first);
+            // SAFETY: at most 24 places were taken before, so that 8 more are
+            // within the 40 that there is room for.
+            unsafe { _mm256_storeu_si256(to.add(len).cast(), places) };
+            len += byte.count_ones() as usize;
+        }
+    }
+    // SAFETY: all places up to `len` have been written, within the capacity.
+    unsafe { out.set_len(len) };
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn count_at_least(values: &[u16], threshold: u16) -> usize {
+    generic::count_at_least(values, threshold)
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn fold_max(values: &[u16], fold: usize, out: &mut Vec<u16>) {
+    generic::fold_max(values, fold, out);
+}

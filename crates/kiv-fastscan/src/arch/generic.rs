@@ -1,0 +1,74 @@
+//! Portable kernels: the reference, and what compilers vectorize by themselves
+//! where another module calls them with more instructions enabled.
+
+use super::{Pair, Table};
+use crate::GROUP;
+
+pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&mut [u16]; Q]) {
+    for (table, out) in tables.into_iter().zip(outs) {
+        let pairs = table.pairs();
+        let out = out.as_chunks_mut::<GROUP>().0;
+        for (codes, out) in codes.chunks_exact(pairs.len()).zip(out) {
+            // Sums of bytes of either subquantizer of the pairs, in their order
+            // in memory.
+            let (mut low, mut high) = ([0; 16], [0; 16]);
+            for (codes, table) in codes.iter().zip(pairs) {
+                for (i, code) in codes.iter().enumerate() {
+                    let table = &table[i & 16..][..16];
+                    low[i % 16] += u16::from(table[usize::from(code & 15)]);
+                    high[i % 16] += u16::from(table[usize::from(code >> 4)]);
+                }
+            }
+            for i in 0..8 {
+                out[i] = low[2 * i];
+                out[i + 8] = low[2 * i + 1];
+                out[i + 16] = high[2 * i];
+                out[i + 24] = high[2 * i + 1];
+            }
+        }
+    }
+}
+
+pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
+    for (i, &value) in (0..).zip(values) {
+        if value >= threshold {
+            out.push(i);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn count_at_least(values: &[u16], threshold: u16) -> usize {
+    let mut count = 0;
+    // So many vectors that no lane of a count overflows.
+    for values in values.chunks(32 * 65_535) {
+        let (chunks, rest) = values.as_chunks::<32>();
+        let mut lanes = [0u16; 32];
+        for chunk in chunks {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane += u16::from(value >= threshold);
+            }
+        }
+        count += lanes.iter().map(|&n| usize::from(n)).sum::<usize>();
+        count += rest.iter().filter(|&&value| value >= threshold).count();
+    }
+    count
+}
+
+#[inline(always)]
+pub(super) fn fold_max(values: &[u16], fold: usize, out: &mut Vec<u16>) {
+    out.reserve(values.len().div_ceil(32 * fold) * 32);
+    for values in values.chunks(32 * fold) {
+        let mut lanes = [0u16; 32];
+        let (chunks, rest) = values.as_chunks::<32>();
+        for chunk in chunks {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane = value.max(*lane);
+            }
+        }
+        for (lane, &value) in lanes.iter_mut().zip(rest) {
+            *lane = value.max(*lane);
+        }
+        out.extend_from_slice(&lanes);
+    }
+}

@@ -1,0 +1,212 @@
+//! The table of a query, in bytes.
+
+use crate::arch::{PAIR, Table};
+use crate::{CENTROIDS, check_m};
+
+/// Why a table of floats cannot be rounded to bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LutError {
+    /// A NaN or an infinity.
+    #[error("table entry {entry} of subquantizer {subquantizer} is not a finite number")]
+    NotFinite {
+        /// Which subquantizer.
+        subquantizer: usize,
+        /// Which of its 16 entries.
+        entry: usize,
+    },
+    /// Entries so far apart that their difference, or the sum of the
+    /// subquantizers' lowest, is no finite `f32`.
+    #[error("the table's entries span more than 32-bit floats can express")]
+    Overflow,
+}
+
+/// The table of one query in bytes: `score(key) ≈ bias + scale * sum`, where
+/// `sum` adds one byte per subquantizer.
+///
+/// All subquantizers share one scale, which is what makes their bytes
+/// summable; each one's lowest entry goes into the bias.
+#[derive(Debug, Clone)]
+pub struct Lut {
+    m: usize,
+    table: Table,
+    scale: f32,
+    bias: f32,
+    error: f32,
+}
+
+impl Lut {
+    /// A table of zeros, `[m, 16]`: every score is 0 until
+    /// [`quantize`](Self::quantize).
+    ///
+    /// # Panics
+    ///
+    /// Panics if `m` is odd or not within `2..=256`.
+    #[must_use]
+    #[track_caller]
+    pub fn new(m: usize) -> Self {
+        check_m(m);
+        Self {
+            m,
+            table: Table::new(m / 2),
+            scale: 0.0,
+            bias: 0.0,
+            error: 0.0,
+        }
+    }
+
+    /// Rounds `table`, `[m, 16]` row-major, to bytes. Allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`LutError::NotFinite`] if an entry is a NaN or infinite,
+    /// [`LutError::Overflow`] if entries are too far apart. The `Lut` then
+    /// stays as it was.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `table` has not `16 * m` entries.
+    pub fn quantize(&mut self, table: &[f32]) -> Result<(), LutError> {
+        assert_eq!(table.len(), CENTROIDS * self.m, "a table is [m, 16]");
+        let rows = table.as_chunks::<CENTROIDS>().0;
+        let mut bias = 0.0f64;
+        let mut range = 0.0f32;
+        let mut finite = true;
+        for row in rows {
+            let (low, high) = extent(row);
+            finite &= row.iter().fold(true, |all, x| all & x.is_finite());
+            bias += f64::from(low);
+            range = range.max(high - low);
+        }
+        if !finite {
+            let at = table.iter().position(|x| !x.is_finite());
+            let at = at.expect("an entry that is not finite was seen");
+            return Err(LutError::NotFinite {
+                subquantizer: at / CENTROIDS,
+                entry: at % CENTROIDS,
+            });
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "checked right below")]
+        let bias = bias as f32;
+        if !bias.is_finite() || !(range * self.m as f32).is_finite() {
+            return Err(LutError::Overflow);
+        }
+
+        // Differences too small for a normal scale are taken for none.
+        let scale = range / 255.0;
+        let scale = if scale < f32::MIN_POSITIVE {
+            0.0
+        } else {
+            scale
+        };
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        for (bytes, rows) in self
+            .table
+            .pairs_mut()
+            .iter_mut()
+            .zip(rows.as_chunks::<2>().0)
+        {
+            quantize_pair(rows, inverse, bytes);
+        }
+
+        // Half a step per subquantizer. On top come roundings of f32, of unit
+        // u = 2^-24: of an entry less the lowest, of the inverse, of their
+        // product (3 * 255 u of a step), and in `score` of the product, the sum
+        // and the bias (2 * 255 m u steps, 2 u of the bias): below 1/1000 of a
+        // step per subquantizer, and 2^-23 of the bias.
+        let m = self.m as f32;
+        let flat = if scale > 0.0 { 0.0 } else { m * range };
+        self.error = 0.501 * m * scale + flat + f32::EPSILON * bias.abs();
+        self.scale = scale;
+        self.bias = bias;
+        Ok(())
+    }
+
+    /// Subquantizers.
+    #[must_use]
+    pub fn m(&self) -> usize {
+        self.m
+    }
+
+    /// What one unit of a sum is worth.
+    #[must_use]
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// The score of sum 0.
+    #[must_use]
+    pub fn bias(&self) -> f32 {
+        self.bias
+    }
+
+    /// The byte of a centroid.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is no such subquantizer or centroid.
+    #[must_use]
+    pub fn entry(&self, subquantizer: usize, centroid: usize) -> u8 {
+        assert!(centroid < CENTROIDS, "a subquantizer has 16 centroids");
+        self.table.pairs()[subquantizer / 2][subquantizer % 2 * CENTROIDS + centroid]
+    }
+
+    /// The score that a sum stands for.
+    #[must_use]
+    pub fn score(&self, sum: u16) -> f32 {
+        self.bias + self.scale * f32::from(sum)
+    }
+
+    /// The smallest sum whose score is at least `score`; `u16::MAX`, which no
+    /// key reaches, if there is none.
+    #[must_use]
+    pub fn sum_for(&self, score: f32) -> u16 {
+        let (mut low, mut high) = (0u16, u16::MAX);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.score(middle) >= score {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        low
+    }
+
+    /// How far [`score`](Self::score) may be from the sum of the floats that
+    /// were given: `m * scale / 2`, and next to it the rounding errors of `f32`.
+    #[must_use]
+    pub fn error_bound(&self) -> f32 {
+        self.error
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+}
+
+/// Lowest and highest of 16 floats, as a tree that vectorizes.
+fn extent(row: &[f32; CENTROIDS]) -> (f32, f32) {
+    let lower = |a: f32, b: f32| if a < b { a } else { b };
+    let higher = |a: f32, b: f32| if a > b { a } else { b };
+    let (mut low, mut high) = (*row, *row);
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            low[i] = lower(low[i], low[i + width]);
+            high[i] = higher(high[i], high[i + width]);
+        }
+    }
+    (low[0], high[0])
+}
+
+fn quantize_pair(rows: &[[f32; CENTROIDS]; 2], inverse: f32, bytes: &mut [u8; PAIR]) {
+    for (row, bytes) in rows.iter().zip(bytes.as_chunks_mut::<CENTROIDS>().0) {
+        let (low, _) = extent(row);
+        for (byte, x) in bytes.iter_mut().zip(row) {
+            // Rounds half up: adding 0.5 and cutting off is exact enough, and
+            // an `as` cast saturates at 255.
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let rounded = ((x - low) * inverse + 0.5) as u8;
+            *byte = rounded;
+        }
+    }
+}
