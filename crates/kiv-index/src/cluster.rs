@@ -30,15 +30,24 @@ impl Clusters {
     /// If `size` or `dim` is 0.
     #[must_use]
     pub fn new(vectors: &[f32], dim: usize, size: usize) -> Self {
-        let n = vectors.len() / dim;
-        let all: Vec<u32> = (0..n as u32).collect();
+        let all: Vec<u32> = (0..(vectors.len() / dim) as u32).collect();
+        Self::of(vectors, dim, &all, size)
+    }
+
+    /// Divides those of the vectors whose indices `members` holds.
+    ///
+    /// # Panics
+    /// As [`Clusters::new`], or if there is no such vector.
+    #[must_use]
+    pub fn of(vectors: &[f32], dim: usize, members: &[u32], size: usize) -> Self {
+        let n = members.len();
         let n_parts = ((n as f64 / size as f64).sqrt().round() as usize).max(1);
         let mut clusters = Self {
             order: Vec::with_capacity(n),
             ends: Vec::new(),
             means: Vec::new(),
         };
-        for part in k_means(vectors, dim, &all, n_parts) {
+        for part in k_means(vectors, dim, members, n_parts) {
             for members in k_means(vectors, dim, &part, part.len().div_ceil(size)) {
                 let at = clusters.means.len();
                 clusters.means.resize(at + dim, 0.0);

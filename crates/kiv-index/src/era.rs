@@ -1,0 +1,307 @@
+//! Segments that share their codebooks.
+
+use crate::cluster::Clusters;
+use crate::codebook::Codebook;
+use crate::head::Params;
+use crate::outliers::{ERROR_RATIO, Grid, Outliers};
+use crate::packed::PackedCodes;
+use crate::space::{QueryMoments, Space};
+use kiv_fastscan::{CENTROIDS, GROUP};
+use std::ops::Range;
+
+/// Subquantizers of the coarse codes beyond those of the means: one for the
+/// spread of a cluster, one for its size.
+pub(crate) const EXTRA: usize = 2;
+
+/// Consecutive segments under one set of codebooks.
+///
+/// Keys lie segment after segment, within a segment cluster by cluster and the
+/// outliers last: a key has a *place*, counted from the beginning of the era.
+#[derive(Clone, Debug)]
+pub(crate) struct Era {
+    /// Token of place 0's segment.
+    pub first: usize,
+    dim: usize,
+    segment: usize,
+    pub space: Space,
+    pub fine: Codebook,
+    coarse: Codebook,
+    pub grid: Grid,
+    /// Squared error from which on a key is an outlier.
+    outlier_error: f32,
+    /// Mean squared distances from the mean that coarse codes tell apart.
+    spreads: [f32; CENTROIDS],
+    /// Logarithms of sizes that coarse codes tell apart.
+    log_sizes: [f32; CENTROIDS],
+    /// What is subtracted from the keys of each segment, `[n_segments + 1,
+    /// dim]`, the last one for the keys to come.
+    centres: Vec<f32>,
+    /// Token of each place, from its segment's first.
+    order: Vec<u16>,
+    /// Places of each segment that are in clusters.
+    clustered: Vec<u32>,
+    /// Where each cluster ends, in places; segments are filled up with empty
+    /// clusters to whole groups.
+    ends: Vec<u32>,
+    /// Where each segment's clusters end, in `ends`.
+    segment_ends: Vec<u32>,
+    clusters: PackedCodes,
+    keys: PackedCodes,
+    pub outliers: Outliers,
+}
+
+impl Era {
+    /// Codebooks for keys like `keys`, `[params.segment, dim]`.
+    pub fn train(params: &Params, moments: &QueryMoments, keys: &[f32], first: usize) -> Self {
+        let dim = params.dim;
+        let space = Space::new(moments, keys, params.fine);
+        let mut mapped = Vec::new();
+        space.map_keys(keys, &mut mapped);
+        let centre = mean(&mapped, dim);
+        subtract(&mut mapped, &centre);
+        let fine = Codebook::train(&mapped, dim, params.fine);
+        let (mut codes, mut decoded) = (Vec::new(), Vec::new());
+        fine.encode(&mapped, &mut codes);
+        fine.decode(&codes, &mut decoded);
+        let errors = squared_errors(&mapped, &decoded, dim);
+        let usual = errors.sum::<f32>() * dim as f32 / mapped.len().max(1) as f32;
+        let clusters = Clusters::new(&decoded, dim, params.cluster);
+        let (spreads, log_sizes): (Vec<f32>, Vec<f32>) = shapes(&clusters, &decoded, dim).unzip();
+        Self {
+            first,
+            dim,
+            segment: params.segment,
+            grid: Grid::new(dim, &mapped),
+            coarse: Codebook::train(&clusters.means, dim, params.coarse),
+            space,
+            fine,
+            outlier_error: usual * ERROR_RATIO,
+            spreads: quantiles(spreads),
+            log_sizes: quantiles(log_sizes),
+            centres: centre,
+            // Room for the whole era, so that nothing is ever copied to grow;
+            // pages that are not written yet take no memory.
+            order: Vec::with_capacity(params.era * params.segment),
+            clustered: Vec::new(),
+            ends: Vec::new(),
+            segment_ends: Vec::new(),
+            clusters: PackedCodes::new(params.coarse_m()),
+            keys: PackedCodes::with_capacity(params.fine, params.era * params.segment),
+            outliers: Outliers::new(dim),
+        }
+    }
+
+    /// Codes of keys `[n, dim]` for the next segment, of which `first` tokens
+    /// are there already. Codes are appended to `codes`, outliers to
+    /// `outliers`.
+    pub fn encode(&self, keys: &[f32], codes: &mut Vec<u8>, first: usize, outliers: &mut Outliers) {
+        let mut mapped = Vec::new();
+        self.space.map_keys(keys, &mut mapped);
+        subtract(&mut mapped, self.centre(self.n_segments()));
+        let (at, mut decoded) = (codes.len(), Vec::new());
+        self.fine.encode(&mapped, codes);
+        self.fine.decode(&codes[at..], &mut decoded);
+        let errors = squared_errors(&mapped, &decoded, self.dim);
+        for (i, (error, vector)) in errors.zip(mapped.chunks_exact(self.dim)).enumerate() {
+            if error > self.outlier_error {
+                outliers.push(&self.grid, first + i, vector);
+            }
+        }
+    }
+
+    /// Takes up a whole segment by its codes `[segment, m]`. Keys are clustered
+    /// as their codes have them, so they need not be kept until then.
+    pub fn push(&mut self, params: &Params, codes: &[u8], outliers: &Outliers) {
+        let (m, dim) = (params.fine, params.dim);
+        let mut keys = Vec::new();
+        self.fine.decode(codes, &mut keys);
+        let usual: Vec<u32> = (0..params.segment)
+            .filter(|token| !outliers.contains(*token))
+            .map(|token| token as u32)
+            .collect();
+        let clusters = Clusters::of(&keys, dim, &usual, params.cluster);
+        let place = self.order.len() as u32;
+        let order = clusters.order.iter().chain(outliers.tokens());
+        let mut sorted = Vec::with_capacity(codes.len());
+        for token in order.clone() {
+            let at = *token as usize * m;
+            sorted.extend_from_slice(&codes[at..at + m]);
+        }
+        self.keys.push(&sorted);
+        self.order.extend(order.map(|t| *t as u16));
+        self.clustered.push(clusters.order.len() as u32);
+        self.outliers.append(outliers, place as usize);
+        self.ends.extend(clusters.ends.iter().map(|end| place + end));
+        let n_slots = clusters.ends.len().next_multiple_of(GROUP);
+        let filled = self.ends.len() - clusters.ends.len() + n_slots;
+        self.ends.resize(filled, place + clusters.order.len() as u32);
+        self.segment_ends.push(filled as u32);
+
+        let mut means = Vec::new();
+        self.coarse.encode(&clusters.means, &mut means);
+        let mut slots = Vec::with_capacity(n_slots * params.coarse_m());
+        let shapes = shapes(&clusters, &keys, dim);
+        for (mean, (spread, log_size)) in means.chunks_exact(params.coarse).zip(shapes) {
+            slots.extend_from_slice(mean);
+            slots.push(nearest(&self.spreads, spread));
+            slots.push(nearest(&self.log_sizes, log_size));
+        }
+        slots.resize(n_slots * params.coarse_m(), 0);
+        self.clusters.push(&slots);
+        // Keys drift with their positions: the next segment's are nearest to
+        // this one's.
+        let mut centre = mean(&keys, dim);
+        let last = self.centre(self.n_segments() - 1);
+        centre.iter_mut().zip(last).for_each(|(c, l)| *c += l);
+        self.centres.extend(centre);
+    }
+
+    /// Gives back the codes `[n, m]` and outliers of all tokens from its
+    /// segment `from` on, in the order of tokens, and forgets them.
+    pub fn take_from(&mut self, from: usize) -> (Vec<u8>, Outliers) {
+        let (m, start) = (self.fine.m(), from * self.segment);
+        let sorted = self.keys.unpack(start..self.order.len());
+        let mut codes = vec![0; sorted.len()];
+        for (place, key) in (start..).zip(sorted.chunks_exact(m)) {
+            let token = place / self.segment * self.segment + usize::from(self.order[place]);
+            codes[(token - start) * m..(token - start + 1) * m].copy_from_slice(key);
+        }
+        let outliers = self.outliers.slice(start, usize::MAX >> 32);
+        self.outliers.truncate(start);
+        self.order.truncate(start);
+        self.keys.truncate(start);
+        self.clustered.truncate(from);
+        self.segment_ends.truncate(from);
+        let n_clusters = self.segment_ends.last().map_or(0, |end| *end as usize);
+        self.ends.truncate(n_clusters);
+        self.clusters.truncate(n_clusters);
+        self.centres.truncate((from + 1) * self.dim);
+        (codes, outliers)
+    }
+
+    pub fn n_segments(&self) -> usize {
+        self.clustered.len()
+    }
+
+    /// What is subtracted from the keys of a segment, before which or in which
+    /// there are keys.
+    pub fn centre(&self, segment: usize) -> &[f32] {
+        &self.centres[segment * self.dim..(segment + 1) * self.dim]
+    }
+
+    pub fn clusters(&self) -> &PackedCodes {
+        &self.clusters
+    }
+
+    pub fn keys(&self) -> &PackedCodes {
+        &self.keys
+    }
+
+    /// Clusters of a segment, empty ones included.
+    pub fn clusters_of(&self, segment: usize) -> Range<usize> {
+        let start = if segment == 0 {
+            0
+        } else {
+            self.segment_ends[segment - 1]
+        };
+        start as usize..self.segment_ends[segment] as usize
+    }
+
+    /// Places of a cluster.
+    pub fn places(&self, cluster: usize, segment: usize) -> Range<usize> {
+        let start = if cluster == self.clusters_of(segment).start {
+            segment * self.segment
+        } else {
+            self.ends[cluster - 1] as usize
+        };
+        start..self.ends[cluster] as usize
+    }
+
+    /// Token at a place, if it is in a cluster.
+    pub fn clustered_token(&self, place: usize, segment: usize) -> Option<usize> {
+        let start = segment * self.segment;
+        let is_clustered = place - start < self.clustered[segment] as usize;
+        is_clustered.then(|| self.first + start + usize::from(self.order[place]))
+    }
+
+    /// Table of the logarithm of what a cluster's keys weigh together in the
+    /// softmax, to second order: for keys spread around a mean `c`,
+    /// `ln sum e^(q.k) = q.c + ln n + var(q.k) / 2`, with the variance from the
+    /// cluster's mean squared distance and the query's mean squared value
+    /// (the space is such that directions count alike).
+    pub fn coarse_table(&self, query: &[f32], table: &mut Vec<f32>) {
+        self.coarse.table(query, table);
+        let square = query.iter().map(|v| v * v).sum::<f32>() / query.len() as f32;
+        table.extend(self.spreads.map(|spread| spread * square / 2.0));
+        table.extend(self.log_sizes);
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        let words = self.clustered.len() + self.ends.len() + self.segment_ends.len();
+        self.space.bytes()
+            + self.fine.bytes()
+            + self.coarse.bytes()
+            + self.centres.len() * size_of::<f32>()
+            + self.order.len() * size_of::<u16>()
+            + words * size_of::<u32>()
+            + self.clusters.bytes()
+            + self.keys.bytes()
+            + self.outliers.bytes()
+    }
+}
+
+/// Mean of vectors `[n, dim]`.
+fn mean(vectors: &[f32], dim: usize) -> Vec<f32> {
+    let mut sums = vec![0f64; dim];
+    for vector in vectors.chunks_exact(dim) {
+        sums.iter_mut().zip(vector).for_each(|(s, v)| *s += f64::from(*v));
+    }
+    let n = (vectors.len() / dim).max(1) as f64;
+    sums.iter().map(|s| (s / n) as f32).collect()
+}
+
+fn subtract(vectors: &mut [f32], centre: &[f32]) {
+    for vector in vectors.chunks_exact_mut(centre.len()) {
+        vector.iter_mut().zip(centre).for_each(|(v, c)| *v -= c);
+    }
+}
+
+/// Squared distance of each vector from what its code stands for.
+fn squared_errors(vectors: &[f32], decoded: &[f32], dim: usize) -> impl Iterator<Item = f32> {
+    let pairs = vectors.chunks_exact(dim).zip(decoded.chunks_exact(dim));
+    pairs.map(|(v, d)| v.iter().zip(d).map(|(v, d)| (v - d) * (v - d)).sum())
+}
+
+/// Mean squared distance from the mean, and logarithm of the size, by cluster.
+fn shapes(clusters: &Clusters, vectors: &[f32], dim: usize) -> impl Iterator<Item = (f32, f32)> {
+    let means = clusters.means.chunks_exact(dim);
+    clusters.iter().zip(means).map(move |(members, mean)| {
+        let squares = members.iter().map(|member| {
+            let at = *member as usize * dim;
+            let pairs = vectors[at..at + dim].iter().zip(mean);
+            pairs.map(|(v, m)| (v - m) * (v - m)).sum::<f32>()
+        });
+        let n = members.len() as f32;
+        (squares.sum::<f32>() / n, n.ln())
+    })
+}
+
+/// 16 values that stand for `values`.
+fn quantiles(mut values: Vec<f32>) -> [f32; CENTROIDS] {
+    values.sort_by(f32::total_cmp);
+    std::array::from_fn(|i| {
+        let at = (2 * i + 1) * values.len() / (2 * CENTROIDS);
+        values.get(at).copied().unwrap_or(0.0)
+    })
+}
+
+fn nearest(values: &[f32; CENTROIDS], value: f32) -> u8 {
+    let mut best = 0;
+    for (i, v) in values.iter().enumerate() {
+        if (v - value).abs() < (values[best] - value).abs() {
+            best = i;
+        }
+    }
+    best as u8
+}

@@ -1,0 +1,305 @@
+//! The index of one layer and KV head.
+
+use crate::era::{EXTRA, Era};
+use crate::space::QueryMoments;
+use crate::outliers::Outliers;
+use crate::packed::PackedCodes;
+use kiv_fastscan::GROUP;
+use thiserror::Error;
+
+/// Sizes of an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Params {
+    /// Values in a key.
+    pub dim: usize,
+    /// Subquantizers of a key, 4 bits each; divides `dim`.
+    pub fine: usize,
+    /// Subquantizers of a cluster's mean; divides `dim`.
+    pub coarse: usize,
+    /// Tokens in a segment, a multiple of 32 up to 65,536.
+    pub segment: usize,
+    /// Keys in a cluster, about.
+    pub cluster: usize,
+    /// Segments that share their codebooks.
+    pub era: usize,
+}
+
+impl Params {
+    /// Sizes for keys of `dim` values: what was found best (`docs/index.md`).
+    #[must_use]
+    pub fn for_dim(dim: usize) -> Self {
+        // Tables of kernels hold 2 to 256 subquantizers, an even number.
+        let divides = |most: usize| {
+            let fits = |m: &usize| m.is_multiple_of(2) && dim.is_multiple_of(*m);
+            (2..=most.min(256)).rev().find(fits).unwrap_or(2)
+        };
+        Self {
+            dim,
+            fine: divides(dim),
+            coarse: divides((dim / 4).clamp(2, 64)),
+            segment: 4096,
+            cluster: 16,
+            era: 16,
+        }
+    }
+
+    pub(crate) fn coarse_m(&self) -> usize {
+        self.coarse + EXTRA
+    }
+
+    /// Whether the sizes fit together.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let fits = |m: usize, most: usize| m >= 2 && m <= most && m.is_multiple_of(2);
+        if self.dim == 0 || !self.dim.is_multiple_of(2) {
+            return Err(format!("keys of {} values cannot be cut in two", self.dim));
+        }
+        for (m, most) in [(self.fine, 256), (self.coarse, 256 - EXTRA)] {
+            if !fits(m, most) || !self.dim.is_multiple_of(m) {
+                return Err(format!("{m} subquantizers do not divide {} values", self.dim));
+            }
+        }
+        if self.segment == 0 || self.segment > 1 << 16 || !self.segment.is_multiple_of(GROUP) {
+            return Err(format!("segments of {} tokens", self.segment));
+        }
+        if self.cluster == 0 || self.era == 0 {
+            return Err("clusters and eras of nothing".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Bytes that an index of `n_tokens` takes, about.
+    #[must_use]
+    pub fn planned_bytes(&self, n_tokens: usize) -> usize {
+        let segments = n_tokens / self.segment;
+        let rest = n_tokens % self.segment;
+        let eras = segments.div_ceil(self.era);
+        let book = self.dim * 16 * size_of::<f32>();
+        let per_era = 2 * self.dim * self.dim * size_of::<f32>() + 2 * book;
+        // Clusters are a little smaller than asked for: parts are rounded up.
+        let clusters = self.segment * 9 / (self.cluster * 8);
+        let per_segment = self.segment * (self.fine / 2 + size_of::<u16>())
+            + clusters * (self.coarse_m() / 2 + size_of::<u32>());
+        let raw = if segments.is_multiple_of(self.era) {
+            self.dim * size_of::<f32>()
+        } else {
+            0
+        };
+        let tail = rest * (raw + self.fine + self.fine / 2);
+        let moments = self.dim * self.dim * size_of::<f64>();
+        eras * per_era + segments * per_segment + tail + moments
+    }
+}
+
+/// Why keys or a query were refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum IndexError {
+    /// A key with a NaN or an infinity.
+    #[error("key {token} holds a value that is not a number")]
+    BadKey {
+        /// Its token, counted from the first in the index.
+        token: usize,
+    },
+    /// A query with a NaN or an infinity, or too long for its logits to be
+    /// numbers.
+    #[error("a query's scores are not numbers")]
+    BadQuery,
+    /// The system gave no memory.
+    #[error("no memory for {bytes} more bytes of the index")]
+    NoMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+}
+
+/// The newest keys, too few for a segment yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Tail {
+    /// The keys themselves, `[n, dim]`: kept while there is no codebook for
+    /// them, or one will be trained on them.
+    pub keys: Vec<f32>,
+    /// Their codes, once there is a codebook.
+    pub codes: PackedCodes,
+    pub outliers: Outliers,
+}
+
+impl Tail {
+    fn new(params: &Params) -> Self {
+        Self {
+            keys: Vec::new(),
+            codes: PackedCodes::new(params.fine),
+            outliers: Outliers::new(params.dim),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.keys.len() * size_of::<f32>() + self.codes.bytes() + self.outliers.bytes()
+    }
+}
+
+/// Keys of one layer and KV head; see the crate's description.
+#[derive(Clone, Debug)]
+pub struct HeadIndex {
+    params: Params,
+    moments: QueryMoments,
+    pub(crate) eras: Vec<Era>,
+    pub(crate) tail: Tail,
+    n_tokens: usize,
+}
+
+impl HeadIndex {
+    /// An empty index.
+    ///
+    /// # Panics
+    /// If [`Params::check`] finds fault.
+    #[must_use]
+    pub fn new(params: Params) -> Self {
+        params.check().expect("sizes of an index fit together");
+        Self {
+            moments: QueryMoments::new(params.dim),
+            tail: Tail::new(&params),
+            params,
+            eras: Vec::new(),
+            n_tokens: 0,
+        }
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Keys held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.n_tokens == 0
+    }
+
+    /// Shows queries `[n, dim]`, so that codebooks trained from now on are good
+    /// for such.
+    pub fn observe(&mut self, queries: &[f32]) {
+        self.moments.add(queries);
+    }
+
+    /// Appends keys `[n, dim]`.
+    ///
+    /// # Errors
+    /// [`IndexError::BadKey`] or [`IndexError::NoMemory`]; nothing has changed
+    /// then.
+    pub fn append(&mut self, keys: &[f32]) -> Result<(), IndexError> {
+        let Params { dim, segment, .. } = self.params;
+        if let Some(bad) = keys.iter().position(|v| !v.is_finite()) {
+            return Err(IndexError::BadKey {
+                token: self.n_tokens + bad / dim,
+            });
+        }
+        let mut keys = keys;
+        while !keys.is_empty() {
+            let n = (keys.len() / dim).min(segment - self.tail_len());
+            let (now, later) = keys.split_at(n * dim);
+            self.append_to_tail(now)?;
+            self.n_tokens += n;
+            if self.tail_len() == segment {
+                self.seal_segment();
+            }
+            keys = later;
+        }
+        Ok(())
+    }
+
+    fn append_to_tail(&mut self, keys: &[f32]) -> Result<(), IndexError> {
+        let no_memory = |_| IndexError::NoMemory {
+            bytes: size_of_val(keys),
+        };
+        if self.trains_next() {
+            self.tail.keys.try_reserve(keys.len()).map_err(no_memory)?;
+            self.tail.keys.extend_from_slice(keys);
+        }
+        if let Some(era) = self.eras.last() {
+            let (mut codes, n) = (Vec::new(), self.tail.codes.len());
+            era.encode(keys, &mut codes, n, &mut self.tail.outliers);
+            self.tail.codes.push(&codes);
+        }
+        Ok(())
+    }
+
+    /// Whether the tail's segment begins an era.
+    fn trains_next(&self) -> bool {
+        self.eras
+            .last()
+            .is_none_or(|era| era.n_segments() >= self.params.era)
+    }
+
+    /// Tokens in no segment yet.
+    pub(crate) fn tail_len(&self) -> usize {
+        self.n_tokens - self.tail_first()
+    }
+
+    /// First token of the tail.
+    pub(crate) fn tail_first(&self) -> usize {
+        self.eras
+            .last()
+            .map_or(0, |era| era.first + era.n_segments() * self.params.segment)
+    }
+
+    fn seal_segment(&mut self) {
+        let mut tail = std::mem::replace(&mut self.tail, Tail::new(&self.params));
+        let mut codes = Vec::new();
+        if self.trains_next() {
+            let first = self.eras.last().map_or(0, |era| {
+                era.first + era.n_segments() * self.params.segment
+            });
+            let era = Era::train(&self.params, &self.moments, &tail.keys, first);
+            tail.outliers = Outliers::new(self.params.dim);
+            era.encode(&tail.keys, &mut codes, 0, &mut tail.outliers);
+            self.eras.push(era);
+        } else {
+            codes = tail.codes.unpack(0..tail.codes.len());
+        }
+        if let Some(era) = self.eras.last_mut() {
+            era.push(&self.params, &codes, &tail.outliers);
+        }
+    }
+
+    /// Forgets every key from `n_tokens` on.
+    pub fn truncate(&mut self, n_tokens: usize) {
+        if n_tokens >= self.n_tokens {
+            return;
+        }
+        let Params { dim, segment, .. } = self.params;
+        while self.eras.last().is_some_and(|era| era.first >= n_tokens) {
+            self.eras.pop();
+            self.tail = Tail::new(&self.params);
+        }
+        if n_tokens < self.tail_first() {
+            // The cut goes through a segment: its tokens are the tail again.
+            if let Some(era) = self.eras.last_mut() {
+                let (codes, outliers) = era.take_from((n_tokens - era.first) / segment);
+                self.tail = Tail::new(&self.params);
+                self.tail.codes.push(&codes);
+                self.tail.outliers = outliers;
+            }
+        }
+        let kept = n_tokens - self.tail_first();
+        self.tail.keys.truncate(kept * dim);
+        self.tail.codes.truncate(kept);
+        self.tail.outliers.truncate(kept);
+        self.n_tokens = n_tokens;
+    }
+
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let eras: usize = self.eras.iter().map(Era::bytes).sum();
+        eras + self.tail.bytes() + self.moments.bytes()
+    }
+}

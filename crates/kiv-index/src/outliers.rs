@@ -1,0 +1,201 @@
+//! Keys that a codebook of the usual ones has no word for.
+//!
+//! The rare tokens that a question is about have keys far from all others, and
+//! k-means, which spends its centroids where keys are, gets their logits wrong
+//! by many nats. So keys whose quantisation error is several times the usual
+//! one get codes of their own: 8 bits for every dimension, on a grid that no
+//! training has a part in, as two 4-bit codes that the same kernels scan. They
+//! belong to no cluster; all of them are scored for every query.
+
+use crate::packed::PackedCodes;
+use kiv_fastscan::{CENTROIDS, Isa, Lut, LutError, MAX_M, scan};
+
+/// Mean squared error, over the usual one, that makes a key an outlier.
+pub(crate) const ERROR_RATIO: f32 = 9.0;
+
+/// Reach of the grid, over the largest value seen in training.
+const MARGIN: f32 = 2.0;
+
+/// Values that 8-bit codes stand for: the same in every dimension.
+#[derive(Clone, Debug)]
+pub(crate) struct Grid {
+    dim: usize,
+    /// Width of the 256 cells.
+    step: f32,
+}
+
+impl Grid {
+    /// A grid for vectors like `vectors`, around 0.
+    pub fn new(dim: usize, vectors: &[f32]) -> Self {
+        let reach = vectors.iter().fold(0f32, |m, v| m.max(v.abs())) * MARGIN;
+        Self {
+            dim,
+            step: (reach / 128.0).max(f32::MIN_POSITIVE),
+        }
+    }
+
+    /// Codes of one vector, `[2 dim]`: high halves, then low halves.
+    fn encode(&self, vector: &[f32]) -> Vec<u8> {
+        let cell = |v: &f32| (v / self.step + 128.0).clamp(0.0, 255.0) as u8;
+        let high = vector.iter().map(|v| cell(v) >> 4);
+        high.chain(vector.iter().map(|v| cell(v) & 15)).collect()
+    }
+
+    /// Products of a query with what codes stand for, `[2 dim, 16]`.
+    fn table(&self, query: &[f32], table: &mut Vec<f32>) {
+        let levels: [f32; CENTROIDS] = std::array::from_fn(|i| i as f32);
+        // A code stands for the middle of its cell.
+        table.extend(query.iter().flat_map(|q| {
+            let (zero, high) = (q * self.step * (0.5 - 128.0), q * self.step * 16.0);
+            levels.map(|level| zero + high * level)
+        }));
+        table.extend(query.iter().flat_map(|q| levels.map(|level| q * self.step * level)));
+    }
+}
+
+/// Outliers of some stretch of tokens, oldest first.
+#[derive(Clone, Debug)]
+pub(crate) struct Outliers {
+    /// Tokens, counted from the beginning of the stretch.
+    tokens: Vec<u32>,
+    /// Codes by runs of at most [`MAX_M`] of the `2 dim` subquantizers: sums of
+    /// more would overflow.
+    parts: Vec<PackedCodes>,
+}
+
+impl Outliers {
+    pub fn new(dim: usize) -> Self {
+        let parts = (0..2 * dim).step_by(MAX_M);
+        Self {
+            tokens: Vec::new(),
+            parts: parts.map(|at| PackedCodes::new(MAX_M.min(2 * dim - at))).collect(),
+        }
+    }
+
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Whether a token is one of them.
+    pub fn contains(&self, token: usize) -> bool {
+        self.tokens.binary_search(&(token as u32)).is_ok()
+    }
+
+    /// Adds the vector of a token after the last.
+    pub fn push(&mut self, grid: &Grid, token: usize, vector: &[f32]) {
+        self.tokens.push(token as u32);
+        for (part, codes) in self.parts.iter_mut().zip(grid.encode(vector).chunks(MAX_M)) {
+            part.push(codes);
+        }
+    }
+
+    /// Adds all of `others`, whose stretch begins at this one's token `first`.
+    pub fn append(&mut self, others: &Self, first: usize) {
+        self.tokens.extend(others.tokens.iter().map(|t| t + first as u32));
+        for (part, other) in self.parts.iter_mut().zip(&others.parts) {
+            part.push(&other.unpack(0..other.len()));
+        }
+    }
+
+    /// Those of the tokens `first..end`, as a stretch from `first` on.
+    pub fn slice(&self, first: usize, end: usize) -> Self {
+        let from = self.tokens.partition_point(|t| (*t as usize) < first);
+        let to = self.tokens.partition_point(|t| (*t as usize) < end);
+        let part = |part: &PackedCodes, dim: usize| {
+            let mut copy = PackedCodes::new(dim);
+            copy.push(&part.unpack(from..to));
+            copy
+        };
+        let dims = self.parts.iter().map(PackedCodes::m);
+        Self {
+            tokens: self.tokens[from..to].iter().map(|t| t - first as u32).collect(),
+            parts: self.parts.iter().zip(dims).map(|(p, m)| part(p, m)).collect(),
+        }
+    }
+
+    /// Forgets those from token `end` on.
+    pub fn truncate(&mut self, end: usize) {
+        let kept = self.tokens.partition_point(|t| (*t as usize) < end);
+        self.tokens.truncate(kept);
+        self.parts.iter_mut().for_each(|part| part.truncate(kept));
+    }
+
+    /// Products of one query, given by its tables, with each of them, added
+    /// to `products`.
+    pub fn score(&self, isa: Isa, tables: &OutlierTables, sums: &mut Vec<u16>, products: &mut Vec<f32>) {
+        let first = products.len();
+        products.resize(first + self.tokens.len(), 0.0);
+        for (part, lut) in self.parts.iter().zip(&tables.0) {
+            sums.resize(part.n_sums(), 0);
+            scan(isa, lut, part.groups(), sums);
+            for (product, sum) in products[first..].iter_mut().zip(sums.iter()) {
+                *product += lut.score(*sum);
+            }
+        }
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        let codes: usize = self.parts.iter().map(PackedCodes::bytes).sum();
+        codes + self.tokens.len() * size_of::<u32>()
+    }
+}
+
+/// A query's tables for outliers, one for every part.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OutlierTables(Vec<Lut>);
+
+impl OutlierTables {
+    /// Tables of `query`; `table` is scratch.
+    pub fn fill(&mut self, grid: &Grid, query: &[f32], table: &mut Vec<f32>) -> Result<(), LutError> {
+        table.clear();
+        grid.table(query, table);
+        let parts = table.chunks(MAX_M * CENTROIDS);
+        self.0.resize_with(parts.len(), || Lut::new(2));
+        for (lut, part) in self.0.iter_mut().zip(parts) {
+            if lut.m() * CENTROIDS != part.len() {
+                *lut = Lut::new(part.len() / CENTROIDS);
+            }
+            lut.quantize(part)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiv_numeric::dot;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    #[test]
+    fn scores_are_near_the_products() {
+        let mut rng = ChaCha8Rng::seed_from_u64(6);
+        for dim in [32, 64, 192, 512] {
+            let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+            let (vectors, query) = (random(50 * dim), random(dim));
+            let grid = Grid::new(dim, &vectors);
+            let mut outliers = Outliers::new(dim);
+            for (i, vector) in vectors.chunks(dim).enumerate() {
+                outliers.push(&grid, 3 * i, vector);
+            }
+            let mut tables = OutlierTables::default();
+            tables.fill(&grid, &query, &mut Vec::new()).unwrap();
+            let mut products = Vec::new();
+            outliers.score(Isa::Scalar, &tables, &mut Vec::new(), &mut products);
+            for (got, vector) in products.iter().zip(vectors.chunks(dim)) {
+                // Cells of 2/128 and tables of 255 steps, errors adding like noise.
+                let noise = (dim as f32).sqrt() * 0.02;
+                assert!((got - dot(&query, vector)).abs() < noise * 4.0);
+            }
+            let part = outliers.slice(30, 60);
+            assert_eq!(part.tokens(), (0..10).map(|i| 3 * i).collect::<Vec<_>>());
+            let mut again = Vec::new();
+            part.score(Isa::Scalar, &tables, &mut Vec::new(), &mut again);
+            assert_eq!(again, products[10..20]);
+            outliers.truncate(60);
+            assert!(outliers.contains(57) && !outliers.contains(60) && !outliers.contains(58));
+        }
+    }
+}

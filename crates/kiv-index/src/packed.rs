@@ -1,0 +1,109 @@
+//! A growing list of packed codes.
+
+use kiv_fastscan::{GROUP, group_bytes, pack, unpack_key};
+
+/// Codes of `n` vectors with `m` subquantizers each, in groups of 32, the last
+/// one filled up.
+#[derive(Clone, Debug)]
+pub(crate) struct PackedCodes {
+    m: usize,
+    n: usize,
+    bytes: Vec<u8>,
+}
+
+impl PackedCodes {
+    pub fn new(m: usize) -> Self {
+        Self {
+            m,
+            n: 0,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// With room for `n` vectors; memory that is not written yet costs nothing.
+    pub fn with_capacity(m: usize, n: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(n.div_ceil(GROUP) * group_bytes(m)),
+            ..Self::new(m)
+        }
+    }
+
+    /// Subquantizers.
+    pub fn m(&self) -> usize {
+        self.m
+    }
+
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Appends codes `[n, m]`.
+    pub fn push(&mut self, codes: &[u8]) {
+        let whole = self.n / GROUP;
+        if self.n.is_multiple_of(GROUP) {
+            pack(codes, self.m, &mut self.bytes);
+        } else {
+            // The last group has room: it is packed again.
+            let mut last = self.unpack(whole * GROUP..self.n);
+            last.extend_from_slice(codes);
+            self.bytes.truncate(whole * group_bytes(self.m));
+            pack(&last, self.m, &mut self.bytes);
+        }
+        self.n += codes.len() / self.m;
+    }
+
+    /// Codes of some vectors, `[n, m]`.
+    pub fn unpack(&self, vectors: std::ops::Range<usize>) -> Vec<u8> {
+        let mut codes = vec![0; vectors.len() * self.m];
+        for (i, codes) in vectors.zip(codes.chunks_exact_mut(self.m)) {
+            unpack_key(&self.bytes, self.m, i, codes);
+        }
+        codes
+    }
+
+    /// Keeps the first `n`.
+    pub fn truncate(&mut self, n: usize) {
+        if n < self.n {
+            self.n = n;
+            self.bytes.truncate(n.div_ceil(GROUP) * group_bytes(self.m));
+        }
+    }
+
+    /// Groups as kernels want them. What fills up the last one scores as
+    /// something: callers look at the first [`PackedCodes::len`] sums only.
+    pub fn groups(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Sums that a scan of all groups gives.
+    pub fn n_sums(&self) -> usize {
+        self.n.next_multiple_of(GROUP)
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_and_shrinks() {
+        let code = |i: usize| [i % 16, i / 16 % 16, 3, i % 7].map(|c| c as u8);
+        let mut list = PackedCodes::new(4);
+        let mut want = Vec::new();
+        for (pushed, kept) in [(5, 5), (30, 33), (64, 90), (0, 64), (3, 67), (40, 0), (33, 33)] {
+            let codes: Vec<u8> = (want.len() / 4..want.len() / 4 + pushed).flat_map(code).collect();
+            list.push(&codes);
+            want.extend(codes);
+            list.truncate(kept);
+            want.truncate(kept * 4);
+            assert_eq!(list.len() * 4, want.len());
+            assert_eq!(list.unpack(0..list.len()), want);
+            assert_eq!(list.groups().len(), list.n_sums() * 2);
+        }
+    }
+}
