@@ -131,11 +131,11 @@ unsafe fn add<const Q: usize, const N: usize, const H: usize, const FIRST: usize
         // SAFETY: the caller vouches for this pair.
         let codes = load(unsafe { &*codes.add(first + i) });
         let mut halves = [codes; H];
-        for half in 0..H {
-            if FIRST + half == 1 {
-                halves[half] = _mm256_srli_epi16(codes, 4);
+        for (half, nibbles) in (FIRST..).zip(&mut halves) {
+            if half == 1 {
+                *nibbles = _mm256_srli_epi16(codes, 4);
             }
-            halves[half] = _mm256_and_si256(halves[half], nibble);
+            *nibbles = _mm256_and_si256(*nibbles, nibble);
         }
         for q in 0..Q {
             // SAFETY: as above.

@@ -31,7 +31,7 @@ pub(crate) struct Table {
 /// Tables of four subquantizers: a cache line, an AVX-512 register.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Quad([Pair; 2]);
+pub(crate) struct Quad([Pair; 2]);
 
 impl Table {
     pub(crate) fn new(pairs: usize) -> Self {
@@ -48,6 +48,12 @@ impl Table {
         // bytes is a multiple of the alignment), and `pairs` is at most twice
         // the number of quads: `new` makes it so and nothing changes it.
         unsafe { std::slice::from_raw_parts(self.quads.as_ptr().cast(), self.pairs) }
+    }
+
+    /// The same with a last pair of zeros if that makes whole quads.
+    #[cfg(target_arch = "x86_64")]
+    fn quads(&self) -> &[Quad] {
+        &self.quads
     }
 
     /// How many entries can be added in a byte.
