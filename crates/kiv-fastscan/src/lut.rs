@@ -28,6 +28,8 @@ pub enum LutError {
 #[derive(Debug, Clone)]
 pub struct Lut {
     m: usize,
+    /// The highest byte.
+    highest: u8,
     table: Table,
     scale: f32,
     bias: f32,
@@ -44,9 +46,27 @@ impl Lut {
     #[must_use]
     #[track_caller]
     pub fn new(m: usize) -> Self {
+        Self::with_highest(m, 255)
+    }
+
+    /// As [`new`](Self::new), of coarser steps: no byte is above `highest`.
+    ///
+    /// Kernels are faster where bytes can be added without overflow: from
+    /// `highest` 127 on downwards two at a time, from 63 on four at a time. The
+    /// [error bound](Self::error_bound) grows as steps do, and still is far
+    /// below the error of 4-bit codes.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `m` is odd or not within `2..=256`, or if `highest` is 0.
+    #[must_use]
+    #[track_caller]
+    pub fn with_highest(m: usize, highest: u8) -> Self {
         check_m(m);
+        assert!(highest > 0, "a table of bytes needs more than one value");
         Self {
             m,
+            highest,
             table: Table::new(m / 2),
             scale: 0.0,
             bias: 0.0,
@@ -92,7 +112,7 @@ impl Lut {
         }
 
         // Differences too small for a normal scale are taken for none.
-        let scale = range / 255.0;
+        let scale = range / f32::from(self.highest);
         let scale = if scale < f32::MIN_POSITIVE {
             0.0
         } else {
@@ -101,7 +121,7 @@ impl Lut {
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         for (bytes, rows) in self
             .table
-            .pairs_mut()
+            .pairs_mut(self.highest)
             .iter_mut()
             .zip(rows.as_chunks::<2>().0)
         {

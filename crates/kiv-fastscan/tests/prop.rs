@@ -33,14 +33,21 @@ impl Noise {
         (0..n).map(|_| self.next() as u8 & 15).collect()
     }
 
-    /// A table whose bytes are as given: every scale is 1.
-    fn lut(&mut self, m: usize, mut byte: impl FnMut(&mut Self) -> u8) -> (Lut, Vec<u8>) {
-        let mut bytes: Vec<u8> = (0..m * CENTROIDS).map(|_| byte(self)).collect();
+    /// A table whose bytes are `byte`'s, cut off at `highest`: every scale is 1.
+    fn lut(
+        &mut self,
+        m: usize,
+        highest: u8,
+        mut byte: impl FnMut(&mut Self) -> u8,
+    ) -> (Lut, Vec<u8>) {
+        let mut bytes: Vec<u8> = (0..m * CENTROIDS)
+            .map(|_| byte(self).min(highest))
+            .collect();
         for row in bytes.chunks_mut(CENTROIDS) {
             row[0] = 0; // so that the lowest of each row is known
         }
-        bytes[1] = 255;
-        let mut lut = Lut::new(m);
+        bytes[1] = highest;
+        let mut lut = Lut::with_highest(m, highest);
         let table: Vec<f32> = bytes.iter().map(|&b| f32::from(b)).collect();
         lut.quantize(&table).unwrap();
         for (i, &byte) in bytes.iter().enumerate() {
@@ -70,6 +77,13 @@ fn packed_unaligned(codes: &[u8], m: usize) -> Vec<u8> {
 }
 
 fn check(m: usize, n: usize, noise: &mut Noise) {
+    check_tables(m, n, |_| 255, noise);
+    check_tables(m, n, |_| 127, noise);
+    check_tables(m, n, |_| 63, noise);
+    check_tables(m, n, |table| [255, 127, 100, 63, 1][table % 5], noise);
+}
+
+fn check_tables(m: usize, n: usize, highest: impl Fn(usize) -> u8, noise: &mut Noise) {
     let codes = noise.codes(n * m);
     let packed = packed_unaligned(&codes, m);
     let packed = &packed[1..];
@@ -78,9 +92,9 @@ fn check(m: usize, n: usize, noise: &mut Noise) {
 
     let mut filled = codes.clone();
     filled.resize(keys * m, 0);
-    let (luts, bytes): (Vec<_>, Vec<_>) = [0u32, 1, 2, 3, 4, 5, 6]
+    let (luts, bytes): (Vec<_>, Vec<_>) = [0, 1, 2, 3, 4, 5, 6]
         .map(|kind| {
-            noise.lut(m, |noise| match kind {
+            noise.lut(m, highest(kind), |noise| match kind {
                 0 => 0,
                 1 => 255,
                 2 => 255 * (noise.next() & 1) as u8,

@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::{
     __m128i, __m256i, _mm_add_epi16, _mm_slli_epi16, _mm_storeu_si128, _mm_sub_epi16,
-    _mm256_add_epi16, _mm256_and_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi16,
-    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_max_epu16, _mm256_movemask_epi8,
-    _mm256_packs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_srli_epi16,
+    _mm256_add_epi8, _mm256_add_epi16, _mm256_and_si256, _mm256_castsi256_si128,
+    _mm256_cmpeq_epi16, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_max_epu16,
+    _mm256_movemask_epi8, _mm256_packs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srli_epi16,
 };
 
 use super::{Pair, Table, generic};
@@ -34,55 +34,143 @@ fn store(values: __m128i, to: &mut [u16; 8]) {
 
 #[target_feature(enable = "avx2")]
 pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&mut [u16]; Q]) {
-    // Loops of known length are unrolled.
-    match tables[0].pairs().len() {
-        8 => scan_pairs::<Q, 8>(tables, codes, outs),
-        16 => scan_pairs::<Q, 16>(tables, codes, outs),
-        _ => scan_pairs::<Q, 0>(tables, codes, outs),
+    match tables.iter().map(|table| table.summable()).min() {
+        Some(4..) => scan_summing::<Q, 4>(tables, codes, outs),
+        Some(2..) => scan_summing::<Q, 2>(tables, codes, outs),
+        _ => scan_summing::<Q, 1>(tables, codes, outs),
     }
 }
 
-/// `PAIRS` is 0 if it is not known.
+/// Adds the bytes of `N` pairs of subquantizers before they are widened.
 #[target_feature(enable = "avx2")]
-fn scan_pairs<const Q: usize, const PAIRS: usize>(
+fn scan_summing<const Q: usize, const N: usize>(
     tables: [&Table; Q],
     codes: &[Pair],
     mut outs: [&mut [u16]; Q],
 ) {
-    let pairs = if PAIRS > 0 {
-        PAIRS
-    } else {
-        tables[0].pairs().len()
-    };
-    let tables: [&[Pair]; Q] = tables.map(|table| &table.pairs()[..pairs]);
-    let nibble = _mm256_set1_epi8(15);
+    let pairs = tables[0].pairs().len();
+    assert!(tables.iter().all(|table| table.pairs().len() == pairs));
+    let tables = tables.map(|table| table.pairs().as_ptr());
     for (group, codes) in codes.chunks_exact(pairs).enumerate() {
-        // Per query: all bytes and the odd ones, of low and of high nibbles.
-        let mut sums = [[_mm256_setzero_si256(); 4]; Q];
-        for (pair, codes) in codes.iter().enumerate() {
-            let codes = load(codes);
-            let low = _mm256_and_si256(codes, nibble);
-            let high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
-            for (sums, table) in sums.iter_mut().zip(&tables) {
-                let table = load(&table[pair]);
-                let low = _mm256_shuffle_epi8(table, low);
-                let high = _mm256_shuffle_epi8(table, high);
-                sums[0] = _mm256_add_epi16(sums[0], low);
-                sums[1] = _mm256_add_epi16(sums[1], _mm256_srli_epi16(low, 8));
-                sums[2] = _mm256_add_epi16(sums[2], high);
-                sums[3] = _mm256_add_epi16(sums[3], _mm256_srli_epi16(high, 8));
+        let codes = codes.as_ptr();
+        // Registers suffice for one query of both nibbles, or for three queries
+        // of one. Loading codes twice is the lesser evil.
+        //
+        // SAFETY: `codes` and each of the tables are of `pairs` pairs.
+        unsafe {
+            if Q == 1 {
+                let sums = sum::<Q, N, 2, 0>(codes, tables, pairs);
+                store_sums::<Q, 2, 0>(sums, group, &mut outs);
+            } else {
+                let sums = sum::<Q, N, 1, 0>(codes, tables, pairs);
+                store_sums::<Q, 1, 0>(sums, group, &mut outs);
+                let sums = sum::<Q, N, 1, 1>(codes, tables, pairs);
+                store_sums::<Q, 1, 1>(sums, group, &mut outs);
             }
         }
-        for (sums, out) in sums.iter().zip(&mut outs) {
-            let out = &mut out[group * GROUP..][..GROUP];
-            let out = out.as_chunks_mut::<8>().0;
-            for half in 0..2 {
-                let all = add_lanes(sums[2 * half]);
-                let odd = add_lanes(sums[2 * half + 1]);
-                let even = _mm_sub_epi16(all, _mm_slli_epi16(odd, 8));
-                store(even, &mut out[2 * half]);
-                store(odd, &mut out[2 * half + 1]);
+    }
+}
+
+/// Sums of bytes in 16 bits: of all as if they were 16-bit numbers, modulo
+/// 2^16, and of those at odd places.
+#[derive(Clone, Copy)]
+struct Sums {
+    all: __m256i,
+    odd: __m256i,
+}
+
+/// Per query the sums of `H` halves of a group, from `FIRST` on: 0 is the keys
+/// in low nibbles, 1 those in high ones.
+///
+/// # Safety
+///
+/// `codes` and each of `tables` must be valid for reads of `pairs` pairs.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn sum<const Q: usize, const N: usize, const H: usize, const FIRST: usize>(
+    codes: *const Pair,
+    tables: [*const Pair; Q],
+    pairs: usize,
+) -> [[Sums; H]; Q] {
+    let zero = _mm256_setzero_si256();
+    let mut sums = [[Sums {
+        all: zero,
+        odd: zero,
+    }; H]; Q];
+    let whole = pairs - pairs % N;
+    let mut pair = 0;
+    while pair < whole {
+        // SAFETY: `pair` and the `N - 1` after it are below `pairs`.
+        unsafe { add::<Q, N, H, FIRST>(&mut sums, codes, tables, pair) };
+        pair += N;
+    }
+    while pair < pairs {
+        // SAFETY: `pair` is below `pairs`.
+        unsafe { add::<Q, 1, H, FIRST>(&mut sums, codes, tables, pair) };
+        pair += 1;
+    }
+    sums
+}
+
+/// Adds what `N` pairs of subquantizers give, from the `first` on.
+///
+/// # Safety
+///
+/// `codes` and each of `tables` must be valid for reads of `first + N` pairs.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add<const Q: usize, const N: usize, const H: usize, const FIRST: usize>(
+    sums: &mut [[Sums; H]; Q],
+    codes: *const Pair,
+    tables: [*const Pair; Q],
+    first: usize,
+) {
+    let nibble = _mm256_set1_epi8(15);
+    let mut bytes = [[_mm256_setzero_si256(); H]; Q];
+    for i in 0..N {
+        // SAFETY: the caller vouches for this pair.
+        let codes = load(unsafe { &*codes.add(first + i) });
+        let mut halves = [codes; H];
+        for (half, nibbles) in (FIRST..).zip(&mut halves) {
+            if half == 1 {
+                *nibbles = _mm256_srli_epi16(codes, 4);
             }
+            *nibbles = _mm256_and_si256(*nibbles, nibble);
+        }
+        for q in 0..Q {
+            // SAFETY: as above.
+            let table = load(unsafe { &*tables[q].add(first + i) });
+            for half in 0..H {
+                let found = _mm256_shuffle_epi8(table, halves[half]);
+                bytes[q][half] = _mm256_add_epi8(bytes[q][half], found);
+            }
+        }
+    }
+    for q in 0..Q {
+        for half in 0..H {
+            let (sums, bytes) = (&mut sums[q][half], bytes[q][half]);
+            sums.all = _mm256_add_epi16(sums.all, bytes);
+            sums.odd = _mm256_add_epi16(sums.odd, _mm256_srli_epi16(bytes, 8));
+        }
+    }
+}
+
+/// Stores what `sum` found of a group.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_sums<const Q: usize, const H: usize, const FIRST: usize>(
+    sums: [[Sums; H]; Q],
+    group: usize,
+    outs: &mut [&mut [u16]; Q],
+) {
+    for (sums, out) in sums.into_iter().zip(outs) {
+        let (out, _) = out[group * GROUP + FIRST * 16..][..H * 16].as_chunks_mut::<8>();
+        for half in 0..H {
+            let all = add_lanes(sums[half].all);
+            let odd = add_lanes(sums[half].odd);
+            let even = _mm_sub_epi16(all, _mm_slli_epi16(odd, 8));
+            store(even, &mut out[2 * half]);
+            store(odd, &mut out[2 * half + 1]);
         }
     }
 }

@@ -23,18 +23,24 @@ pub(crate) type Pair = [u8; PAIR];
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
     pairs: usize,
+    /// The highest byte.
+    highest: u8,
     quads: Vec<Quad>,
 }
 
 /// Tables of four subquantizers: a cache line, an AVX-512 register.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Quad([Pair; 2]);
+pub(crate) struct Quad([Pair; 2]);
 
 impl Table {
     pub(crate) fn new(pairs: usize) -> Self {
         let quads = vec![Quad([[0; PAIR]; 2]); pairs.div_ceil(2)];
-        Self { pairs, quads }
+        Self {
+            pairs,
+            highest: 0,
+            quads,
+        }
     }
 
     pub(crate) fn pairs(&self) -> &[Pair] {
@@ -44,7 +50,20 @@ impl Table {
         unsafe { std::slice::from_raw_parts(self.quads.as_ptr().cast(), self.pairs) }
     }
 
-    pub(crate) fn pairs_mut(&mut self) -> &mut [Pair] {
+    /// The same with a last pair of zeros if that makes whole quads.
+    #[cfg(target_arch = "x86_64")]
+    fn quads(&self) -> &[Quad] {
+        &self.quads
+    }
+
+    /// How many entries can be added in a byte.
+    pub(crate) fn summable(&self) -> u8 {
+        255 / self.highest.max(1)
+    }
+
+    /// The bytes, to be written; none will be above `highest`.
+    pub(crate) fn pairs_mut(&mut self, highest: u8) -> &mut [Pair] {
+        self.highest = highest;
         // SAFETY: as in `pairs`; `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.quads.as_mut_ptr().cast(), self.pairs) }
     }
