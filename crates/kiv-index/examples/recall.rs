@@ -89,12 +89,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let started = Instant::now();
             // As a session would: queries of a micro-batch, then its keys.
             let per_key = read.len() as f64 / keys.len() as f64;
+            let segment = params.segment;
+            let mut read_back = |first: usize, out: &mut Vec<f32>| {
+                out.extend_from_slice(&keys[first * dim..(first + segment) * dim]);
+            };
             for (i, keys) in keys.chunks(512 * dim).enumerate() {
                 if get("observe", 1.0) > 0.0 {
                     let at = |i: usize| ((i * 512) as f64 * per_key) as usize * dim;
                     index.observe(&read[at(i).min(read.len())..at(i + 1).min(read.len())]);
                 }
-                index.append(keys)?;
+                index.append(keys, &mut read_back)?;
             }
             let build = started.elapsed().as_secs_f64() * 1e6 / n as f64;
             let all = asked.len() / (dim * group);

@@ -6,11 +6,19 @@
 //! per segment of some thousand tokens, trained segment by segment, are
 //! RetroInfer's (Chen et al., arXiv 2505.02922): keys rotate with their
 //! positions (RoPE), so clusters over the whole context would go stale.
+//!
+//! The mean of a cluster says nothing of a member that is unlike the others,
+//! and what a question is about is often unlike everything else. So members far
+//! from the mean leave, and are scored one by one.
 
 use kiv_numeric::{TILE, dot, tile_logits};
 
 /// Rounds of k-means. More gain little.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 3;
+
+/// Squared distance from its mean, over the mean one of all vectors, from
+/// which on a vector is a cluster of its own.
+const FAR: f32 = 1.5;
 
 /// A partition of vectors.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,16 +55,29 @@ impl Clusters {
             ends: Vec::new(),
             means: Vec::new(),
         };
+        let mut sets = Vec::new();
         for part in k_means(vectors, dim, members, n_parts) {
-            for members in k_means(vectors, dim, &part, part.len().div_ceil(size)) {
-                let at = clusters.means.len();
-                clusters.means.resize(at + dim, 0.0);
-                mean(vectors, dim, &members, &mut clusters.means[at..]);
-                clusters.order.extend(members);
-                clusters.ends.push(clusters.order.len() as u32);
+            sets.extend(k_means(vectors, dim, &part, part.len().div_ceil(size)));
+        }
+        let far = take_far(vectors, dim, &mut sets, n);
+        for set in &sets {
+            clusters.push(vectors, dim, set);
+        }
+        // Alike ones beside each other: they are looked at together.
+        for part in k_means(vectors, dim, &far, far.len().div_ceil(2 * TILE)) {
+            for member in &part {
+                clusters.push(vectors, dim, std::slice::from_ref(member));
             }
         }
         clusters
+    }
+
+    fn push(&mut self, vectors: &[f32], dim: usize, members: &[u32]) {
+        let at = self.means.len();
+        self.means.resize(at + dim, 0.0);
+        mean(vectors, dim, members, &mut self.means[at..]);
+        self.order.extend(members);
+        self.ends.push(self.order.len() as u32);
     }
 
     /// Members of each cluster.
@@ -78,6 +99,33 @@ fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {
     }
     let n = members.len().max(1) as f32;
     out.iter_mut().for_each(|o| *o /= n);
+}
+
+/// Takes the members out that are [`FAR`] from their set's mean.
+fn take_far(vectors: &[f32], dim: usize, sets: &mut Vec<Vec<u32>>, n: usize) -> Vec<u32> {
+    let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];
+    let mut centre = vec![0f32; dim];
+    let mut distances = Vec::with_capacity(n);
+    for set in &*sets {
+        mean(vectors, dim, set, &mut centre);
+        distances.extend(set.iter().map(|member| {
+            let pairs = vector(*member).iter().zip(&centre);
+            pairs.map(|(v, c)| (v - c) * (v - c)).sum::<f32>()
+        }));
+    }
+    let limit = FAR * distances.iter().sum::<f32>() / n.max(1) as f32;
+    let (mut far, mut distances) = (Vec::new(), distances.into_iter());
+    for set in &mut *sets {
+        set.retain(|member| {
+            let stays = distances.next().is_none_or(|d| d <= limit);
+            if !stays {
+                far.push(*member);
+            }
+            stays
+        });
+    }
+    sets.retain(|set| !set.is_empty());
+    far
 }
 
 /// Divides `members` into at most `k` sets, none empty. The first means are

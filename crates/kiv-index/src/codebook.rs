@@ -1,6 +1,7 @@
 //! Product quantisation (Jégou et al., PAMI 2011): a vector is cut into
 //! subvectors, and each is replaced by the nearest of 16 centroids.
 
+use crate::space::Split;
 use kiv_fastscan::CENTROIDS;
 
 /// Rounds of k-means in training. More gain nothing measurable.
@@ -13,16 +14,14 @@ const VECTORS_PER_OUTLIER: usize = 32;
 /// Centroids of every subspace.
 #[derive(Clone, Debug)]
 pub struct Codebook {
-    m: usize,
-    /// Dimensions of a subspace.
-    sub_dim: usize,
-    /// `[m, sub_dim, 16]`: centroids last, so that a loop over them is vector
-    /// code.
+    split: Split,
+    /// `[dim, 16]`, axes in the order of the split: centroids last, so that a
+    /// loop over them is vector code.
     centroids: Vec<[f32; CENTROIDS]>,
 }
 
 impl Codebook {
-    /// Trains `m` subquantizers on vectors `[n, dim]` by k-means, without
+    /// Trains a codebook on vectors `[n, dim]` by k-means, without
     /// chance: the first centroids are quantiles along the subspace's first
     /// axis. Fewer than 16 vectors, or equal ones, are no obstacle.
     ///
@@ -33,50 +32,58 @@ impl Codebook {
     /// mean alike in all directions. Where the usual keys spread as widely this
     /// changes nothing; where they do not it trades resolution, of which there
     /// is too much, for reach.
-    ///
-    /// # Panics
-    /// If `m` does not divide `dim`.
     #[must_use]
-    pub fn train(vectors: &[f32], dim: usize, m: usize) -> Self {
-        assert!(m > 0 && dim.is_multiple_of(m), "subspaces of equal size");
-        let sub_dim = dim / m;
+    pub fn train(vectors: &[f32], split: Split) -> Self {
+        let dim = split.dim();
         let mut centroids = Vec::with_capacity(dim);
         let (mean, spread) = mean_and_spread(vectors, dim);
         let n_outliers = vectors.len() / dim / VECTORS_PER_OUTLIER;
         let mut normal = Normal::default();
         let mut sub = Vec::new();
-        for subspace in 0..m {
+        for axes in split.iter() {
             sub.clear();
             for vector in vectors.chunks_exact(dim) {
-                sub.extend_from_slice(&vector[subspace * sub_dim..(subspace + 1) * sub_dim]);
+                sub.extend(axes.iter().map(|axis| vector[usize::from(*axis)]));
             }
-            let mean = &mean[subspace * sub_dim..(subspace + 1) * sub_dim];
             for _ in 0..n_outliers {
-                sub.extend(mean.iter().map(|m| m + spread * normal.next()));
+                let at = |axis: &u16| mean[usize::from(*axis)] + spread * normal.next();
+                sub.extend(axes.iter().map(at));
             }
-            centroids.extend(train_subspace(&sub, sub_dim));
+            centroids.extend(train_subspace(&sub, axes.len()));
         }
-        Self {
-            m,
-            sub_dim,
-            centroids,
-        }
+        Self { split, centroids }
     }
 
     /// Number of subquantizers.
     #[must_use]
     pub fn m(&self) -> usize {
-        self.m
+        self.split.m()
+    }
+
+    /// Each subquantizer's axes and centroids.
+    fn books(&self) -> impl Iterator<Item = (&[u16], &[[f32; CENTROIDS]])> {
+        let mut rest = &self.centroids[..];
+        self.split.iter().map(move |axes| {
+            let (book, later) = rest.split_at(axes.len());
+            rest = later;
+            (axes, book)
+        })
     }
 
     /// Codes of vectors `[n, dim]`, appended to `codes` as `[n, m]`.
     pub fn encode(&self, vectors: &[f32], codes: &mut Vec<u8>) {
-        let dim = self.m * self.sub_dim;
-        codes.reserve(vectors.len() / self.sub_dim);
-        for vector in vectors.chunks_exact(dim) {
-            let subvectors = vector.chunks_exact(self.sub_dim);
-            let books = self.centroids.chunks_exact(self.sub_dim);
-            codes.extend(subvectors.zip(books).map(|(v, book)| nearest(v, book)));
+        codes.reserve(vectors.len() / self.split.dim() * self.m());
+        let mut sub = Vec::new();
+        for vector in vectors.chunks_exact(self.split.dim()) {
+            for (axes, book) in self.books() {
+                if let [axis] = axes {
+                    codes.push(nearest(&[vector[usize::from(*axis)]], book));
+                } else {
+                    sub.clear();
+                    sub.extend(axes.iter().map(|axis| vector[usize::from(*axis)]));
+                    codes.push(nearest(&sub, book));
+                }
+            }
         }
     }
 
@@ -85,10 +92,15 @@ impl Codebook {
     /// # Panics
     /// If a code is 16 or more.
     pub fn decode(&self, codes: &[u8], vectors: &mut Vec<f32>) {
-        vectors.reserve(codes.len() * self.sub_dim);
-        for codes in codes.chunks_exact(self.m) {
-            for (code, book) in codes.iter().zip(self.centroids.chunks_exact(self.sub_dim)) {
-                vectors.extend(book.iter().map(|column| column[usize::from(*code)]));
+        let dim = self.split.dim();
+        let first = vectors.len();
+        vectors.resize(first + codes.len() / self.m() * dim, 0.0);
+        let out = vectors[first..].chunks_exact_mut(dim);
+        for (codes, vector) in codes.chunks_exact(self.m()).zip(out) {
+            for (code, (axes, book)) in codes.iter().zip(self.books()) {
+                for (axis, column) in axes.iter().zip(book) {
+                    vector[usize::from(*axis)] = column[usize::from(*code)];
+                }
             }
         }
     }
@@ -96,10 +108,10 @@ impl Codebook {
     /// Inner products of a query with every centroid, appended to `table` as
     /// `[m, 16]` (the look-up table of asymmetric distance computation).
     pub fn table(&self, query: &[f32], table: &mut Vec<f32>) {
-        let books = self.centroids.chunks_exact(self.sub_dim);
-        for (q, book) in query.chunks_exact(self.sub_dim).zip(books) {
+        for (axes, book) in self.books() {
             let mut row = [0f32; CENTROIDS];
-            for (q, column) in q.iter().zip(book) {
+            for (axis, column) in axes.iter().zip(book) {
+                let q = query[usize::from(*axis)];
                 row.iter_mut().zip(column).for_each(|(r, c)| *r += q * c);
             }
             table.extend(row);
@@ -219,8 +231,8 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let dim = 24;
         let vectors: Vec<f32> = (0..300 * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-        for m in [24, 12, 6] {
-            let book = Codebook::train(&vectors, dim, m);
+        for m in [24, 12, 7] {
+            let book = Codebook::train(&vectors, Split::new(&vec![1.0; dim], m));
             let (mut codes, mut decoded) = (Vec::new(), Vec::new());
             book.encode(&vectors, &mut codes);
             book.decode(&codes, &mut decoded);
@@ -247,7 +259,7 @@ mod tests {
         // on 2/16 is (2/16)^2 / 12.
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let vectors: Vec<f32> = (0..20_000).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let book = Codebook::train(&vectors, 4, 4);
+        let book = Codebook::train(&vectors, Split::new(&[1.0; 4], 4));
         let (mut codes, mut decoded) = (Vec::new(), Vec::new());
         book.encode(&vectors, &mut codes);
         book.decode(&codes, &mut decoded);
@@ -261,7 +273,7 @@ mod tests {
     fn few_and_equal_vectors() {
         for n in [0, 1, 5, 40] {
             let vectors = vec![0.25f32; n * 8];
-            let book = Codebook::train(&vectors, 8, 4);
+            let book = Codebook::train(&vectors, Split::new(&[1.0; 8], 4));
             let (mut codes, mut decoded) = (Vec::new(), Vec::new());
             book.encode(&vectors, &mut codes);
             book.decode(&codes, &mut decoded);

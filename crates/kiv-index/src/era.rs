@@ -33,8 +33,10 @@ pub(crate) struct Era {
     spreads: [f32; CENTROIDS],
     /// Logarithms of sizes that coarse codes tell apart.
     log_sizes: [f32; CENTROIDS],
-    /// What is subtracted from the keys of each segment, `[n_segments + 1,
-    /// dim]`, the last one for the keys to come.
+    /// What is subtracted from the keys of each segment, its mean, and what
+    /// from the keys to come, `[n_segments + 1, dim]`. Keys drift with their
+    /// positions; without this, codebooks would be stale within thousands of
+    /// tokens.
     centres: Vec<f32>,
     /// Token of each place, from its segment's first.
     order: Vec<u16>,
@@ -54,12 +56,12 @@ impl Era {
     /// Codebooks for keys like `keys`, `[params.segment, dim]`.
     pub fn train(params: &Params, moments: &QueryMoments, keys: &[f32], first: usize) -> Self {
         let dim = params.dim;
-        let space = Space::new(moments, keys, params.fine);
+        let space = Space::new(moments, keys);
         let mut mapped = Vec::new();
         space.map_keys(keys, &mut mapped);
         let centre = mean(&mapped, dim);
         subtract(&mut mapped, &centre);
-        let fine = Codebook::train(&mapped, dim, params.fine);
+        let fine = Codebook::train(&mapped, space.split(params.fine));
         let (mut codes, mut decoded) = (Vec::new(), Vec::new());
         fine.encode(&mapped, &mut codes);
         fine.decode(&codes, &mut decoded);
@@ -71,8 +73,8 @@ impl Era {
             first,
             dim,
             segment: params.segment,
-            grid: Grid::new(dim, &mapped),
-            coarse: Codebook::train(&clusters.means, dim, params.coarse),
+            grid: Grid::new(&mapped),
+            coarse: Codebook::train(&clusters.means, space.split(params.coarse)),
             space,
             fine,
             outlier_error: usual * ERROR_RATIO,
@@ -91,17 +93,21 @@ impl Era {
         }
     }
 
-    /// Codes of keys `[n, dim]` for the next segment, of which `first` tokens
-    /// are there already. Codes are appended to `codes`, outliers to
-    /// `outliers`.
+    /// Codes of keys `[n, dim]` to come, of which `first` are there already,
+    /// for as long as their segment is not whole. Codes are appended to
+    /// `codes`, outliers to `outliers`.
     pub fn encode(&self, keys: &[f32], codes: &mut Vec<u8>, first: usize, outliers: &mut Outliers) {
         let mut mapped = Vec::new();
         self.space.map_keys(keys, &mut mapped);
         subtract(&mut mapped, self.centre(self.n_segments()));
+        self.encode_mapped(&mapped, codes, first, outliers);
+    }
+
+    fn encode_mapped(&self, mapped: &[f32], codes: &mut Vec<u8>, first: usize, outliers: &mut Outliers) {
         let (at, mut decoded) = (codes.len(), Vec::new());
-        self.fine.encode(&mapped, codes);
+        self.fine.encode(mapped, codes);
         self.fine.decode(&codes[at..], &mut decoded);
-        let errors = squared_errors(&mapped, &decoded, self.dim);
+        let errors = squared_errors(mapped, &decoded, self.dim);
         for (i, (error, vector)) in errors.zip(mapped.chunks_exact(self.dim)).enumerate() {
             if error > self.outlier_error {
                 outliers.push(&self.grid, first + i, vector);
@@ -109,17 +115,24 @@ impl Era {
         }
     }
 
-    /// Takes up a whole segment by its codes `[segment, m]`. Keys are clustered
-    /// as their codes have them, so they need not be kept until then.
-    pub fn push(&mut self, params: &Params, codes: &[u8], outliers: &Outliers) {
+    /// Takes up a whole segment's keys, `[segment, dim]`.
+    pub fn push(&mut self, params: &Params, keys: &[f32]) {
         let (m, dim) = (params.fine, params.dim);
-        let mut keys = Vec::new();
-        self.fine.decode(codes, &mut keys);
+        let mut mapped = Vec::new();
+        self.space.map_keys(keys, &mut mapped);
+        let centre = mean(&mapped, dim);
+        subtract(&mut mapped, &centre);
+        let provisional = self.n_segments() * dim;
+        self.centres.truncate(provisional);
+        self.centres.extend(centre);
+        let (mut codes, mut outliers) = (Vec::new(), Outliers::new(dim));
+        self.encode_mapped(&mapped, &mut codes, 0, &mut outliers);
+
         let usual: Vec<u32> = (0..params.segment)
             .filter(|token| !outliers.contains(*token))
             .map(|token| token as u32)
             .collect();
-        let clusters = Clusters::of(&keys, dim, &usual, params.cluster);
+        let clusters = Clusters::of(&mapped, dim, &usual, params.cluster);
         let place = self.order.len() as u32;
         let order = clusters.order.iter().chain(outliers.tokens());
         let mut sorted = Vec::with_capacity(codes.len());
@@ -130,7 +143,7 @@ impl Era {
         self.keys.push(&sorted);
         self.order.extend(order.map(|t| *t as u16));
         self.clustered.push(clusters.order.len() as u32);
-        self.outliers.append(outliers, place as usize);
+        self.outliers.append(&outliers, place as usize);
         self.ends.extend(clusters.ends.iter().map(|end| place + end));
         let n_slots = clusters.ends.len().next_multiple_of(GROUP);
         let filled = self.ends.len() - clusters.ends.len() + n_slots;
@@ -140,7 +153,7 @@ impl Era {
         let mut means = Vec::new();
         self.coarse.encode(&clusters.means, &mut means);
         let mut slots = Vec::with_capacity(n_slots * params.coarse_m());
-        let shapes = shapes(&clusters, &keys, dim);
+        let shapes = shapes(&clusters, &mapped, dim);
         for (mean, (spread, log_size)) in means.chunks_exact(params.coarse).zip(shapes) {
             slots.extend_from_slice(mean);
             slots.push(nearest(&self.spreads, spread));
@@ -148,12 +161,9 @@ impl Era {
         }
         slots.resize(n_slots * params.coarse_m(), 0);
         self.clusters.push(&slots);
-        // Keys drift with their positions: the next segment's are nearest to
-        // this one's.
-        let mut centre = mean(&keys, dim);
-        let last = self.centre(self.n_segments() - 1);
-        centre.iter_mut().zip(last).for_each(|(c, l)| *c += l);
-        self.centres.extend(centre);
+        // Keys drift with their positions: what comes next is nearest to this.
+        let next = self.centre(self.n_segments() - 1).to_vec();
+        self.centres.extend(next);
     }
 
     /// Gives back the codes `[n, m]` and outliers of all tokens from its

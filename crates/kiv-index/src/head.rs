@@ -57,8 +57,8 @@ impl Params {
             return Err(format!("keys of {} values cannot be cut in two", self.dim));
         }
         for (m, most) in [(self.fine, 256), (self.coarse, 256 - EXTRA)] {
-            if !fits(m, most) || !self.dim.is_multiple_of(m) {
-                return Err(format!("{m} subquantizers do not divide {} values", self.dim));
+            if !fits(m, most) || m > self.dim {
+                return Err(format!("{m} subquantizers of {} values", self.dim));
             }
         }
         if self.segment == 0 || self.segment > 1 << 16 || !self.segment.is_multiple_of(GROUP) {
@@ -117,8 +117,7 @@ pub enum IndexError {
 /// The newest keys, too few for a segment yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Tail {
-    /// The keys themselves, `[n, dim]`: kept while there is no codebook for
-    /// them, or one will be trained on them.
+    /// The keys themselves, `[n, dim]`, while there is no codebook for them.
     pub keys: Vec<f32>,
     /// Their codes, once there is a codebook.
     pub codes: PackedCodes,
@@ -190,57 +189,57 @@ impl HeadIndex {
         self.moments.add(queries);
     }
 
-    /// Appends keys `[n, dim]`.
+    /// Appends keys `[n, dim]`. Whenever a segment is whole, `read` is asked for
+    /// its keys, `[segment, dim]`, from this token on: the index does not keep
+    /// them.
     ///
     /// # Errors
     /// [`IndexError::BadKey`] or [`IndexError::NoMemory`]; nothing has changed
     /// then.
-    pub fn append(&mut self, keys: &[f32]) -> Result<(), IndexError> {
+    pub fn append(
+        &mut self,
+        keys: &[f32],
+        read: &mut dyn FnMut(usize, &mut Vec<f32>),
+    ) -> Result<(), IndexError> {
         let Params { dim, segment, .. } = self.params;
         if let Some(bad) = keys.iter().position(|v| !v.is_finite()) {
             return Err(IndexError::BadKey {
                 token: self.n_tokens + bad / dim,
             });
         }
+        // Codes and codebooks together are never more than the keys.
+        let mut room: Vec<f32> = Vec::new();
+        room.try_reserve(keys.len()).map_err(|_| IndexError::NoMemory {
+            bytes: size_of_val(keys),
+        })?;
         let mut keys = keys;
         while !keys.is_empty() {
             let n = (keys.len() / dim).min(segment - self.tail_len());
             let (now, later) = keys.split_at(n * dim);
-            self.append_to_tail(now)?;
+            self.append_to_tail(now);
             self.n_tokens += n;
             if self.tail_len() == segment {
-                self.seal_segment();
+                room.clear();
+                read(self.tail_first(), &mut room);
+                self.seal_segment(&room);
             }
             keys = later;
         }
         Ok(())
     }
 
-    fn append_to_tail(&mut self, keys: &[f32]) -> Result<(), IndexError> {
-        let no_memory = |_| IndexError::NoMemory {
-            bytes: size_of_val(keys),
-        };
-        if self.trains_next() {
-            self.tail.keys.try_reserve(keys.len()).map_err(no_memory)?;
-            self.tail.keys.extend_from_slice(keys);
-        }
+    fn append_to_tail(&mut self, keys: &[f32]) {
         if let Some(era) = self.eras.last() {
             let (mut codes, n) = (Vec::new(), self.tail.codes.len());
             era.encode(keys, &mut codes, n, &mut self.tail.outliers);
             self.tail.codes.push(&codes);
+        } else {
+            self.tail.keys.extend_from_slice(keys);
         }
-        Ok(())
-    }
-
-    /// Whether the tail's segment begins an era.
-    fn trains_next(&self) -> bool {
-        self.eras
-            .last()
-            .is_none_or(|era| era.n_segments() >= self.params.era)
     }
 
     /// Tokens in no segment yet.
-    pub(crate) fn tail_len(&self) -> usize {
+    fn tail_len(&self) -> usize {
         self.n_tokens - self.tail_first()
     }
 
@@ -251,22 +250,16 @@ impl HeadIndex {
             .map_or(0, |era| era.first + era.n_segments() * self.params.segment)
     }
 
-    fn seal_segment(&mut self) {
-        let mut tail = std::mem::replace(&mut self.tail, Tail::new(&self.params));
-        let mut codes = Vec::new();
-        if self.trains_next() {
-            let first = self.eras.last().map_or(0, |era| {
-                era.first + era.n_segments() * self.params.segment
-            });
-            let era = Era::train(&self.params, &self.moments, &tail.keys, first);
-            tail.outliers = Outliers::new(self.params.dim);
-            era.encode(&tail.keys, &mut codes, 0, &mut tail.outliers);
+    fn seal_segment(&mut self, keys: &[f32]) {
+        let first = self.tail_first();
+        self.tail = Tail::new(&self.params);
+        let full = |era: &Era| era.n_segments() >= self.params.era;
+        if self.eras.last().is_none_or(full) {
+            let era = Era::train(&self.params, &self.moments, keys, first);
             self.eras.push(era);
-        } else {
-            codes = tail.codes.unpack(0..tail.codes.len());
         }
         if let Some(era) = self.eras.last_mut() {
-            era.push(&self.params, &codes, &tail.outliers);
+            era.push(&self.params, keys);
         }
     }
 

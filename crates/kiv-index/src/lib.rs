@@ -31,4 +31,4 @@ pub use cluster::Clusters;
 pub use codebook::Codebook;
 pub use head::{HeadIndex, IndexError, Params};
 pub use search::{Effort, Hits, Scratch};
-pub use space::{QueryMoments, Space};
+pub use space::{QueryMoments, Space, Split};

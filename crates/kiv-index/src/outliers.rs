@@ -19,17 +19,15 @@ const MARGIN: f32 = 2.0;
 /// Values that 8-bit codes stand for: the same in every dimension.
 #[derive(Clone, Debug)]
 pub(crate) struct Grid {
-    dim: usize,
     /// Width of the 256 cells.
     step: f32,
 }
 
 impl Grid {
     /// A grid for vectors like `vectors`, around 0.
-    pub fn new(dim: usize, vectors: &[f32]) -> Self {
+    pub fn new(vectors: &[f32]) -> Self {
         let reach = vectors.iter().fold(0f32, |m, v| m.max(v.abs())) * MARGIN;
         Self {
-            dim,
             step: (reach / 128.0).max(f32::MIN_POSITIVE),
         }
     }
@@ -175,7 +173,7 @@ mod tests {
         for dim in [32, 64, 192, 512] {
             let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
             let (vectors, query) = (random(50 * dim), random(dim));
-            let grid = Grid::new(dim, &vectors);
+            let grid = Grid::new(&vectors);
             let mut outliers = Outliers::new(dim);
             for (i, vector) in vectors.chunks(dim).enumerate() {
                 outliers.push(&grid, 3 * i, vector);

@@ -8,9 +8,11 @@
 //! squared error of its logit, and plain k-means minimises what it should;
 //! queries are mapped by the inverse, which leaves inner products as they are.
 //!
-//! A rotation to the principal axes of the mapped keys follows, with the axes
-//! dealt out so that the variances of all subspaces have about one product
-//! (the eigenvalue allocation of OPQ, Ge et al., CVPR 2013).
+//! A rotation to the principal axes of the mapped keys follows: few of them
+//! carry nearly all of the variance. Axes are dealt out to subquantizers so that
+//! the error to be expected is smallest: the largest get one of their own, the
+//! others share ([`Split`]). (OPQ, Ge et al., CVPR 2013, balances subspaces of
+//! equal size instead.)
 
 use kiv_numeric::dot;
 use nalgebra::{DMatrix, SymmetricEigen};
@@ -87,18 +89,16 @@ pub struct Space {
     key_map: Vec<f32>,
     /// `[dim, dim]`: query -> quantised space, the inverse transpose.
     query_map: Vec<f32>,
+    /// Variance of keys along each axis, largest first.
+    variances: Vec<f64>,
 }
 
 impl Space {
     /// The space for keys like `keys` (`[n, dim]`) under queries like those of
-    /// `moments`, cut into `m` subspaces.
-    ///
-    /// # Panics
-    /// If `m` does not divide the dimension of `moments`.
+    /// `moments`.
     #[must_use]
-    pub fn new(moments: &QueryMoments, keys: &[f32], m: usize) -> Self {
+    pub fn new(moments: &QueryMoments, keys: &[f32]) -> Self {
         let dim = moments.dim;
-        assert!(m > 0 && dim.is_multiple_of(m), "subspaces of equal size");
         let queries = SymmetricEigen::new(moments.matrix());
         let root = |power: f64| {
             let values = queries.eigenvalues.map(|v| v.max(RIDGE / 2.0).powf(power));
@@ -106,7 +106,9 @@ impl Space {
         };
         let (root, inverse) = (root(0.5), root(-0.5));
         let spread = SymmetricEigen::new(&root * covariance(keys, dim) * &root);
-        let axes = deal(spread.eigenvalues.as_slice(), m);
+        let mut axes: Vec<usize> = (0..dim).collect();
+        let variance = |axis: usize| spread.eigenvalues[axis];
+        axes.sort_by(|a, b| variance(*b).total_cmp(&variance(*a)).then(a.cmp(b)));
         let rows = |map: &DMatrix<f64>| -> Vec<f32> {
             let rotated = spread.eigenvectors.transpose() * map;
             let rows = axes.iter().flat_map(|axis| {
@@ -119,7 +121,14 @@ impl Space {
             dim,
             key_map: rows(&root),
             query_map: rows(&inverse),
+            variances: axes.iter().map(|axis| variance(*axis).max(0.0)).collect(),
         }
+    }
+
+    /// The best split of the axes among `m` subquantizers.
+    #[must_use]
+    pub fn split(&self, m: usize) -> Split {
+        Split::new(&self.variances, m)
     }
 
     /// Maps keys `[n, dim]`, appending to `out`.
@@ -143,6 +152,7 @@ impl Space {
     #[must_use]
     pub fn bytes(&self) -> usize {
         (self.key_map.len() + self.query_map.len()) * size_of::<f32>()
+            + self.variances.len() * size_of::<f64>()
     }
 }
 
@@ -168,24 +178,90 @@ fn covariance(keys: &[f32], dim: usize) -> DMatrix<f64> {
     DMatrix::from_fn(dim, dim, |i, j| sum[i.max(j) * dim + i.min(j)] / n)
 }
 
-/// Orders axes so that cutting them into `m` equal runs gives subspaces whose
-/// variances have about one product: the largest first, each to the subspace
-/// with room whose product is the smallest.
-fn deal(variances: &[f64], m: usize) -> Vec<usize> {
-    let room = variances.len() / m;
-    let mut axes: Vec<usize> = (0..variances.len()).collect();
-    axes.sort_by(|a, b| variances[*b].total_cmp(&variances[*a]).then(a.cmp(b)));
-    let mut subspaces = vec![(0f64, Vec::with_capacity(room)); m];
-    // Relative to the smallest, so that every axis adds to a product.
-    let least = variances.iter().copied().fold(f64::MAX, f64::min).max(1e-12);
-    for axis in axes {
-        let with_room = subspaces.iter_mut().filter(|(_, axes)| axes.len() < room);
-        if let Some((product, axes)) = with_room.min_by(|a, b| a.0.total_cmp(&b.0)) {
-            *product += (variances[axis].max(least) / least).ln() + 1e-9;
-            axes.push(axis);
+/// Which axes each subquantizer has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Axes, subquantizer by subquantizer.
+    axes: Vec<u16>,
+    /// Where each subquantizer's end in `axes`.
+    ends: Vec<u16>,
+}
+
+impl Split {
+    /// Deals axes with these variances (largest first) to `m` subquantizers.
+    ///
+    /// # Panics
+    /// If there are fewer axes than subquantizers.
+    #[must_use]
+    pub fn new(variances: &[f64], m: usize) -> Self {
+        assert!(m > 0 && m <= variances.len(), "an axis for every subquantizer");
+        let candidates = (0..=8).map(|eighths| Self::with_singles(variances.len(), m, m * eighths / 8));
+        let error = |split: &Self| split.iter().map(|axes| quantisation_error(variances, axes)).sum::<f64>();
+        candidates
+            .min_by(|a, b| error(a).total_cmp(&error(b)))
+            .expect("there are candidates")
+    }
+
+    /// The first axes have a subquantizer of their own; the others are dealt
+    /// out to and fro.
+    fn with_singles(dim: usize, m: usize, singles: usize) -> Self {
+        let singles = if singles == m && m < dim { m - 1 } else { singles };
+        let shared = m - singles;
+        let mut sets: Vec<Vec<u16>> = (0..singles as u16).map(|axis| vec![axis]).collect();
+        sets.resize(m, Vec::new());
+        for axis in singles..dim {
+            let (round, at) = ((axis - singles) / shared, (axis - singles) % shared);
+            let at = if round.is_multiple_of(2) { at } else { shared - 1 - at };
+            sets[singles + at].push(axis as u16);
+        }
+        let ends = sets.iter().scan(0, |end, set| {
+            *end += set.len() as u16;
+            Some(*end)
+        });
+        Self {
+            ends: ends.collect(),
+            axes: sets.concat(),
         }
     }
-    subspaces.into_iter().flat_map(|(_, axes)| axes).collect()
+
+    /// Number of subquantizers.
+    #[must_use]
+    pub fn m(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Number of axes.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.axes.len()
+    }
+
+    /// Axes of each subquantizer.
+    pub fn iter(&self) -> impl Iterator<Item = &[u16]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, end)| &self.axes[usize::from(start)..usize::from(*end)])
+    }
+}
+
+/// Mean squared error of 4 bits on normally distributed values of these axes,
+/// by their rate-distortion function: bits go where the variance is above a
+/// level, and what is below is lost.
+fn quantisation_error(variances: &[f64], axes: &[u16]) -> f64 {
+    let of = |axis: &u16| variances[usize::from(*axis)].max(1e-12);
+    // Axes come largest first: how many of them get bits?
+    let mut log_product = 0.0;
+    let mut best = f64::MAX;
+    for n in 1..=axes.len() {
+        log_product += of(&axes[n - 1]).ln();
+        let level = ((log_product - 8.0 * std::f64::consts::LN_2) / n as f64).exp();
+        let lost: f64 = axes[n..].iter().map(of).sum();
+        if level <= of(&axes[n - 1]) {
+            best = best.min(n as f64 * level + lost);
+        }
+    }
+    best
 }
 
 #[cfg(test)]
@@ -201,7 +277,7 @@ mod tests {
     #[test]
     fn products_survive() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        for (dim, m) in [(32, 16), (64, 64), (64, 32)] {
+        for dim in [32, 64] {
             let mut moments = QueryMoments::new(dim);
             for i in 0..200 {
                 // Queries of very different spread by direction.
@@ -213,7 +289,7 @@ mod tests {
                 moments.add(&q);
             }
             let keys = random(&mut rng, 100 * dim);
-            let space = Space::new(&moments, &keys, m);
+            let space = Space::new(&moments, &keys);
             let queries = random(&mut rng, 10 * dim);
             let (mut mapped_keys, mut mapped_queries) = (Vec::new(), Vec::new());
             space.map_keys(&keys, &mut mapped_keys);
@@ -234,7 +310,7 @@ mod tests {
         moments.add(&[f32::NAN; 32]);
         moments.add(&[0.0; 32]);
         let keys = [0.5f32; 32 * 40];
-        let space = Space::new(&moments, &keys, 16);
+        let space = Space::new(&moments, &keys);
         let mut mapped = Vec::new();
         space.map_keys(&keys[..32], &mut mapped);
         let mut query = Vec::new();
@@ -243,9 +319,35 @@ mod tests {
     }
 
     #[test]
-    fn axes_are_dealt_evenly() {
-        let order = deal(&[8.0, 1.0, 2.0, 4.0], 2);
-        let product = |axes: &[usize]| axes.iter().map(|a| [8.0, 1.0, 2.0, 4.0][*a]).product::<f64>();
-        assert_eq!(product(&order[..2]), product(&order[2..]));
+    fn every_axis_is_in_one_subquantizer() {
+        for (dim, m) in [(64, 64), (64, 32), (64, 16), (80, 20), (6, 5), (2, 2)] {
+            for falls in [1.0, 0.8, 0.3f64] {
+                let variances: Vec<f64> = (0..dim).map(|i| falls.powi(i)).collect();
+                let split = Split::new(&variances, m);
+                assert_eq!((split.m(), split.dim()), (m, dim as usize));
+                let mut axes: Vec<u16> = split.iter().flatten().copied().collect();
+                axes.sort_unstable();
+                assert_eq!(axes, (0..dim as u16).collect::<Vec<_>>());
+                assert!(split.iter().all(|axes| !axes.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn large_axes_are_alone_and_equal_ones_share_alike() {
+        let few: Vec<f64> = (0..64).map(|i| if i < 16 { 40.0 } else { 1e-3 }).collect();
+        let split = Split::new(&few, 32);
+        assert!(split.iter().take(16).all(|axes| axes.len() == 1));
+        let split = Split::new(&[1.0; 64], 32);
+        assert!(split.iter().all(|axes| axes.len() == 2));
+    }
+
+    #[test]
+    fn error_of_one_axis_is_that_of_four_bits() {
+        let error = quantisation_error(&[3.0], &[0]);
+        assert!((error - 3.0 / 256.0).abs() < 1e-9);
+        // A second axis below the level takes no bits, and is lost.
+        let error = quantisation_error(&[3.0, 0.001], &[0, 1]);
+        assert!((error - 3.0 / 256.0 - 0.001).abs() < 1e-9);
     }
 }
