@@ -101,6 +101,14 @@ fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {
     out.iter_mut().for_each(|o| *o /= n);
 }
 
+/// Divides vectors `[n, dim]` into at most `k` sets of similar ones by k-means,
+/// none empty, whatever is far from the others.
+#[must_use]
+pub fn groups(vectors: &[f32], dim: usize, k: usize) -> Vec<Vec<u32>> {
+    let all: Vec<u32> = (0..(vectors.len() / dim) as u32).collect();
+    k_means(vectors, dim, &all, k)
+}
+
 /// Takes the members out that are [`FAR`] from their set's mean.
 fn take_far(vectors: &[f32], dim: usize, sets: &mut Vec<Vec<u32>>, n: usize) -> Vec<u32> {
     let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];

@@ -4,7 +4,7 @@ use crate::era::{EXTRA, Era};
 use crate::space::QueryMoments;
 use crate::outliers::Outliers;
 use crate::packed::PackedCodes;
-use kiv_fastscan::GROUP;
+use kiv_fastscan::{GROUP, MAX_M};
 use thiserror::Error;
 
 /// Sizes of an index.
@@ -12,9 +12,9 @@ use thiserror::Error;
 pub struct Params {
     /// Values in a key.
     pub dim: usize,
-    /// Subquantizers of a key, 4 bits each; divides `dim`.
+    /// Subquantizers of a key, 4 bits each: an even number up to `dim` and 256.
     pub fine: usize,
-    /// Subquantizers of a cluster's mean; divides `dim`.
+    /// Subquantizers of a cluster's mean, an even number up to `dim` and 254.
     pub coarse: usize,
     /// Tokens in a segment, a multiple of 32 up to 65,536.
     pub segment: usize,
@@ -28,17 +28,14 @@ impl Params {
     /// Sizes for keys of `dim` values: what was found best (`docs/index.md`).
     #[must_use]
     pub fn for_dim(dim: usize) -> Self {
-        // Tables of kernels hold 2 to 256 subquantizers, an even number.
-        let divides = |most: usize| {
-            let fits = |m: &usize| m.is_multiple_of(2) && dim.is_multiple_of(*m);
-            (2..=most.min(256)).rev().find(fits).unwrap_or(2)
-        };
+        // Kernels want an even number.
+        let even = |m: usize, most: usize| (m / 2 * 2).clamp(2, most);
         Self {
             dim,
-            fine: divides(dim),
-            coarse: divides((dim / 4).clamp(2, 64)),
+            fine: even(dim * 3 / 4, MAX_M),
+            coarse: even(dim * 3 / 8, 96),
             segment: 4096,
-            cluster: 16,
+            cluster: 8,
             era: 16,
         }
     }
@@ -52,13 +49,9 @@ impl Params {
     /// # Errors
     /// What is wrong, in words.
     pub fn check(&self) -> Result<(), String> {
-        let fits = |m: usize, most: usize| m >= 2 && m <= most && m.is_multiple_of(2);
-        if self.dim == 0 || !self.dim.is_multiple_of(2) {
-            return Err(format!("keys of {} values cannot be cut in two", self.dim));
-        }
-        for (m, most) in [(self.fine, 256), (self.coarse, 256 - EXTRA)] {
-            if !fits(m, most) || m > self.dim {
-                return Err(format!("{m} subquantizers of {} values", self.dim));
+        for (m, most) in [(self.fine, MAX_M), (self.coarse, MAX_M - EXTRA)] {
+            if m < 2 || m > most.min(self.dim) || !m.is_multiple_of(2) {
+                return Err(format!("{m} subquantizers for keys of {} values", self.dim));
             }
         }
         if self.segment == 0 || self.segment > 1 << 16 || !self.segment.is_multiple_of(GROUP) {
@@ -75,21 +68,23 @@ impl Params {
     pub fn planned_bytes(&self, n_tokens: usize) -> usize {
         let segments = n_tokens / self.segment;
         let rest = n_tokens % self.segment;
-        let eras = segments.div_ceil(self.era);
         let book = self.dim * 16 * size_of::<f32>();
         let per_era = 2 * self.dim * self.dim * size_of::<f32>() + 2 * book;
-        // Clusters are a little smaller than asked for: parts are rounded up.
-        let clusters = self.segment * 9 / (self.cluster * 8);
+        // Measured: one key in seven is a cluster of its own, and parts are
+        // rounded up; outliers are few.
+        let clusters = self.segment / 7 + self.segment * 9 / (self.cluster * 8);
+        let outliers = self.segment / 200 * (self.dim + size_of::<u32>());
         let per_segment = self.segment * (self.fine / 2 + size_of::<u16>())
-            + clusters * (self.coarse_m() / 2 + size_of::<u32>());
-        let raw = if segments.is_multiple_of(self.era) {
-            self.dim * size_of::<f32>()
+            + clusters * (self.coarse_m() / 2 + size_of::<u32>())
+            + self.dim * size_of::<f32>()
+            + outliers;
+        let tail = if segments == 0 {
+            rest * self.dim * size_of::<f32>()
         } else {
-            0
+            rest * self.fine / 2
         };
-        let tail = rest * (raw + self.fine + self.fine / 2);
         let moments = self.dim * self.dim * size_of::<f64>();
-        eras * per_era + segments * per_segment + tail + moments
+        segments.div_ceil(self.era) * per_era + segments * per_segment + tail + moments
     }
 }
 

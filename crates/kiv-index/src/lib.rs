@@ -27,7 +27,7 @@ mod packed;
 mod search;
 mod space;
 
-pub use cluster::Clusters;
+pub use cluster::{Clusters, groups};
 pub use codebook::Codebook;
 pub use head::{HeadIndex, IndexError, Params};
 pub use search::{Effort, Hits, Scratch};

@@ -282,6 +282,9 @@ fn seal(
         }
     }
     cold.n_blocks += count;
+    for policy in pair.iter_mut() {
+        policy.sealed(cold).map_err(|e| e.to_string())?;
+    }
     Ok(())
 }
 

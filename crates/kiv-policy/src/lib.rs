@@ -10,7 +10,7 @@
 //! # Life of a policy
 //! 1. [`Policy::start`] once, with the [`Geometry`] of the model and pool.
 //! 2. [`Policy::seal`] for every (layer, KV head) whenever blocks leave the
-//!    window. Block ids count from 0 without gaps.
+//!    window, then [`Policy::sealed`] once. Block ids count from 0 without gaps.
 //! 3. [`Policy::select`] before a layer's attention, in prefill once per
 //!    micro-batch, in decode once per token.
 //! 4. [`Policy::truncate`] when the sequence is cut back.
@@ -139,6 +139,19 @@ pub trait LocalRows: Sync {
     /// # Panics
     /// If `kv_head` is out of range.
     fn keys(&self, kv_head: usize, out: &mut Vec<f32>);
+
+    /// As [`LocalRows::keys`], appending only the rows from `positions()[first]`
+    /// on: for policies that keep the others from step to step.
+    ///
+    /// # Panics
+    /// If `kv_head` or `first` is out of range.
+    fn keys_from(&self, kv_head: usize, first: usize, out: &mut Vec<f32>) {
+        let mut all = Vec::new();
+        self.keys(kv_head, &mut all);
+        let n = self.positions().len();
+        assert!(first <= n, "row {first} of {n}");
+        out.extend_from_slice(&all[all.len() / n.max(1) * first..]);
+    }
 }
 
 /// The queries of one layer and micro-batch.
@@ -233,6 +246,17 @@ pub trait Policy: Send {
         Ok(())
     }
 
+    /// All layers and KV heads have been told of blocks, and `cold` has them:
+    /// the place to bring an index up to date, for all heads at once. After an
+    /// error the blocks are taken back ([`Policy::truncate`]).
+    ///
+    /// # Errors
+    /// If the policy cannot take them up.
+    fn sealed(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
+        let _ = cold;
+        Ok(())
+    }
+
     /// Forgets every block with id `n_blocks` and above, in all layers.
     ///
     /// # Errors
@@ -283,6 +307,9 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
     }
     fn seal(&mut self, blocks: &SealedBlocks<'_>) -> Result<(), PolicyError> {
         (**self).seal(blocks)
+    }
+    fn sealed(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
+        (**self).sealed(cold)
     }
     fn truncate(&mut self, n_blocks: usize) -> Result<(), PolicyError> {
         (**self).truncate(n_blocks)

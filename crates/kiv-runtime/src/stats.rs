@@ -15,8 +15,10 @@ pub struct Stats {
     pub select: Duration,
     /// Time copying blocks into slots.
     pub swap: Duration,
-    /// Time copying blocks out to the cold store and into the index.
+    /// Time copying blocks out to the cold store.
     pub seal: Duration,
+    /// Time taking them up into the policy's index.
+    pub index: Duration,
 }
 
 impl Stats {
@@ -30,6 +32,7 @@ impl Stats {
             select: self.select.saturating_sub(earlier.select),
             swap: self.swap.saturating_sub(earlier.swap),
             seal: self.seal.saturating_sub(earlier.seal),
+            index: self.index.saturating_sub(earlier.index),
         }
     }
 }

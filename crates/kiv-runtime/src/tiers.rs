@@ -131,20 +131,29 @@ impl Tiers {
             return Ok(());
         }
         let started = Instant::now();
-        let result = self.copy_out(cells, count, caches);
-        match &result {
-            Ok(()) => {
-                self.store.commit(count);
-                self.n_sealed += count;
-            }
-            Err(_) => {
-                self.store.roll_back();
-                // What the policy has heard of and the store has not would
-                // make block numbers drift.
-                let _ = self.policy.truncate(self.n_sealed);
-            }
-        }
+        let mut result = self.copy_out(cells, count, caches);
         self.stats.seal += started.elapsed();
+        let indexing = Instant::now();
+        if result.is_ok() {
+            self.store.commit(count);
+            result = self.policy.sealed(&self.store).map_err(|source| {
+                let layers = &self.geometry.layers;
+                Error::Policy {
+                    policy: self.policy.name().to_owned(),
+                    il: layers.first().map_or(0, |l| l.il),
+                    source,
+                }
+            });
+        }
+        if result.is_ok() {
+            self.n_sealed += count;
+        } else {
+            // What one has heard of and the other has not would make block
+            // numbers drift.
+            self.store.truncate(self.n_sealed);
+            let _ = self.policy.truncate(self.n_sealed);
+        }
+        self.stats.index += indexing.elapsed();
         result
     }
 
@@ -379,5 +388,17 @@ impl LocalRows for Local<'_> {
             ..nothing
         }
         .decode_into(out);
+    }
+
+    fn keys_from(&self, kv_head: usize, first: usize, out: &mut Vec<f32>) {
+        let nothing = Rows {
+            format: self.format,
+            row_len: self.key_dim,
+            bytes: &[],
+        };
+        let bytes = read_rows(self.cache, kv_head, &self.cells[first..], nothing);
+        let at = out.len();
+        out.resize(at + (self.cells.len() - first) * self.key_dim, 0.0);
+        self.format.decode(&bytes, &mut out[at..]);
     }
 }

@@ -1,0 +1,394 @@
+//! `pq`: the blocks that the product-quantized K-index says hold the most
+//! attention mass. The default.
+//!
+//! What `exact` does by scoring every key, this does by asking the index
+//! (`kiv-index`) for the best keys of every query: their approximate logits are
+//! turned into shares of the softmax, local keys included, summed by block and
+//! over the query group.
+//!
+//! In prefill the queries of a micro-batch are grouped by k-means, head by
+//! head, and the index is asked for each group's mean: every micro-batch sees
+//! the whole past, at a cost that does not grow with its length.
+
+use crate::local::LocalKeys;
+use crate::top::top_k;
+use kiv_fastscan::Isa;
+use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, groups};
+use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
+use kiv_policy::{
+    BlockId, ColdRows, Geometry, LayerGeometry, Phase, Policy, PolicyError, SelectRequest,
+    Selection,
+};
+use rayon::prelude::*;
+
+/// Keys looked at for a decoded token's queries, and told.
+const DECODE: Effort = Effort {
+    probed: 8192,
+    kept: 2048,
+};
+
+/// The same for one of a micro-batch's groups of queries.
+const PREFILL: Effort = Effort {
+    probed: 2048,
+    kept: 512,
+};
+
+/// Groups that a micro-batch's queries of one head are divided into.
+const GROUPS: usize = 8;
+
+/// Every so many tokens of a micro-batch are shown to the index.
+const OBSERVED: usize = 16;
+
+/// Most queries that are searched for together.
+const TOGETHER: usize = 8;
+
+/// Cold keys, times queries, from which on a search is worth waking threads.
+const PARALLEL: usize = 1 << 18;
+
+/// Longest query: beyond this, logits are not numbers any more.
+const LONGEST: f32 = 1e9;
+
+/// The policy; see the module's description.
+#[derive(Default)]
+pub struct Pq {
+    state: Option<State>,
+}
+
+struct State {
+    geometry: Geometry,
+    threads: rayon::ThreadPool,
+    isa: Isa,
+    /// `[layer][kv_head]`.
+    heads: Vec<Vec<Head>>,
+}
+
+/// What is kept for one layer and KV head.
+struct Head {
+    index: HeadIndex,
+    local: LocalKeys,
+    scratch: Scratch,
+    hits: Hits,
+    /// Share of the softmax by block.
+    shares: Vec<f32>,
+    /// The same of one query.
+    one: Vec<f32>,
+}
+
+impl Policy for Pq {
+    fn name(&self) -> &'static str {
+        "pq"
+    }
+
+    fn start(&mut self, geometry: &Geometry) -> Result<(), PolicyError> {
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(geometry.n_threads)
+            .build()
+            .map_err(|e| PolicyError(format!("cannot start index threads: {e}")))?;
+        let isa = match Isa::from_env() {
+            Ok(forced) => forced.unwrap_or_else(Isa::detect),
+            Err(error) => return Err(PolicyError(error.to_string())),
+        };
+        let heads = geometry.layers.iter().map(|layer| {
+            let params = Params::for_dim(layer.key_dim);
+            params
+                .check()
+                .map_err(|why| PolicyError(format!("layer {}: {why}", layer.il)))?;
+            let head = |_| Head {
+                index: HeadIndex::new(params.clone()),
+                local: LocalKeys::default(),
+                scratch: Scratch::default(),
+                hits: Hits::default(),
+                shares: Vec::new(),
+                one: Vec::new(),
+            };
+            Ok((0..layer.n_head_kv).map(head).collect())
+        });
+        self.state = Some(State {
+            geometry: geometry.clone(),
+            threads,
+            isa,
+            heads: heads.collect::<Result<_, PolicyError>>()?,
+        });
+        Ok(())
+    }
+
+    fn sealed(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
+        let state = self.state()?;
+        let geometry = &state.geometry;
+        let heads = state.heads.iter_mut().enumerate().flat_map(|(layer, heads)| {
+            let heads = heads.iter_mut().enumerate();
+            heads.map(move |(kv_head, head)| (layer, kv_head, head))
+        });
+        let heads: Vec<_> = heads.collect();
+        state.threads.install(|| {
+            heads
+                .into_par_iter()
+                .with_max_len(1)
+                .try_for_each(|(layer, kv_head, head)| {
+                    take_up(&mut head.index, cold, geometry, layer, kv_head)
+                })
+        })
+    }
+
+    fn truncate(&mut self, n_blocks: usize) -> Result<(), PolicyError> {
+        let state = self.state()?;
+        let n_tokens = n_blocks * state.geometry.block;
+        for head in state.heads.iter_mut().flatten() {
+            head.index.truncate(n_tokens);
+        }
+        Ok(())
+    }
+
+    fn select(
+        &mut self,
+        request: &SelectRequest<'_>,
+        selection: &mut Selection,
+    ) -> Result<(), PolicyError> {
+        let state = self.state()?;
+        let layer = &state.geometry.layers[request.layer];
+        let (block, n_slots) = (state.geometry.block, state.geometry.n_slots);
+        let n_blocks = request.cold.n_blocks();
+        let heads = state.heads[request.layer].iter_mut();
+        let wanted = selection.heads_mut().iter_mut();
+        let heads: Vec<_> = heads.zip(wanted).enumerate().collect();
+        for_all(&state.threads, request, layer, heads, |(kv_head, (head, wanted))| {
+            let mut ask = Ask {
+                request,
+                layer,
+                kv_head,
+                isa: state.isa,
+                block,
+            };
+            ask.observe(&mut head.index);
+            if n_blocks <= n_slots {
+                wanted.extend(0..n_blocks as BlockId);
+            } else if n_slots > 0 {
+                head.shares.clear();
+                head.shares.resize(n_blocks, 0.0);
+                head.one.resize(n_blocks, 0.0);
+                head.local.update(request, kv_head, layer.key_dim);
+                match request.phase {
+                    Phase::Decode => ask.decode(head),
+                    Phase::Prefill => ask.prefill(head),
+                }?;
+                top_k(&head.shares, n_slots, wanted);
+                // Nothing is known of blocks without a hit.
+                wanted.retain(|b| head.shares[*b as usize] > 0.0);
+            }
+            Ok(())
+        })
+    }
+
+    fn index_bytes(&self) -> usize {
+        let heads = self.state.iter().flat_map(|s| s.heads.iter().flatten());
+        heads.map(|head| head.index.bytes()).sum()
+    }
+
+    fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
+        let of = |l: &LayerGeometry| {
+            l.n_head_kv * Params::for_dim(l.key_dim).planned_bytes(n_tokens)
+        };
+        geometry.layers.iter().map(of).sum()
+    }
+}
+
+impl Pq {
+    fn state(&mut self) -> Result<&mut State, PolicyError> {
+        let missing = || PolicyError("used before start".to_owned());
+        self.state.as_mut().ok_or_else(missing)
+    }
+}
+
+/// Serves all heads, on several threads if there is much to do.
+fn for_all<T: Send>(
+    threads: &rayon::ThreadPool,
+    request: &SelectRequest<'_>,
+    layer: &LayerGeometry,
+    heads: Vec<T>,
+    serve: impl Fn(T) -> Result<(), PolicyError> + Send + Sync,
+) -> Result<(), PolicyError> {
+    let cold = request.cold.n_blocks() * request.queries.n_tokens();
+    if heads.len() > 1 && cold * layer.n_head > PARALLEL {
+        threads.install(|| heads.into_par_iter().with_max_len(1).try_for_each(serve))
+    } else {
+        heads.into_iter().try_for_each(serve)
+    }
+}
+
+/// Brings one index up to date with the cold store.
+fn take_up(
+    index: &mut HeadIndex,
+    cold: &dyn ColdRows,
+    geometry: &Geometry,
+    layer: usize,
+    kv_head: usize,
+) -> Result<(), PolicyError> {
+    let block = geometry.block;
+    let end = cold.n_blocks() * block;
+    let segment = index.params().segment;
+    let read = |first: usize, end: usize, out: &mut Vec<f32>| {
+        out.clear();
+        let dim = geometry.layers[layer].key_dim;
+        let mut at = first;
+        while at < end {
+            let (from, skip) = (at / block, at % block);
+            let blocks = (end - from * block).div_ceil(block);
+            let rows = cold.keys(layer, kv_head, from as BlockId, blocks);
+            let n = (rows.n_rows() - skip).min(end - at);
+            let rows = rows.slice(skip, n);
+            let start = out.len();
+            out.resize(start + n * dim, 0.0);
+            rows.format.decode(rows.bytes, &mut out[start..]);
+            at += n;
+        }
+    };
+    let mut keys = Vec::new();
+    read(index.len(), end, &mut keys);
+    let mut read_back = |first: usize, out: &mut Vec<f32>| read(first, first + segment, out);
+    index.append(&keys, &mut read_back).map_err(|error| {
+        let il = geometry.layers[layer].il;
+        PolicyError(match error {
+            IndexError::BadKey { token } => format!(
+                "the key at position {} of layer {il}, KV head {kv_head} is not a number: the \
+                 model's computation has gone wrong before",
+                geometry.first_position + token
+            ),
+            other => format!("layer {il}, KV head {kv_head}: {other}"),
+        })
+    })
+}
+
+/// One question, of one KV head.
+struct Ask<'a> {
+    request: &'a SelectRequest<'a>,
+    layer: &'a LayerGeometry,
+    kv_head: usize,
+    isa: Isa,
+    block: usize,
+}
+
+/// Queries that are searched for together, and the last local position that
+/// each may see.
+#[derive(Default)]
+struct Batch {
+    /// Scaled, `[n, dim]`.
+    queries: Vec<f32>,
+    last: Vec<i32>,
+}
+
+impl Ask<'_> {
+    /// Query heads that share the KV head.
+    fn query_heads(&self) -> std::ops::Range<usize> {
+        let group = self.layer.group();
+        self.kv_head * group..(self.kv_head + 1) * group
+    }
+
+    fn observe(&self, index: &mut HeadIndex) {
+        for token in (0..self.request.queries.n_tokens()).step_by(OBSERVED) {
+            for head in self.query_heads() {
+                index.observe(self.request.queries.get(token, head));
+            }
+        }
+    }
+
+    /// Adds a query to a batch.
+    fn push(&self, batch: &mut Batch, query: &[f32], last: i32) {
+        let longest = query.iter().fold(0f32, |m, v| m.max(v.abs())) * self.layer.scale.abs();
+        // A longer one has the same favourites.
+        let shrink = if longest > LONGEST { LONGEST / longest } else { 1.0 };
+        let scale = self.layer.scale * shrink;
+        batch.queries.extend(query.iter().map(|v| v * scale));
+        batch.last.push(last);
+    }
+
+    /// The queries of every head of one token.
+    fn decode(&mut self, head: &mut Head) -> Result<(), PolicyError> {
+        let positions = self.request.queries.positions;
+        for (token, position) in positions.iter().enumerate() {
+            let mut batch = Batch::default();
+            for query_head in self.query_heads() {
+                let query = self.request.queries.get(token, query_head);
+                self.push(&mut batch, query, *position);
+            }
+            self.search(head, &batch, DECODE, |share, more| *share += more)?;
+        }
+        Ok(())
+    }
+
+    /// Means of similar queries, head by head.
+    fn prefill(&mut self, head: &mut Head) -> Result<(), PolicyError> {
+        let (queries, dim) = (&self.request.queries, self.layer.key_dim);
+        for query_head in self.query_heads() {
+            let all: Vec<f32> = (0..queries.n_tokens())
+                .flat_map(|token| queries.get(token, query_head).iter().copied())
+                .collect();
+            if all.iter().any(|v| !v.is_finite()) {
+                return Err(PolicyError("a query is not a number".to_owned()));
+            }
+            let mut batch = Batch::default();
+            for members in groups(&all, dim, GROUPS) {
+                let mut mean = vec![0f32; dim];
+                let mut position = 0f64;
+                for member in &members {
+                    let at = *member as usize;
+                    let query = &all[at * dim..(at + 1) * dim];
+                    let n = members.len() as f32;
+                    mean.iter_mut().zip(query).for_each(|(m, q)| *m += q / n);
+                    position += f64::from(queries.positions[at]) / f64::from(n);
+                }
+                self.push(&mut batch, &mean, position as i32);
+            }
+            // The neediest group of each head counts: a block that one of them
+            // needs outranks one that all glance at.
+            self.search(head, &batch, PREFILL, |share, more| *share = share.max(more))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the blocks' shares of these queries' softmax to the head's shares.
+    fn search(
+        &self,
+        head: &mut Head,
+        batch: &Batch,
+        effort: Effort,
+        add: impl Fn(&mut f32, f32),
+    ) -> Result<(), PolicyError> {
+        let dim = self.layer.key_dim;
+        let Head {
+            index,
+            local,
+            scratch,
+            hits,
+            shares,
+            one,
+        } = head;
+        let mut logits = Vec::new();
+        let together = batch.queries.chunks(TOGETHER * dim);
+        for (queries, last) in together.zip(batch.last.chunks(TOGETHER)) {
+            index
+                .search(self.isa, queries, effort, scratch, hits)
+                .map_err(|e| PolicyError(e.to_string()))?;
+            for (i, (query, last)) in queries.chunks_exact(dim).zip(last).enumerate() {
+                logits.clear();
+                let keys = local.until(*last, dim).chunks_exact(dim);
+                logits.extend(keys.map(|key| dot(query, key)));
+                let n_local = logits.len();
+                let (tokens, products) = hits.of(i);
+                logits.extend_from_slice(products);
+                if let Some(cap) = self.layer.soft_cap {
+                    logits.iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
+                }
+                let total = log_sum_exp(&logits);
+                for (token, logit) in tokens.iter().zip(&logits[n_local..]) {
+                    // The total is rounded.
+                    one[*token as usize / self.block] += exp_nonpositive((logit - total).min(0.0));
+                }
+                for token in tokens {
+                    let block = *token as usize / self.block;
+                    add(&mut shares[block], std::mem::take(&mut one[block]));
+                }
+            }
+        }
+        Ok(())
+    }
+}
