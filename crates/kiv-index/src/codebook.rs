@@ -16,7 +16,8 @@ const VECTORS_PER_OUTLIER: usize = 32;
 pub struct Codebook {
     split: Split,
     /// `[dim, 16]`, axes in the order of the split: centroids last, so that a
-    /// loop over them is vector code.
+    /// loop over them is vector code. Of a subquantizer with one axis they
+    /// ascend.
     centroids: Vec<[f32; CENTROIDS]>,
 }
 
@@ -76,8 +77,8 @@ impl Codebook {
         let mut sub = Vec::new();
         for vector in vectors.chunks_exact(self.split.dim()) {
             for (axes, book) in self.books() {
-                if let [axis] = axes {
-                    codes.push(nearest(&[vector[usize::from(*axis)]], book));
+                if let ([axis], [values]) = (axes, book) {
+                    codes.push(nearest_value(vector[usize::from(*axis)], values));
                 } else {
                     sub.clear();
                     sub.extend(axes.iter().map(|axis| vector[usize::from(*axis)]));
@@ -159,6 +160,16 @@ impl Normal {
     }
 }
 
+/// Number of the value nearest to `v` among ascending ones; of equally near
+/// ones the first.
+fn nearest_value(v: f32, values: &[f32; CENTROIDS]) -> u8 {
+    let mut code = 0;
+    for i in 0..CENTROIDS - 1 {
+        code += u8::from(v > (values[i] + values[i + 1]) / 2.0);
+    }
+    code
+}
+
 /// Number of the centroid nearest to `v`; of equally near ones the first.
 fn nearest(v: &[f32], book: &[[f32; CENTROIDS]]) -> u8 {
     let mut distance = [0f32; CENTROIDS];
@@ -201,7 +212,10 @@ fn train_subspace(vectors: &[f32], sub_dim: usize) -> Vec<[f32; CENTROIDS]> {
         let mut sums = vec![[0f64; CENTROIDS]; sub_dim];
         let mut counts = [0usize; CENTROIDS];
         for vector in vectors.chunks_exact(sub_dim) {
-            let c = usize::from(nearest(vector, &book));
+            let c = usize::from(match (vector, &book[..]) {
+                ([value], [values]) => nearest_value(*value, values),
+                _ => nearest(vector, &book),
+            });
             counts[c] += 1;
             for (v, sum) in vector.iter().zip(&mut sums) {
                 sum[c] += f64::from(*v);
@@ -214,6 +228,9 @@ fn train_subspace(vectors: &[f32], sub_dim: usize) -> Vec<[f32; CENTROIDS]> {
                     column[c] = (sum[c] / counts[c] as f64) as f32;
                 }
             }
+        }
+        if let [values] = &mut book[..] {
+            values.sort_by(f32::total_cmp);
         }
     }
     book

@@ -151,7 +151,8 @@ impl Policy for Pq {
         let heads = state.heads[request.layer].iter_mut();
         let wanted = selection.heads_mut().iter_mut();
         let heads: Vec<_> = heads.zip(wanted).enumerate().collect();
-        for_all(&state.threads, request, layer, heads, |(kv_head, (head, wanted))| {
+        let work = n_blocks * block * request.queries.n_tokens() * layer.n_head;
+        for_all(&state.threads, work, heads, |(kv_head, (head, wanted))| {
             let mut ask = Ask {
                 request,
                 layer,
@@ -202,13 +203,11 @@ impl Pq {
 /// Serves all heads, on several threads if there is much to do.
 fn for_all<T: Send>(
     threads: &rayon::ThreadPool,
-    request: &SelectRequest<'_>,
-    layer: &LayerGeometry,
+    work: usize,
     heads: Vec<T>,
     serve: impl Fn(T) -> Result<(), PolicyError> + Send + Sync,
 ) -> Result<(), PolicyError> {
-    let cold = request.cold.n_blocks() * request.queries.n_tokens();
-    if heads.len() > 1 && cold * layer.n_head > PARALLEL {
+    if heads.len() > 1 && work > PARALLEL {
         threads.install(|| heads.into_par_iter().with_max_len(1).try_for_each(serve))
     } else {
         heads.into_iter().try_for_each(serve)
