@@ -61,9 +61,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         probed: int("probed", 8192),
         kept: int("kept", 2048),
     };
-    let base = Params::for_dim(dim);
+    let base = Params::new(dim, scale);
     let params = Params {
         dim,
+        scale,
         fine: int("fine", base.fine),
         coarse: int("coarse", base.coarse),
         segment: int("segment", base.segment),

@@ -32,14 +32,16 @@ pub struct Clusters {
 }
 
 impl Clusters {
-    /// Divides vectors `[n, dim]` into clusters of about `size`.
+    /// Divides vectors `[n, dim]` into clusters of about `size`; those whose
+    /// squared distance from the mean is above `far`, or far above the others',
+    /// are clusters of their own.
     ///
     /// # Panics
     /// If `size` or `dim` is 0.
     #[must_use]
-    pub fn new(vectors: &[f32], dim: usize, size: usize) -> Self {
+    pub fn new(vectors: &[f32], dim: usize, size: usize, far: f32) -> Self {
         let all: Vec<u32> = (0..(vectors.len() / dim) as u32).collect();
-        Self::of(vectors, dim, &all, size)
+        Self::of(vectors, dim, &all, size, far)
     }
 
     /// Divides those of the vectors whose indices `members` holds.
@@ -47,7 +49,7 @@ impl Clusters {
     /// # Panics
     /// As [`Clusters::new`], or if there is no such vector.
     #[must_use]
-    pub fn of(vectors: &[f32], dim: usize, members: &[u32], size: usize) -> Self {
+    pub fn of(vectors: &[f32], dim: usize, members: &[u32], size: usize, far: f32) -> Self {
         let n = members.len();
         let n_parts = ((n as f64 / size as f64).sqrt().round() as usize).max(1);
         let mut clusters = Self {
@@ -59,7 +61,7 @@ impl Clusters {
         for part in k_means(vectors, dim, members, n_parts) {
             sets.extend(k_means(vectors, dim, &part, part.len().div_ceil(size)));
         }
-        let far = take_far(vectors, dim, &mut sets, n);
+        let far = take_far(vectors, dim, &mut sets, n, far);
         for set in &sets {
             clusters.push(vectors, dim, set);
         }
@@ -109,8 +111,15 @@ pub fn groups(vectors: &[f32], dim: usize, k: usize) -> Vec<Vec<u32>> {
     k_means(vectors, dim, &all, k)
 }
 
-/// Takes the members out that are [`FAR`] from their set's mean.
-fn take_far(vectors: &[f32], dim: usize, sets: &mut Vec<Vec<u32>>, n: usize) -> Vec<u32> {
+/// Takes the members out whose squared distance from their set's mean is more
+/// than `most`, or than [`FAR`] times the mean one.
+fn take_far(
+    vectors: &[f32],
+    dim: usize,
+    sets: &mut Vec<Vec<u32>>,
+    n: usize,
+    most: f32,
+) -> Vec<u32> {
     let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];
     let mut centre = vec![0f32; dim];
     let mut distances = Vec::with_capacity(n);
@@ -121,7 +130,7 @@ fn take_far(vectors: &[f32], dim: usize, sets: &mut Vec<Vec<u32>>, n: usize) -> 
             pairs.map(|(v, c)| (v - c) * (v - c)).sum::<f32>()
         }));
     }
-    let limit = FAR * distances.iter().sum::<f32>() / n.max(1) as f32;
+    let limit = most.min(FAR * distances.iter().sum::<f32>() / n.max(1) as f32);
     let (mut far, mut distances) = (Vec::new(), distances.into_iter());
     for set in &mut *sets {
         set.retain(|member| {
@@ -235,7 +244,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         for (n, dim, size) in [(0, 8, 16), (1, 8, 16), (15, 8, 16), (1000, 8, 16), (500, 4, 1)] {
             let vectors: Vec<f32> = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-            let clusters = Clusters::new(&vectors, dim, size);
+            let clusters = Clusters::new(&vectors, dim, size, f32::INFINITY);
             let mut order = clusters.order.clone();
             order.sort_unstable();
             assert_eq!(order, (0..n as u32).collect::<Vec<_>>());
@@ -256,7 +265,7 @@ mod tests {
                 [(group % 4) as f32 * 10.0, (group / 4) as f32 * 10.0].map(|c| c + rng.random_range(-0.1..0.1))
             })
             .collect();
-        let clusters = Clusters::new(&vectors, 2, 16);
+        let clusters = Clusters::new(&vectors, 2, 16, f32::INFINITY);
         for members in clusters.iter() {
             let first = members[0] as usize % groups;
             assert!(members.iter().all(|m| *m as usize % groups == first));
@@ -265,7 +274,7 @@ mod tests {
 
     #[test]
     fn equal_vectors_make_one_cluster() {
-        let clusters = Clusters::new(&vec![1.5; 8 * 300], 8, 16);
+        let clusters = Clusters::new(&vec![1.5; 8 * 300], 8, 16, 0.0);
         assert_eq!(clusters.ends, [300]);
         assert_eq!(clusters.means, [1.5; 8]);
     }

@@ -13,6 +13,11 @@ use std::ops::Range;
 /// spread of a cluster, one for its size.
 pub(crate) const EXTRA: usize = 2;
 
+/// Standard deviation of a key's logit from that of its cluster, in nats, from
+/// which on it is scored by itself. Where a head tells all keys apart, that is
+/// most of them.
+const FAR: f32 = 1.5;
+
 /// Consecutive segments under one set of codebooks.
 ///
 /// Keys lie segment after segment, within a segment cluster by cluster and the
@@ -29,6 +34,9 @@ pub(crate) struct Era {
     pub grid: Grid,
     /// Squared error from which on a key is an outlier.
     outlier_error: f32,
+    /// Squared distance of keys from their cluster's mean from which on they are
+    /// clusters of their own.
+    far: f32,
     /// Mean squared distances from the mean that coarse codes tell apart.
     spreads: [f32; CENTROIDS],
     /// Logarithms of sizes that coarse codes tell apart.
@@ -67,7 +75,9 @@ impl Era {
         fine.decode(&codes, &mut decoded);
         let errors = squared_errors(&mapped, &decoded, dim);
         let usual = errors.sum::<f32>() * dim as f32 / mapped.len().max(1) as f32;
-        let clusters = Clusters::new(&decoded, dim, params.cluster);
+        let variance = moments.mean_square() * params.scale * params.scale;
+        let far = FAR * FAR / variance;
+        let clusters = Clusters::new(&decoded, dim, params.cluster, far);
         let (spreads, log_sizes): (Vec<f32>, Vec<f32>) = shapes(&clusters, &decoded, dim).unzip();
         Self {
             first,
@@ -78,6 +88,7 @@ impl Era {
             space,
             fine,
             outlier_error: usual * ERROR_RATIO,
+            far,
             spreads: quantiles(spreads),
             log_sizes: quantiles(log_sizes),
             centres: centre,
@@ -132,7 +143,7 @@ impl Era {
             .filter(|token| !outliers.contains(*token))
             .map(|token| token as u32)
             .collect();
-        let clusters = Clusters::of(&mapped, dim, &usual, params.cluster);
+        let clusters = Clusters::of(&mapped, dim, &usual, params.cluster, self.far);
         let place = self.order.len() as u32;
         let order = clusters.order.iter().chain(outliers.tokens());
         let mut sorted = Vec::with_capacity(codes.len());

@@ -8,10 +8,12 @@ use kiv_fastscan::{GROUP, MAX_M};
 use thiserror::Error;
 
 /// Sizes of an index.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Params {
     /// Values in a key.
     pub dim: usize,
+    /// Logits are `scale * (q . k)`.
+    pub scale: f32,
     /// Subquantizers of a key, 4 bits each: an even number up to `dim` and 256.
     pub fine: usize,
     /// Subquantizers of a cluster's mean, an even number up to `dim` and 254.
@@ -25,15 +27,16 @@ pub struct Params {
 }
 
 impl Params {
-    /// Sizes for keys of `dim` values: what was found best (`docs/index.md`).
+    /// Sizes for keys of `dim` values and this scale: what was found best (`docs/index.md`).
     #[must_use]
-    pub fn for_dim(dim: usize) -> Self {
+    pub fn new(dim: usize, scale: f32) -> Self {
         // Kernels want an even number.
         let even = |m: usize, most: usize| (m / 2 * 2).clamp(2, most);
         Self {
             dim,
+            scale,
             fine: even(dim * 3 / 4, MAX_M),
-            coarse: even(dim * 3 / 8, 96),
+            coarse: even(dim / 4, 64),
             segment: 4096,
             cluster: 8,
             era: 16,
@@ -70,9 +73,9 @@ impl Params {
         let rest = n_tokens % self.segment;
         let book = self.dim * 16 * size_of::<f32>();
         let per_era = 2 * self.dim * self.dim * size_of::<f32>() + 2 * book;
-        // Measured: one key in seven is a cluster of its own, and parts are
+        // Measured: half of the keys are clusters of their own, and parts are
         // rounded up; outliers are few.
-        let clusters = self.segment / 7 + self.segment * 9 / (self.cluster * 8);
+        let clusters = self.segment / 2 + self.segment / (self.cluster * 2);
         let outliers = self.segment / 200 * (self.dim + size_of::<u32>());
         let per_segment = self.segment * (self.fine / 2 + size_of::<u16>())
             + clusters * (self.coarse_m() / 2 + size_of::<u32>())

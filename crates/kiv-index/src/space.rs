@@ -59,6 +59,14 @@ impl QueryMoments {
         }
     }
 
+    /// Mean squared value of a query in every direction of the quantised space
+    /// (`S` is scaled to leave it the same in all); 0 of no queries.
+    #[must_use]
+    pub fn mean_square(&self) -> f32 {
+        let trace: f64 = (0..self.dim).map(|i| self.sum[i * self.dim + i]).sum();
+        (trace / (self.count.max(1) * self.dim as u64) as f64) as f32
+    }
+
     /// Bytes on the heap.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -89,7 +89,7 @@ impl Policy for Pq {
             Err(error) => return Err(PolicyError(error.to_string())),
         };
         let heads = geometry.layers.iter().map(|layer| {
-            let params = Params::for_dim(layer.key_dim);
+            let params = Params::new(layer.key_dim, layer.scale);
             params
                 .check()
                 .map_err(|why| PolicyError(format!("layer {}: {why}", layer.il)))?;
@@ -187,7 +187,7 @@ impl Policy for Pq {
 
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
         let of = |l: &LayerGeometry| {
-            l.n_head_kv * Params::for_dim(l.key_dim).planned_bytes(n_tokens)
+            l.n_head_kv * Params::new(l.key_dim, l.scale).planned_bytes(n_tokens)
         };
         geometry.layers.iter().map(of).sum()
     }
