@@ -468,15 +468,40 @@ fn help_and_version_are_no_errors() {
 #[test]
 fn eval_tells_every_answer_and_a_summary_per_policy() {
     let dir = TempDir::new().unwrap();
-    let line = "eval needle --ctx 1500 --depths 10,60 --kv-policy full,window --kv-sinks 4 \
-                --kv-window 64 --kv-block 16 --kv-budget 64 -ub 32 -t 1 --out out.jsonl";
-    let lines = json_lines(dir.path(), line, "");
-    assert_eq!(lines.len(), 6);
+    let line = format!(
+        "eval needle,facts --ctx 1500 --depths 10,60 --kv-policy full,window {SMALL} --out out.jsonl"
+    );
+    let lines = json_lines(dir.path(), &line, "");
+    let header = &lines[0];
+    assert_eq!(header["header"], true);
+    for key in [
+        "kiv_version",
+        "model_arch",
+        "model_name",
+        "model_file",
+        "model_sha256",
+        "cache_type_k",
+    ] {
+        string(header, key);
+    }
+    assert_eq!(string(header, "model_sha256").len(), 64);
+    assert!(!string(header, "model_file").contains('/'));
+    for key in [
+        "model_bytes",
+        "threads",
+        "kv_window",
+        "kv_block",
+        "kv_sinks",
+        "seed",
+    ] {
+        integer(header, key);
+    }
+    assert_eq!(header["kv_budget"], serde_json::json!([64]));
+    // Two needles, ten facts, two summaries.
+    assert_eq!(lines.len(), 1 + 2 * 14);
     for (i, policy) in ["full", "window"].into_iter().enumerate() {
-        let [first, second, summary] = &lines[3 * i..3 * i + 3] else {
-            unreachable!("three lines each");
-        };
-        for (record, depth) in [(first, 10.0), (second, 60.0)] {
+        let lines = &lines[1 + 14 * i..][..14];
+        for (record, depth) in lines.iter().zip([10.0, 60.0]) {
             assert_eq!(string(record, "task"), "needle");
             assert_eq!(string(record, "policy"), policy);
             assert_eq!(integer(record, "n_ctx"), 1500);
@@ -484,42 +509,120 @@ fn eval_tells_every_answer_and_a_summary_per_policy() {
             string(record, "expected");
             string(record, "got");
             assert_eq!(record["pass"], policy == "full", "{record}");
+            if policy == "full" {
+                assert!(record["kv_budget"].is_null());
+            } else {
+                assert_eq!(integer(record, "kv_budget"), 64);
+            }
         }
-        assert_eq!(summary["summary"], true);
-        assert_eq!(integer(summary, "total"), 2);
+        assert!(lines[2..12].iter().all(|r| string(r, "task") == "facts"));
+        let [needles, facts] = &lines[12..] else {
+            unreachable!("14 lines each");
+        };
+        assert_eq!(needles["summary"], true);
         assert_eq!(
-            integer(summary, "passed"),
+            (integer(needles, "total"), integer(facts, "total")),
+            (2, 10)
+        );
+        assert_eq!(
+            integer(needles, "passed"),
             if policy == "full" { 2 } else { 0 }
         );
     }
-    // Nothing is done twice; what was cut off is done again.
+    // Nothing is done twice; what was cut off is done again, half a line too.
     let out = dir.path().join("out.jsonl");
     let all = fs::read_to_string(&out).unwrap();
-    assert_eq!(all.lines().count(), 6);
-    assert!(json_lines(dir.path(), line, "").is_empty());
+    assert_eq!(all.lines().count(), lines.len());
+    assert!(json_lines(dir.path(), &line, "").is_empty());
     assert_eq!(fs::read_to_string(&out).unwrap(), all);
-    let cut: String = all.lines().take(4).map(|l| l.to_owned() + "\n").collect();
-    fs::write(&out, cut).unwrap();
-    let again = json_lines(dir.path(), line, "");
-    assert_eq!(again.len(), 3);
-    assert!(again.iter().all(|l| string(l, "policy") == "window"));
+    let whole: Vec<&str> = all.lines().collect();
+    fs::write(&out, whole[..18].join("\n") + "\n" + &whole[18][..40]).unwrap();
+    let again = json_lines(dir.path(), &line, "");
+    // The needles of `window` were done before its facts.
+    assert_eq!(again.len(), 1 + 10 + 1);
+    assert_eq!(
+        again[1..12],
+        lines[17..27]
+            .iter()
+            .chain(&lines[28..])
+            .cloned()
+            .collect::<Vec<_>>()
+    );
+    // Another budget is another case; full attention has none, so it is done.
+    let other = line.replace("--kv-budget 64", "--kv-budget 64,128");
+    let more = json_lines(dir.path(), &other, "");
+    assert_eq!(more.len(), 1 + 14);
+    assert!(more[1..].iter().all(|l| integer(l, "kv_budget") == 128));
+    // All of it makes a page, whatever was done twice.
+    let page = "eval report out.jsonl -o page.html --figures figures";
+    let done = done(dir.path(), &words(page), "");
+    assert_eq!(done.stdout, "");
+    let page = fs::read_to_string(dir.path().join("page.html")).unwrap();
+    assert!(page.contains("tiny-needle") && page.contains("<svg"));
+    assert!(!page.contains(dir.path().to_str().unwrap()));
+    let figure = dir.path().join("figures/needle-window-budget-128.svg");
+    assert!(fs::read_to_string(figure).unwrap().starts_with("<svg"));
+}
+
+#[test]
+fn eval_asks_prompts_from_outside() {
+    let dir = TempDir::new().unwrap();
+    let line = |question: &str, answer: &str| {
+        let doc = serde_json::json!({"context": FACT, "question": question, "answer": answer});
+        doc.to_string() + "\n"
+    };
+    let prompts = line(QUESTION, "48213") + &line(QUESTION, "nobody knows");
+    fs::write(dir.path().join("prompts.jsonl"), prompts).unwrap();
+    let eval = format!("eval --prompts prompts.jsonl --kv-policy exact {SMALL}");
+    let lines = json_lines(dir.path(), &eval, "");
+    let [header, right, wrong, summary] = lines.as_slice() else {
+        panic!("{lines:?}");
+    };
+    assert_eq!(header["header"], true);
+    assert_eq!(
+        (string(right, "task"), string(right, "expected")),
+        ("prompts", "48213")
+    );
+    assert_eq!(
+        (&right["pass"], &wrong["pass"]),
+        (&true.into(), &false.into())
+    );
+    assert_eq!(
+        (integer(right, "prompt"), integer(wrong, "question")),
+        (0, 1)
+    );
+    assert!(integer(right, "n_ctx") < 100);
+    assert_eq!(
+        (integer(summary, "passed"), integer(summary, "total")),
+        (1, 2)
+    );
 }
 
 #[test]
 fn eval_measures_recall_and_divergence() {
     let dir = TempDir::new().unwrap();
-    let rest = "--ctx 1500 --depths 30 --kv-policy exact --kv-sinks 4 --kv-window 64 \
-                --kv-block 16 --kv-budget 64 -ub 32 -t 1";
-    let recall = json_lines(dir.path(), &format!("eval recall {rest}"), "");
-    let summary = recall.last().unwrap();
-    for key in ["mass_mean", "mass_p5", "mass_worst", "topk"] {
-        assert!(
-            (0.0..=1.0 + 1e-9).contains(&number(summary, key)),
-            "{summary}"
-        );
+    let line = format!("eval recall,kld --ctx 1500 --depths 30 --kv-policy exact,window {SMALL}");
+    let lines = json_lines(dir.path(), &line, "");
+    let summary = |task: &str, policy: &str| {
+        let of_task = |l: &&Value| l["summary"] == true && l["task"] == task;
+        let found = lines.iter().filter(of_task).find(|l| l["policy"] == policy);
+        found.unwrap_or_else(|| panic!("{task} {policy}: {lines:?}"))
+    };
+    for policy in ["exact", "window"] {
+        for key in ["mass_mean", "mass_p5", "mass_worst", "topk"] {
+            let value = number(summary("recall", policy), key);
+            assert!((0.0..=1.0 + 1e-9).contains(&value), "{key}");
+        }
+        let kld = summary("kld", policy);
+        assert!(number(kld, "kld_mean") >= 0.0);
+        assert!((0.0..=1.0).contains(&number(kld, "same_top1")));
     }
-    let kld = json_lines(dir.path(), &format!("eval kld {rest}"), "");
-    let summary = kld.last().unwrap();
-    assert!(number(summary, "kld_mean") >= 0.0);
-    assert!((0.0..=1.0).contains(&number(summary, "same_top1")));
+    // What `window` drops counts as missed.
+    let mass = |policy| number(summary("recall", policy), "mass_mean");
+    assert!(
+        mass("window") < mass("exact"),
+        "{} {}",
+        mass("window"),
+        mass("exact")
+    );
 }

@@ -478,3 +478,76 @@ fn a_chat_with_a_model_that_carries_no_template() {
         b"Who are you?\n"
     );
 }
+
+// Evaluations.
+
+#[test]
+fn a_task_that_does_not_exist() {
+    refused!(dir(), "eval needle,haystack");
+}
+
+#[test]
+fn an_evaluation_of_nothing() {
+    refused!(dir(), "eval");
+}
+
+#[test]
+fn recall_of_full_attention_alone() {
+    refused!(dir(), "eval recall --kv-policy full");
+}
+
+#[test]
+fn a_prompt_line_without_an_answer() {
+    let lines = concat!(
+        r#"{"context": "c", "question": "q", "answer": "a"}"#,
+        "\n",
+        r#"{"context": "c", "question": "q"}"#,
+        "\n"
+    );
+    refused!(with("p.jsonl", lines), "eval --prompts p.jsonl");
+}
+
+#[test]
+fn a_prompt_line_that_is_not_json() {
+    refused!(with("p.jsonl", "What is it?\n"), "eval --prompts p.jsonl");
+}
+
+#[test]
+fn prompts_that_are_not_there() {
+    refused!(dir(), "eval --prompts p.jsonl");
+}
+
+#[test]
+fn prompts_without_a_line() {
+    refused!(with("p.jsonl", "\n"), "eval --prompts p.jsonl");
+}
+
+#[test]
+fn a_phone_book_without_end() {
+    refused!(dir(), "eval phonebook --entries 10000000 --kv-policy full");
+}
+
+#[test]
+fn a_report_of_a_file_that_is_not_there() {
+    refused!(dir(), "eval report out.jsonl");
+}
+
+#[test]
+fn a_report_of_something_else() {
+    let lines = "{\"header\": true}\n{\"policy\": \"full\", \"n_ctx\": 8192, \"prefill_s\": 1.0}\n";
+    refused!(with("bench.jsonl", lines), "eval report bench.jsonl");
+}
+
+#[test]
+fn a_report_of_a_line_that_breaks_off() {
+    let lines = "{\"header\": true}\n{\"task\": \"nee";
+    refused!(with("out.jsonl", lines), "eval report out.jsonl");
+}
+
+#[test]
+fn a_report_of_nothing() {
+    refused!(
+        with("out.jsonl", "{\"header\": true}\n"),
+        "eval report out.jsonl"
+    );
+}

@@ -469,3 +469,28 @@ fn the_example_policy_of_the_documentation_conforms() {
     };
     conformance::check(|| Box::new(fine())).unwrap();
 }
+
+/// `kiv` wants fewer blocks than there are slots: what else is in them must not
+/// depend on the past either.
+#[test]
+fn a_session_set_back_does_not_remember_what_it_was_asked() {
+    let model = model();
+    let text = prose(&model, 900);
+    let (context, questions) = text.split_at(800);
+    for policy in ["exact", "kiv", "full"] {
+        let mut session = small(&model).policy(policy).build().unwrap();
+        session.read(context).unwrap();
+        // Room for the longest question.
+        session.read(&text[..60]).unwrap();
+        let mut ask = |question: &[i32]| {
+            session.rewind(context.len()).unwrap();
+            assert_eq!(session.tokens().len(), context.len());
+            session.read_one_by_one(question).unwrap();
+            session.logits().to_vec()
+        };
+        let first = ask(&questions[..20]);
+        let other = ask(&questions[40..100]);
+        assert_ne!(first, other);
+        assert_eq!(first, ask(&questions[..20]), "{policy}");
+    }
+}

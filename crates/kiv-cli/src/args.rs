@@ -315,33 +315,108 @@ pub(crate) enum Fill {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct EvalArgs {
-    /// needle, passkey, phonebook, facts, count, track, recall or kld
-    #[arg(value_name = "TASK")]
-    pub task: Task,
+    #[command(subcommand)]
+    pub command: Option<EvalCommand>,
+    /// all, or some of needle, passkey, phonebook, facts, count, track, recall
+    /// and kld (comma-separated)
+    #[arg(value_name = "TASKS", value_delimiter = ',', value_parser = tasks, required_unless_present = "prompts")]
+    pub tasks: Vec<Tasks>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
-    pub cache: CacheArgs,
-    /// Policies to compare, on the same prompts
+    pub cache: EvalCacheArgs,
+    /// Policies to compare, on the same prompts; full is judged first
     #[arg(long, default_value = "full,exact", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
     pub kv_policy: Vec<String>,
     /// Context lengths
     #[arg(long, default_value = "8192", value_delimiter = ',', value_parser = positive, value_name = "N,…")]
     pub ctx: Vec<usize>,
+    /// Sizes of phone books; the context is as long as they are [default: as
+    /// many entries as --ctx holds]
+    #[arg(long, value_delimiter = ',', value_parser = positive, value_name = "N,…")]
+    pub entries: Vec<usize>,
     /// Depths of needles, in percent
     #[arg(long, default_value = "0,10,20,30,40,50,60,70,80,90,100", value_delimiter = ',', value_parser = percent, value_name = "PERCENT")]
     pub depths: Vec<f64>,
-    /// Questions per depth (needle), tens of entries asked (phonebook), prompts
-    /// (the other tasks)
+    /// Questions per depth (needle), tens of questions (phonebook, facts), or
+    /// prompts of each kind (passkey, count, track)
     #[arg(long, default_value_t = 1, value_parser = positive, value_name = "N")]
     pub samples: usize,
     /// Seed of all prompts
     #[arg(short, long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    /// Judge by these prompts too: JSON lines of context, question and answer
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
     /// File to append the JSON lines to; what it already holds is not done again
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// Make one page with tables and figures from the JSON lines of evaluations
+    Report(ReportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Files that `kiv eval --out` or `--json` wrote; of lines about the same
+    /// question the last counts
+    #[arg(required = true, value_name = "FILES")]
+    pub files: Vec<PathBuf>,
+    /// The page to write
+    #[arg(short, long, default_value = "report.html", value_name = "FILE")]
+    pub output: PathBuf,
+    /// Folder to write every figure to, as an SVG file
+    #[arg(long, value_name = "DIR")]
+    pub figures: Option<PathBuf>,
+}
+
+/// The tiered cache, with several budgets side by side.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EvalCacheArgs {
+    /// Newest tokens that stay resident
+    #[arg(long, default_value_t = PoolConfig::default().window, value_parser = positive, value_name = "N")]
+    pub kv_window: usize,
+    /// Tokens retrieved per layer and KV head, side by side
+    #[arg(long, default_values_t = [PoolConfig::default().budget], value_delimiter = ',', value_name = "N,…")]
+    pub kv_budget: Vec<usize>,
+    /// Tokens in a block, the unit of retrieval
+    #[arg(long, default_value_t = PoolConfig::default().block, value_parser = positive, value_name = "N")]
+    pub kv_block: usize,
+    /// First tokens that stay resident
+    #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
+    pub kv_sinks: usize,
+}
+
+impl EvalCacheArgs {
+    /// The cache with one of the budgets.
+    pub fn with(&self, kv_budget: usize) -> CacheArgs {
+        CacheArgs {
+            kv_window: self.kv_window,
+            kv_budget,
+            kv_block: self.kv_block,
+            kv_sinks: self.kv_sinks,
+        }
+    }
+}
+
+/// What stands in a list of tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tasks {
+    All,
+    One(Task),
+}
+
+fn tasks(name: &str) -> Result<Tasks, String> {
+    if name == "all" {
+        return Ok(Tasks::All);
+    }
+    let one = name.parse().map(Tasks::One);
+    one.map_err(|e: String| e.replace("there are ", "there are all, "))
 }
 
 #[derive(Debug, Args)]

@@ -78,6 +78,20 @@ impl Opened {
         policies: &[String],
         longest: usize,
     ) -> Result<Model> {
+        self.check_for(args, cache, policies, longest)?;
+        let tiered = policies.iter().find(|p| *p != "full");
+        self.load(args, tiered.map_or("full", String::as_str))
+    }
+
+    /// Refuses texts of up to `longest` tokens that do not fit the memory
+    /// under each of these policies.
+    pub fn check_for(
+        &self,
+        args: &ModelArgs,
+        cache: &CacheArgs,
+        policies: &[String],
+        longest: usize,
+    ) -> Result<()> {
         for policy in policies {
             // Stock llama.cpp reserves what it is asked for, at once.
             let n_ctx = if policy == "full" {
@@ -88,8 +102,7 @@ impl Opened {
             let plan = plan(&self.file, args, cache, policy, n_ctx, longest)?;
             check_memory(&plan, args)?;
         }
-        let tiered = policies.iter().find(|p| *p != "full");
-        self.load(args, tiered.map_or("full", String::as_str))
+        Ok(())
     }
 }
 

@@ -1,11 +1,8 @@
 //! Asking questions about a context.
 
-use crate::{Env, Prompt};
-use kiv_runtime::{Error, GenerateOptions, Outputs, Sampling, Session};
+use crate::{Contender, Env, Prompt, Question, Sizes};
+use kiv_runtime::{Error, GenerateOptions, Outputs, Sampling, Session, Token};
 use serde::Serialize;
-
-/// Most tokens of an answer.
-const ANSWER: usize = 16;
 
 /// A question, its right answer and the model's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -13,6 +10,9 @@ pub struct Answered {
     /// Where the answer is in the context, in percent, if anywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<f64>,
+    /// How large the task is, where it has sizes.
+    #[serde(flatten)]
+    pub sizes: Sizes,
     /// The right answer.
     pub expected: String,
     /// The model's.
@@ -21,50 +21,118 @@ pub struct Answered {
     pub pass: bool,
 }
 
-/// A session that has read the prompt's context.
-pub(crate) fn read(env: &Env<'_>, policy: &str, prompt: &Prompt) -> Result<Session, Error> {
-    let tokens = env.model.tokenize(&prompt.context, true);
-    let question = |q: &crate::Question| env.model.tokenize(&q.text, false).len();
-    let asked = prompt.questions.iter().map(question).max().unwrap_or(0);
-    let after = env.model.tokenize(&prompt.continuation, false).len();
-    let mut session =
-        (env.builder)(policy, tokens.len() + ANSWER + asked.max(after) + 1).build()?;
-    let n = tokens.len();
-    session.read_with(
-        &tokens,
-        Outputs::Last,
-        |_, _| {},
-        |p| (env.progress)(policy, n, p),
-    )?;
-    Ok(session)
+/// A session that has read a prompt's context, and is asked one thing after
+/// another as if each were the first.
+pub(crate) struct Reader<'a> {
+    env: &'a Env<'a>,
+    contender: &'a Contender,
+    pub prompt: &'a Prompt,
+    context: Vec<Token>,
+    /// Most tokens of a question and its answer.
+    room: usize,
+    /// `None` while the context is read again.
+    session: Option<Session>,
+    /// Whether questions can be taken back. Not if the window is shorter than
+    /// they are: then the context is read again for each.
+    can_rewind: bool,
 }
 
-/// Asks all questions of one prompt.
-pub(crate) fn judge(env: &Env<'_>, policy: &str, prompt: &Prompt) -> Result<Vec<Answered>, Error> {
-    let mut session = read(env, policy, prompt)?;
-    let n = session.tokens().len();
-    let mut answers = Vec::new();
-    for question in &prompt.questions {
-        session.read_one_by_one(&env.model.tokenize(&question.text, false))?;
-        let options = GenerateOptions {
-            max_tokens: Some(ANSWER),
-            sampling: Sampling::greedy(),
-            stop: vec!["\n".to_owned()],
-            ..GenerateOptions::default()
+impl<'a> Reader<'a> {
+    /// Reads the context.
+    pub fn open(
+        env: &'a Env<'a>,
+        contender: &'a Contender,
+        prompt: &'a Prompt,
+    ) -> Result<Self, Error> {
+        let room = |q: &Question| env.model.tokenize(&q.text, false).len() + q.answer_tokens;
+        let mut reader = Self {
+            env,
+            contender,
+            prompt,
+            context: env.model.tokenize(&prompt.context, true),
+            room: prompt.questions.iter().map(room).max().unwrap_or(1),
+            session: None,
+            can_rewind: true,
         };
+        // Room is made for the longest question before the first is asked:
+        // what leaves the window for it has left it for every question. (So
+        // the session does not depend on which questions are asked, nor on
+        // their order.)
+        let mut session = reader.read()?;
+        let filler = reader.context.iter().copied().cycle().take(reader.room);
+        session.read(&filler.collect::<Vec<_>>())?;
+        match session.rewind(reader.context.len()) {
+            Ok(()) => reader.session = Some(session),
+            Err(Error::TruncateTooFar { .. } | Error::CannotTruncate) => {
+                reader.can_rewind = false;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(reader)
+    }
+
+    fn read(&self) -> Result<Session, Error> {
+        let n = self.context.len();
+        let after = self.env.model.tokenize(&self.prompt.continuation, false);
+        let n_tokens = n + self.room.max(after.len()) + 1;
+        let mut session = (self.env.builder)(self.contender, n_tokens).build()?;
+        session.read_with(
+            &self.context,
+            Outputs::Last,
+            |_, _| {},
+            |p| (self.env.progress)(self.contender, n, p),
+        )?;
+        Ok(session)
+    }
+
+    /// The session right after the context.
+    pub fn bare(&mut self) -> Result<&mut Session, Error> {
+        let session = match self.session.take() {
+            Some(mut session) if self.can_rewind => {
+                session.rewind(self.context.len())?;
+                session
+            }
+            // Two at a time would take twice the memory.
+            spent => {
+                drop(spent);
+                self.read()?
+            }
+        };
+        Ok(self.session.insert(session))
+    }
+
+    /// Tokens of a text that follows the context.
+    pub fn tokenize(&self, text: &str) -> Vec<Token> {
+        self.env.model.tokenize(text, false)
+    }
+
+    /// Asks one question.
+    pub fn ask(&mut self, question: &Question) -> Result<Answered, Error> {
+        let text = self.tokenize(&question.text);
+        let session = self.bare()?;
+        session.read_one_by_one(&text)?;
+        let stop = if question.check.expected().contains('\n') {
+            Vec::new()
+        } else {
+            vec!["\n".to_owned()]
+        };
+        let mut stream = session.generate(GenerateOptions {
+            max_tokens: Some(question.answer_tokens),
+            sampling: Sampling::greedy(),
+            stop,
+            ..GenerateOptions::default()
+        });
         let mut got = String::new();
-        let mut stream = session.generate(options);
         for piece in &mut stream {
             got += &piece?.text;
         }
         got += &stream.rest();
-        session.truncate(n)?;
-        answers.push(Answered {
+        Ok(Answered {
             depth: question.depth_ppm.map(|d| f64::from(d) / 1e4),
+            sizes: question.sizes,
             expected: question.check.expected().to_owned(),
             pass: question.check.passes(&got),
             got,
-        });
+        })
     }
-    Ok(answers)
 }

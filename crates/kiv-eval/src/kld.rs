@@ -1,7 +1,7 @@
 //! Distance of next-token distributions from full attention's.
 
-use crate::{Env, Prompt, ask};
-use kiv_runtime::{Error, Session, Token};
+use crate::ask::Reader;
+use kiv_runtime::Error;
 use serde::Serialize;
 
 /// How far distributions are apart, over the tokens of a text.
@@ -32,35 +32,34 @@ impl Divergence {
     }
 }
 
-/// Logits after every token of `text`, read one by one.
-fn logits(session: &mut Session, text: &[Token]) -> Result<Vec<Vec<f32>>, Error> {
+/// Logits after every token of the prompt's continuation, read one by one.
+pub(crate) fn logits(reader: &mut Reader<'_>) -> Result<Vec<Vec<f32>>, Error> {
+    let text = reader.tokenize(&reader.prompt.continuation);
+    let session = reader.bare()?;
     let mut all = Vec::with_capacity(text.len());
     for token in text {
-        session.read_one_by_one(&[*token])?;
+        session.read_one_by_one(&[token])?;
         all.push(session.logits().to_vec());
     }
     Ok(all)
 }
 
-/// Reads the continuation with the policy and with full attention.
-pub(crate) fn judge(env: &Env<'_>, policy: &str, prompt: &Prompt) -> Result<Divergence, Error> {
-    let text = env.model.tokenize(&prompt.continuation, false);
-    let want = logits(&mut ask::read(env, "full", prompt)?, &text)?;
-    let got = logits(&mut ask::read(env, policy, prompt)?, &text)?;
+/// How far `got` is from `want`, both logits after the same tokens.
+pub(crate) fn compare(want: &[Vec<f32>], got: &[Vec<f32>]) -> Divergence {
     let (mut sum, mut max, mut same) = (0.0, 0f64, 0usize);
-    for (p, q) in want.iter().zip(&got) {
+    for (p, q) in want.iter().zip(got) {
         let kl = kl_divergence(p, q);
         sum += kl;
         max = max.max(kl);
         same += usize::from(top(p) == top(q));
     }
     let n = want.len().max(1) as f64;
-    Ok(Divergence {
+    Divergence {
         kld_mean: sum / n,
         kld_max: max,
         same_top1: same as f64 / n,
         tokens: want.len(),
-    })
+    }
 }
 
 fn top(logits: &[f32]) -> Option<usize> {

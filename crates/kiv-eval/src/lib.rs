@@ -3,27 +3,42 @@
 //! A policy that picks the wrong blocks still writes fluent text, so quality is
 //! measured, always on the same prompts for every policy:
 //!
-//! - tasks with one right answer ([`Task::Needle`] and its kin): the context is
-//!   read once, then each question is read token by token, so that it goes
-//!   through retrieval, answered greedily, and taken back;
+//! - tasks with one right answer ([`Task::Needle`] and its kin): each question
+//!   is read token by token, so that it goes through retrieval, answered
+//!   greedily, and taken back;
 //! - [`Task::Recall`]: the share of the true softmax that the resident rows
 //!   cover, and the share of the true best tokens among them, for every layer
 //!   and head while questions are read;
 //! - [`Task::Kld`]: how far the next-token distribution is from that of full
 //!   attention, teacher-forced.
 //!
+//! Reading a long context is what takes time, so a context is read once per
+//! policy, budget and length for all tasks that can share it: needles, facts,
+//! recall and divergence live on one haystack, which is the same whichever of
+//! them are judged. Between questions the session is set back to a state that
+//! does not depend on what was asked before ([`kiv_runtime::Session::rewind`]),
+//! so a task's figures are the same alone and together with others.
+//!
 //! Every prompt follows from the seed; records say which prompt they belong to,
 //! so that an interrupted evaluation can be taken up again.
 
 mod ask;
+mod evaluate;
+mod given;
 mod kld;
 mod recall;
+mod record;
+mod stations;
 mod tasks;
 
 pub use ask::Answered;
+pub use evaluate::evaluate;
+pub use given::{BadPrompt, Given, parse_prompts};
 pub use kld::{Divergence, kl_divergence};
 pub use recall::Recall;
-pub use tasks::{Check, Prompt, Question};
+pub use record::{Figures, Outcome, Record, Summary};
+pub use stations::longest;
+pub use tasks::{Check, Prompt, Question, Sizes};
 
 use kiv_haystack::HaystackError;
 use kiv_runtime::{Model, Progress, SessionBuilder};
@@ -39,22 +54,24 @@ pub enum Task {
     Needle,
     /// Quest's pass key in repeated filler (arXiv 2406.10774, section 4).
     Passkey,
-    /// A list of names and numbers; as many entries as the context holds.
+    /// A list of names and numbers: of stated sizes, or as long as the context.
     Phonebook,
     /// Ten facts scattered over the text, all asked for.
     Facts,
-    /// How many records of a kind are in the text.
+    /// How many records of a kind are in the text: 4 and 47.
     Count,
     /// Names that stand for names, one to four steps.
     Track,
-    /// Attention mass and top-k recall.
+    /// Attention mass and top-k recall; of policies that keep every row.
     Recall,
     /// KL divergence from full attention.
     Kld,
+    /// Prompts from outside ([`Given`]).
+    Prompts,
 }
 
 impl Task {
-    /// Every task.
+    /// Every task that needs nothing from outside.
     pub const ALL: [Self; 8] = [
         Self::Needle,
         Self::Passkey,
@@ -78,6 +95,7 @@ impl Task {
             Self::Track => "track",
             Self::Recall => "recall",
             Self::Kld => "kld",
+            Self::Prompts => "prompts",
         }
     }
 }
@@ -94,20 +112,72 @@ impl FromStr for Task {
 }
 
 /// What to judge, and on what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// The task.
-    pub task: Task,
+    /// The tasks; [`Task::Prompts`] follows from `prompts`.
+    pub tasks: Vec<Task>,
     /// Policies by name, side by side.
     pub policies: Vec<String>,
+    /// Tokens in slots, side by side; `full` has no budget.
+    pub budgets: Vec<usize>,
     /// Context lengths in tokens.
     pub lengths: Vec<usize>,
+    /// Sizes of phone books; none: one of each context length.
+    pub entries: Vec<usize>,
+    /// Prompts from outside.
+    pub prompts: Vec<Given>,
     /// Depths of needles, 0 to 1.
     pub depths: Vec<f64>,
     /// Questions per depth, or prompts, by task.
     pub samples: usize,
     /// Seed of everything.
     pub seed: u64,
+}
+
+impl Plan {
+    /// Policies with budgets, in the order in which they are judged: `full`
+    /// first, because the others are compared with it.
+    #[must_use]
+    pub fn contenders(&self) -> Vec<Contender> {
+        let is_full = |p: &&String| *p == "full";
+        let full = self.policies.iter().find(is_full).map(|_| Contender {
+            policy: "full".to_owned(),
+            budget: None,
+        });
+        let others = self.policies.iter().filter(|p| !is_full(p));
+        let tiered = others.flat_map(|policy| {
+            self.budgets.iter().map(|budget| Contender {
+                policy: policy.clone(),
+                budget: Some(*budget),
+            })
+        });
+        full.into_iter().chain(tiered).collect()
+    }
+}
+
+/// A policy with a budget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Contender {
+    /// The policy's name.
+    pub policy: String,
+    /// Tokens in slots; `None` for `full`, which has none.
+    #[serde(rename = "kv_budget")]
+    pub budget: Option<usize>,
+}
+
+/// What is judged in one go, and either is finished or is not.
+#[derive(Clone, Copy, Debug)]
+pub struct Case<'a> {
+    /// The task.
+    pub task: Task,
+    /// Policy and budget.
+    pub contender: &'a Contender,
+    /// Tokens of context.
+    pub n_ctx: usize,
+    /// Size of the phone book, if that was stated.
+    pub entries: Option<usize>,
+    /// Number of the prompt among those of this task and length.
+    pub prompt: usize,
 }
 
 /// Why an evaluation stopped.
@@ -118,6 +188,14 @@ pub enum EvalError {
     Prompt {
         /// Tokens asked for.
         n_ctx: usize,
+        /// What is in the way.
+        why: String,
+    },
+    /// The phone book cannot be made.
+    #[error("cannot make a phone book of {entries} entries: {why}")]
+    Phonebook {
+        /// Entries asked for.
+        entries: usize,
         /// What is in the way.
         why: String,
     },
@@ -142,177 +220,14 @@ impl EvalError {
     }
 }
 
-/// One outcome.
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-pub enum Outcome {
-    /// A question was answered.
-    Answered(Answered),
-    /// Attention was compared.
-    Recall(Recall),
-    /// Distributions were compared.
-    Divergence(Divergence),
-}
-
-/// A line of the evaluation: which case, and the outcome.
-#[derive(Clone, Debug, Serialize)]
-pub struct Record {
-    /// The task.
-    pub task: Task,
-    /// The policy.
-    pub policy: String,
-    /// Tokens of context asked for.
-    pub n_ctx: usize,
-    /// Number of the prompt among those of this task and length.
-    pub prompt: usize,
-    /// The outcome's own fields.
-    #[serde(flatten)]
-    pub outcome: Outcome,
-}
-
-/// The last line of a policy and length.
-#[derive(Clone, Debug, Serialize)]
-pub struct Summary {
-    /// Always true: tells summaries from records.
-    pub summary: bool,
-    /// The task.
-    pub task: Task,
-    /// The policy.
-    pub policy: String,
-    /// Tokens of context.
-    pub n_ctx: usize,
-    /// The figures.
-    #[serde(flatten)]
-    pub figures: Figures,
-}
-
-/// Figures of a [`Summary`].
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-pub enum Figures {
-    /// Of tasks with answers.
-    Passed {
-        /// Questions answered right.
-        passed: usize,
-        /// Questions.
-        total: usize,
-    },
-    /// Of [`Task::Recall`].
-    Recall(Recall),
-    /// Of [`Task::Kld`].
-    Divergence(Divergence),
-}
-
 /// What an evaluation needs from outside.
 pub struct Env<'a> {
     /// The model.
     pub model: &'a Model,
     /// Sets a session up for a policy and a number of tokens.
-    pub builder: &'a dyn Fn(&str, usize) -> SessionBuilder,
-    /// Whether a prompt of a policy and length has been judged before.
-    pub done: &'a dyn Fn(&str, usize, usize) -> bool,
-    /// Told how far reading has come.
-    pub progress: &'a dyn Fn(&str, usize, Progress),
-}
-
-/// Judges, telling every record and summary as it comes. Summaries speak of
-/// what was judged in this call.
-///
-/// # Errors
-/// [`EvalError`]; what was told before stands.
-pub fn evaluate(
-    env: &Env<'_>,
-    plan: &Plan,
-    record: &mut dyn FnMut(&Record),
-    summary: &mut dyn FnMut(&Summary),
-) -> Result<(), EvalError> {
-    for &n_ctx in &plan.lengths {
-        for policy in &plan.policies {
-            let mut outcomes = Vec::new();
-            let n_prompts = tasks::n_prompts(plan);
-            for prompt in 0..n_prompts {
-                if (env.done)(policy, n_ctx, prompt) {
-                    continue;
-                }
-                let made = tasks::prompt(env.model, plan, n_ctx, prompt)?;
-                let failed = |source| EvalError::Session {
-                    policy: policy.clone(),
-                    n_ctx,
-                    source,
-                };
-                let judged = match plan.task {
-                    Task::Recall => vec![Outcome::Recall(
-                        recall::judge(env, policy, &made).map_err(failed)?,
-                    )],
-                    Task::Kld => vec![Outcome::Divergence(
-                        kld::judge(env, policy, &made).map_err(failed)?,
-                    )],
-                    _ => {
-                        let answers = ask::judge(env, policy, &made).map_err(failed)?;
-                        answers.into_iter().map(Outcome::Answered).collect()
-                    }
-                };
-                for outcome in judged {
-                    let line = Record {
-                        task: plan.task,
-                        policy: policy.clone(),
-                        n_ctx,
-                        prompt,
-                        outcome,
-                    };
-                    record(&line);
-                    outcomes.push(line.outcome);
-                }
-            }
-            if let Some(figures) = figures(&outcomes) {
-                summary(&Summary {
-                    summary: true,
-                    task: plan.task,
-                    policy: policy.clone(),
-                    n_ctx,
-                    figures,
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What the outcomes of one policy and length come to.
-fn figures(outcomes: &[Outcome]) -> Option<Figures> {
-    let answers = outcomes.iter().filter_map(|o| {
-        if let Outcome::Answered(a) = o {
-            Some(a.pass)
-        } else {
-            None
-        }
-    });
-    let recalls: Vec<Recall> = outcomes
-        .iter()
-        .filter_map(|o| {
-            if let Outcome::Recall(r) = o {
-                Some(r.clone())
-            } else {
-                None
-            }
-        })
-        .collect();
-    let divergences: Vec<Divergence> = outcomes
-        .iter()
-        .filter_map(|o| {
-            if let Outcome::Divergence(d) = o {
-                Some(d.clone())
-            } else {
-                None
-            }
-        })
-        .collect();
-    match outcomes.first()? {
-        Outcome::Answered(_) => Some(Figures::Passed {
-            passed: answers.clone().filter(|pass| *pass).count(),
-            total: answers.count(),
-        }),
-        Outcome::Recall(_) => Some(Figures::Recall(Recall::merge(&recalls))),
-        Outcome::Divergence(_) => Some(Figures::Divergence(Divergence::merge(&divergences))),
-    }
+    pub builder: &'a dyn Fn(&Contender, usize) -> SessionBuilder,
+    /// Whether a case has been judged before.
+    pub done: &'a dyn Fn(&Case<'_>) -> bool,
+    /// Told how far reading has come, of how many tokens.
+    pub progress: &'a dyn Fn(&Contender, usize, Progress),
 }

@@ -7,7 +7,7 @@
 //! (k = [`TOP`], as Quest measures it). Both are told per layer and query head,
 //! and over all of them.
 
-use crate::{Env, Prompt, ask};
+use crate::ask::Reader;
 use kiv_runtime::{Attended, AttentionTap, Error};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -171,20 +171,26 @@ impl Keys {
     }
 }
 
-/// Reads the prompt's questions token by token and measures meanwhile.
-pub(crate) fn judge(env: &Env<'_>, policy: &str, prompt: &Prompt) -> Result<Recall, Error> {
-    let mut session = ask::read(env, policy, prompt)?;
-    let n = session.tokens().len();
+/// Reads the prompt's probes token by token and measures meanwhile. `None` if
+/// the policy has dropped rows: nobody knows what attention they would have
+/// had.
+pub(crate) fn judge(reader: &mut Reader<'_>) -> Result<Option<Recall>, Error> {
+    let session = reader.bare()?;
+    let all_resident = session.resident_tokens() >= session.tokens().len();
+    if !all_resident && session.memory().host_kv == 0 {
+        return Ok(None);
+    }
     let samples = Arc::new(Mutex::new(Vec::new()));
-    for question in &prompt.questions {
+    for question in reader.prompt.questions.iter().filter(|q| q.probe) {
+        let text = reader.tokenize(&question.text);
+        let session = reader.bare()?;
         session.set_tap(Some(Box::new(Measure(Arc::clone(&samples)))));
-        let read = session.read_one_by_one(&env.model.tokenize(&question.text, false));
+        let read = session.read_one_by_one(&text);
         session.set_tap(None);
         read?;
-        session.truncate(n)?;
     }
     let samples = std::mem::take(&mut *samples.lock());
-    Ok(summarize(&samples))
+    Ok(Some(summarize(&samples)))
 }
 
 fn summarize(samples: &[Sample]) -> Recall {

@@ -448,6 +448,22 @@ impl Session {
         Ok(())
     }
 
+    /// Cuts the sequence back to its first `n` tokens, and puts into every
+    /// slot the block that was there first. What is read next then gives the
+    /// same whatever was read and taken back before, bit by bit, as long as
+    /// that needed no more room than there was.
+    ///
+    /// # Errors
+    /// As [`Session::truncate`].
+    pub fn rewind(&mut self, n: usize) -> Result<(), Error> {
+        self.truncate(n)?;
+        let (engine, caches) = self.context.parts();
+        match (&mut engine.tiers, &engine.cells) {
+            (Some(tiers), Some(cells)) if tiers.selects() => tiers.reset_slots(caches, cells),
+            _ => Ok(()),
+        }
+    }
+
     /// Compares the bytes of every slot with the cold rows of its block:
     /// (slots compared, slots that differ).
     ///

@@ -278,6 +278,35 @@ impl Tiers {
         Ok(())
     }
 
+    /// Puts into every slot the block that was there first.
+    pub(crate) fn reset_slots(
+        &mut self,
+        caches: &mut Caches,
+        cells: &CellMap,
+    ) -> Result<(), Error> {
+        let home = SlotTable::new(self.layout.n_slots);
+        for (layer, geometry) in self.geometry.layers.iter().enumerate() {
+            let (k, v) = layer_caches(caches, geometry.il)?;
+            for (kv_head, table) in self.slots[layer].iter_mut().enumerate() {
+                let moved = table.blocks().iter().zip(home.blocks()).enumerate();
+                for (slot, (_, &block)) in moved.filter(|(_, (is, home))| is != home) {
+                    let first = self.layout.sinks + slot * self.layout.block;
+                    let slot_cells = cells.cells(first, first + self.layout.block);
+                    write_rows(
+                        k,
+                        kv_head,
+                        &slot_cells,
+                        self.store.keys(layer, kv_head, block, 1),
+                    );
+                    let values = self.store.values(layer, kv_head, block, 1);
+                    write_rows(v, kv_head, &slot_cells, values);
+                }
+                *table = home.clone();
+            }
+        }
+        Ok(())
+    }
+
     /// Compares every slot's bytes with the cold rows of its block; returns
     /// the number of slots compared and of those that differ.
     pub(crate) fn compare_slots(
