@@ -130,11 +130,7 @@ impl Lut {
         let bytes = self.table.pairs_mut(self.highest).as_flattened_mut();
         let bytes = bytes.as_chunks_mut::<CENTROIDS>().0;
         for ((bytes, row), low) in bytes.iter_mut().zip(rows).zip(lows) {
-            for (byte, x) in bytes.iter_mut().zip(row) {
-                // From 2^23 on floats are whole numbers, and the lowest bits say
-                // which: adding rounds.
-                *byte = ((x - low) * inverse + 8_388_608.0).to_bits() as u8;
-            }
+            *bytes = round(row, low, inverse);
         }
 
         // Half a step per subquantizer. On top come roundings of f32, of unit
@@ -225,4 +221,13 @@ fn extent(row: &[f32; CENTROIDS]) -> (f32, f32) {
         }
     }
     (low[0], high[0])
+}
+
+/// Steps above `low`. Not inlined, because then rows are vectorized across each
+/// other, by gathers, which is several times slower.
+#[inline(never)]
+fn round(row: &[f32; CENTROIDS], low: f32, inverse: f32) -> [u8; CENTROIDS] {
+    // From 2^23 on floats are whole numbers, and their lowest bits say which:
+    // adding rounds.
+    row.map(|x| ((x - low) * inverse + 8_388_608.0).to_bits() as u8)
 }
