@@ -143,15 +143,20 @@ def compare(program, keys, queries, m, k, rounds):
         kiv.close()
 
     print(f"\nd={d} m={m} n={n} k={k} ({isa}), microseconds per query")
-    print(f"  {'':14} {'median':>10} {'fastest':>10} {'ratio':>7} {'recall':>7}")
+    # Ratios are of rounds, so that what slows a round down slows both; `net` is
+    # without what a call costs.
+    print(f"  {'':14} {'median':>10} {'fastest':>10} {'faiss/x':>8} {'net':>6} {'recall':>7}")
     for name, values in times.items():
         median, least = statistics.median(values), min(values)
         if name == "call":
             print(f"  {'(empty call)':14} {median:10.1f} {least:10.1f}")
             continue
         base = times["faiss batch" if name.endswith("batch") else "faiss"]
+        calls = [0] * rounds if name.endswith("batch") else times["call"]
         ratio = statistics.median(b / v for b, v in zip(base, values))
-        print(f"  {name:14} {median:10.1f} {least:10.1f} {ratio:7.2f} {recalls[name]:7.4f}")
+        own = calls if name.startswith("faiss") else [0] * rounds
+        net = statistics.median((b - c) / (v - o) for b, c, v, o in zip(base, calls, values, own))
+        print(f"  {name:14} {median:10.1f} {least:10.1f} {ratio:8.2f} {net:6.2f} {recalls[name]:7.4f}")
     table, scan, select = (min(p[i] for p in parts) for i in range(3))
     print(f"  kiv 255 is: table {table:.1f}, scan {scan:.1f} ({scan / n * 1e3:.3f} ns per key), top-k {select:.1f}")
 

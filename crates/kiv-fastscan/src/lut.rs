@@ -1,7 +1,7 @@
 //! The table of a query, in bytes.
 
-use crate::arch::{PAIR, Table};
-use crate::{CENTROIDS, check_m};
+use crate::arch::Table;
+use crate::{CENTROIDS, MAX_M, check_m};
 
 /// Why a table of floats cannot be rounded to bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -88,16 +88,24 @@ impl Lut {
     pub fn quantize(&mut self, table: &[f32]) -> Result<(), LutError> {
         assert_eq!(table.len(), CENTROIDS * self.m, "a table is [m, 16]");
         let rows = table.as_chunks::<CENTROIDS>().0;
+        let mut lows = [0.0f32; MAX_M];
         let mut bias = 0.0f64;
         let mut range = 0.0f32;
-        let mut finite = true;
-        for row in rows {
-            let (low, high) = extent(row);
-            finite &= row.iter().fold(true, |all, x| all & x.is_finite());
-            bias += f64::from(low);
-            range = range.max(high - low);
+        let mut magnitudes = [0u32; CENTROIDS];
+        for (low, row) in lows.iter_mut().zip(rows) {
+            for (magnitude, x) in magnitudes.iter_mut().zip(row) {
+                *magnitude = x.abs().to_bits().max(*magnitude);
+            }
+            let high;
+            (*low, high) = extent(row);
+            bias += f64::from(*low);
+            range = range.max(high - *low);
         }
-        if !finite {
+        // Bits of floats without sign are in their order, infinity and NaNs last.
+        if magnitudes
+            .iter()
+            .any(|&bits| bits >= f32::INFINITY.to_bits())
+        {
             let at = table.iter().position(|x| !x.is_finite());
             let at = at.expect("an entry that is not finite was seen");
             return Err(LutError::NotFinite {
@@ -119,13 +127,10 @@ impl Lut {
             scale
         };
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        for (bytes, rows) in self
-            .table
-            .pairs_mut(self.highest)
-            .iter_mut()
-            .zip(rows.as_chunks::<2>().0)
-        {
-            quantize_pair(rows, inverse, bytes);
+        let bytes = self.table.pairs_mut(self.highest).as_flattened_mut();
+        let bytes = bytes.as_chunks_mut::<CENTROIDS>().0;
+        for ((bytes, row), low) in bytes.iter_mut().zip(rows).zip(lows) {
+            *bytes = round(row, low, inverse);
         }
 
         // Half a step per subquantizer. On top come roundings of f32, of unit
@@ -218,15 +223,11 @@ fn extent(row: &[f32; CENTROIDS]) -> (f32, f32) {
     (low[0], high[0])
 }
 
-fn quantize_pair(rows: &[[f32; CENTROIDS]; 2], inverse: f32, bytes: &mut [u8; PAIR]) {
-    for (row, bytes) in rows.iter().zip(bytes.as_chunks_mut::<CENTROIDS>().0) {
-        let (low, _) = extent(row);
-        for (byte, x) in bytes.iter_mut().zip(row) {
-            // Rounds half up: adding 0.5 and cutting off is exact enough, and
-            // an `as` cast saturates at 255.
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let rounded = ((x - low) * inverse + 0.5) as u8;
-            *byte = rounded;
-        }
-    }
+/// Steps above `low`. Not inlined, because then rows are vectorized across each
+/// other, by gathers, which is several times slower.
+#[inline(never)]
+fn round(row: &[f32; CENTROIDS], low: f32, inverse: f32) -> [u8; CENTROIDS] {
+    // From 2^23 on floats are whole numbers, and their lowest bits say which:
+    // adding rounds.
+    row.map(|x| ((x - low) * inverse + 8_388_608.0).to_bits() as u8)
 }

@@ -33,8 +33,8 @@ pub fn at_least(isa: Isa, sums: &[u16], threshold: u16, out: &mut Vec<u32>) {
 ///
 /// # Allocates
 ///
-/// Scratch of at most one value per four sums is kept per thread. `out` may
-/// grow by more than `k`.
+/// Scratch of about four values per wanted key, at most one per sum, is kept per
+/// thread. `out` may grow by more than `k`.
 pub fn top_k(isa: Isa, sums: &[u16], k: usize, out: &mut Vec<u32>) {
     thread_local! {
         static SCRATCH: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
@@ -54,66 +54,88 @@ pub fn top_k(isa: Isa, sums: &[u16], k: usize, out: &mut Vec<u32>) {
     SCRATCH.set(scratch);
 }
 
-/// The most values that are folded into one maximum.
-const MAX_FOLD: usize = 32;
+/// Maxima per wanted key, so that their `k`-th highest is close to that of the
+/// sums.
+const MAXIMA: usize = 4;
 
 fn select(isa: Isa, sums: &[u16], k: usize, scratch: &mut Vec<u16>, out: &mut Vec<u32>) {
-    // No more than the k-th highest sum. At least twice as many maxima as wanted
-    // keys bring it close.
-    let fold = (sums.len() / (2 * k)).min(MAX_FOLD);
-    let (threshold, highest) = if fold >= 2 && sums.len() > 256 {
+    // No more than the k-th highest sum.
+    let fold = sums.len() / (MAXIMA * k);
+    let threshold = if fold >= 2 && sums.len() > 256 {
         scratch.clear();
         arch::fold_max(isa, sums, fold, scratch);
-        let highest = highest_of(scratch);
-        (kth(isa, scratch, k, k + k / 16, 0, highest), highest)
+        kth(isa, scratch, k, k + k / 16)
     } else {
-        let highest = highest_of(sums);
-        (kth(isa, sums, k, k, 0, highest), highest)
+        kth(isa, sums, k, k)
     };
 
     let start = out.len();
     arch::at_least(isa, sums, threshold, out);
-    let candidates = out.len() - start;
-    if candidates == k {
+    let found = &mut out[start..];
+    if found.len() == k {
         return;
     }
     scratch.clear();
-    scratch.extend(out[start..].iter().map(|&i| sums[i as usize]));
-    let threshold = kth(isa, scratch, k, k, threshold, highest);
-    let above = threshold
-        .checked_add(1)
-        .map_or(0, |next| arch::count_at_least(isa, scratch, next));
-    let mut equal = k - above;
+    scratch.extend(found.iter().map(|&i| sums[i as usize]));
+    let threshold = kth(isa, scratch, k, k);
+    let surplus = arch::count_at_least(isa, scratch, threshold) - k;
 
-    let mut kept = start;
-    for (i, &sum) in scratch.iter().enumerate() {
-        let tie = sum == threshold && equal > 0;
-        equal -= usize::from(tie);
-        out[kept] = out[start + i];
-        kept += usize::from(tie || sum > threshold);
+    // Of those that equal the threshold the last ones are too many: they begin
+    // at `cut`.
+    let mut cut = scratch.len();
+    let mut ties = 0;
+    while ties < surplus {
+        cut -= 1;
+        ties += usize::from(scratch[cut] == threshold);
     }
-    out.truncate(kept);
+    let mut kept = 0;
+    for (i, &sum) in scratch[..cut].iter().enumerate() {
+        found[kept] = found[i];
+        kept += usize::from(sum >= threshold);
+    }
+    for (i, &sum) in (cut..).zip(&scratch[cut..]) {
+        found[kept] = found[i];
+        kept += usize::from(sum > threshold);
+    }
+    out.truncate(start + k);
 }
 
-fn highest_of(values: &[u16]) -> u16 {
-    values.iter().fold(0, |high, &value| high.max(value))
-}
-
-/// Bisects for the `k`-th highest of `values`, known to be within `low..=high`:
-/// the highest `t` of which at least `k` values are `>= t`. Stops early at a `t`
-/// that between `k` and `enough` values reach.
-fn kth(isa: Isa, values: &[u16], k: usize, enough: usize, mut low: u16, mut high: u16) -> u16 {
+/// The `k`-th highest of `values`: the highest `t` of which at least `k` values
+/// are `>= t`. Stops early at a `t` that between `k` and `enough` values reach.
+/// There must be at least `k` values, and `k` not 0.
+fn kth(isa: Isa, values: &[u16], k: usize, enough: usize) -> u16 {
+    let (mut low, mut high) = extent(values);
+    // How many values reach `low`, and how many exceed `high`.
+    let (mut reach_low, mut exceed_high) = (values.len(), 0);
+    let mut guess = true;
     while low < high {
-        let middle = high - (high - low) / 2;
-        let count = arch::count_at_least(isa, values, middle);
-        if count >= k {
-            low = middle;
-            if count <= enough {
+        // Every other time a guess as if values were spread evenly, otherwise
+        // the middle, which is never a bad choice.
+        let width = usize::from(high - low);
+        let step = if guess {
+            width * (reach_low - k) / (reach_low - exceed_high)
+        } else {
+            width / 2
+        };
+        guess = !guess;
+        #[expect(clippy::cast_possible_truncation, reason = "at most `width`")]
+        let probe = low + (step as u16).max(1);
+        let reach = arch::count_at_least(isa, values, probe);
+        if reach >= k {
+            (low, reach_low) = (probe, reach);
+            if reach <= enough {
                 break;
             }
         } else {
-            high = middle - 1;
+            (high, exceed_high) = (probe - 1, reach);
         }
     }
     low
+}
+
+/// Lowest and highest.
+fn extent(values: &[u16]) -> (u16, u16) {
+    values
+        .iter()
+        .fold((u16::MAX, 0), |(low, high), &x| (low.min(x), high.max(x)))
 }

@@ -1,11 +1,13 @@
 //! AVX2: 32 bytes at a time, which are 32 keys of one subquantizer pair.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_add_epi16, _mm_slli_epi16, _mm_storeu_si128, _mm_sub_epi16,
-    _mm256_add_epi8, _mm256_add_epi16, _mm256_and_si256, _mm256_castsi256_si128,
-    _mm256_cmpeq_epi16, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_max_epu16,
-    _mm256_movemask_epi8, _mm256_packs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srli_epi16,
+    __m128i, __m256i, _mm_add_epi16, _mm_loadl_epi64, _mm_slli_epi16, _mm_storeu_si128,
+    _mm_sub_epi16, _mm256_add_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
+    _mm256_blend_epi16, _mm256_castsi256_si128, _mm256_cmpeq_epi16, _mm256_cvtepu8_epi32,
+    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_max_epu16, _mm256_movemask_epi8,
+    _mm256_packs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_srli_epi32,
+    _mm256_storeu_si256, _mm256_sub_epi16,
 };
 
 use super::{Pair, Table, generic};
@@ -16,13 +18,6 @@ use crate::GROUP;
 fn load(bytes: &Pair) -> __m256i {
     // SAFETY: reads the 32 bytes that are borrowed; no alignment is needed.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load_u16(values: &[u16; 16]) -> __m256i {
-    // SAFETY: reads the 32 bytes that are borrowed; no alignment is needed.
-    unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
 }
 
 #[inline]
@@ -202,21 +197,48 @@ static PLACES: [[u8; 8]; 256] = {
     places
 };
 
+/// All bits of the lanes whose values are `>= limit`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn reach(values: __m256i, limit: __m256i) -> __m256i {
+    _mm256_cmpeq_epi16(_mm256_max_epu16(values, limit), values)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn halves(values: &[u16; 32]) -> [__m256i; 2] {
+    // SAFETY: reads the 64 bytes that are borrowed; no alignment is needed.
+    unsafe {
+        let from = values.as_ptr().cast::<__m256i>();
+        [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))]
+    }
+}
+
+/// A bit per value that is `>= limit`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn mask(values: &[u16; 32], limit: __m256i) -> u32 {
+    let [a, b] = halves(values);
+    let bytes = _mm256_packs_epi16(reach(a, limit), reach(b, limit));
+    _mm256_movemask_epi8(bytes).cast_unsigned()
+}
+
+/// Puts the bits of a `mask` in order: packing works within lanes, so that bytes
+/// come as a, b, a, b.
+#[inline]
+fn in_order(mask: u32) -> u32 {
+    mask & 0xff00_00ff | (mask & 0xff00) << 8 | mask >> 8 & 0xff00
+}
+
 #[target_feature(enable = "avx2,popcnt")]
 pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
-    let (chunks, rest) = values.as_chunks::<32>();
     let limit = _mm256_set1_epi16(threshold.cast_signed());
     let mut base = 0u32;
+    let (chunks, rest) = values.as_chunks::<32>();
     for chunk in chunks {
-        let [a, b] = [&chunk[..16], &chunk[16..]].map(|half| {
-            let half = load_u16(half.try_into().expect("16 of 32"));
-            _mm256_cmpeq_epi16(_mm256_max_epu16(half, limit), half)
-        });
-        let mask = _mm256_movemask_epi8(_mm256_packs_epi16(a, b)).cast_unsigned();
+        let mask = mask(chunk, limit);
         if mask != 0 {
-            // Packing works within lanes: bytes come as a, b, a, b.
-            let mask = mask & 0xff00_00ff | (mask & 0xff00) << 8 | mask >> 8 & 0xff00;
-            push_bits(mask, base, out);
+            push_bits(in_order(mask), base, out);
         }
         base += 32;
     }
@@ -231,23 +253,24 @@ pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
 #[inline]
 #[target_feature(enable = "avx2,popcnt")]
 fn push_bits(mut mask: u32, base: u32, out: &mut Vec<u32>) {
-    use std::arch::x86_64::{
-        _mm_loadl_epi64, _mm256_add_epi32, _mm256_cvtepu8_epi32, _mm256_set1_epi32,
-        _mm256_storeu_si256,
-    };
     // A store writes 8 places, of which the last may be the 32nd.
     if out.capacity() - out.len() < 32 + 8 {
         out.reserve(32 + 8);
     }
     let mut len = out.len();
     let to = out.as_mut_ptr();
-    if mask.count_ones() <= 6 {
-        while mask != 0 {
-            // SAFETY: at most 6 places are written; there is room for 40.
-            unsafe { to.add(len).write(base + mask.trailing_zeros()) };
-            mask &= mask - 1;
-            len += 1;
+    let count = mask.count_ones();
+    if count <= FEW {
+        // Without branches, which would be guessed wrong.
+        for i in 0..FEW as usize {
+            // SAFETY: there is room for 40 places.
+            unsafe {
+                to.add(len + i)
+                    .write(base.wrapping_add(mask.trailing_zeros()))
+            };
+            mask &= mask.wrapping_sub(1);
         }
+        len += count as usize;
     } else {
         for (i, byte) in (0..).zip(mask.to_le_bytes()) {
             // SAFETY: reads 8 bytes of the table's row.
@@ -265,12 +288,54 @@ fn push_bits(mut mask: u32, base: u32, out: &mut Vec<u32>) {
     unsafe { out.set_len(len) };
 }
 
-#[target_feature(enable = "avx2")]
+/// So many places are written one by one.
+const FEW: u32 = 3;
+
+#[target_feature(enable = "avx2,popcnt")]
 pub(super) fn count_at_least(values: &[u16], threshold: u16) -> usize {
-    generic::count_at_least(values, threshold)
+    let limit = _mm256_set1_epi16(threshold.cast_signed());
+    let mut count = 0;
+    // So many that no lane of a count overflows.
+    for values in values.chunks(32 * 65_535) {
+        let (chunks, rest) = values.as_chunks::<32>();
+        let mut counts = [_mm256_setzero_si256(); 2];
+        for chunk in chunks {
+            let [a, b] = halves(chunk);
+            counts[0] = _mm256_sub_epi16(counts[0], reach(a, limit));
+            counts[1] = _mm256_sub_epi16(counts[1], reach(b, limit));
+        }
+        for counts in counts {
+            // Lanes are unsigned: added as halves to 32 bits.
+            let even = _mm256_blend_epi16(counts, _mm256_setzero_si256(), 0xaa);
+            let sums = _mm256_add_epi32(even, _mm256_srli_epi32(counts, 16));
+            let mut lanes = [0u32; 8];
+            // SAFETY: writes 32 bytes that are borrowed; no alignment is needed.
+            unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sums) };
+            count += lanes.iter().map(|&n| n as usize).sum::<usize>();
+        }
+        count += generic::count_at_least(rest, threshold);
+    }
+    count
 }
 
 #[target_feature(enable = "avx2")]
 pub(super) fn fold_max(values: &[u16], fold: usize, out: &mut Vec<u16>) {
-    generic::fold_max(values, fold, out);
+    let (blocks, rest) = values.split_at(values.len() / (32 * fold) * (32 * fold));
+    for block in blocks.chunks_exact(32 * fold) {
+        let mut highest = [_mm256_setzero_si256(); 2];
+        for chunk in block.as_chunks::<32>().0 {
+            let [a, b] = halves(chunk);
+            highest[0] = _mm256_max_epu16(highest[0], a);
+            highest[1] = _mm256_max_epu16(highest[1], b);
+        }
+        let mut lanes = [0u16; 32];
+        let to = lanes.as_mut_ptr().cast::<__m256i>();
+        // SAFETY: writes the 64 bytes of `lanes`; no alignment is needed.
+        unsafe {
+            _mm256_storeu_si256(to, highest[0]);
+            _mm256_storeu_si256(to.add(1), highest[1]);
+        }
+        out.extend_from_slice(&lanes);
+    }
+    generic::fold_max(rest, fold, out);
 }

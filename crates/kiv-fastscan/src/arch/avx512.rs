@@ -6,9 +6,9 @@ use std::arch::x86_64::{
     _mm256_add_epi16, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm512_add_epi8,
     _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_castsi512_si256,
     _mm512_cmpge_epu16_mask, _mm512_extracti64x4_epi64, _mm512_loadu_si512,
-    _mm512_maskz_compress_epi32, _mm512_maskz_loadu_epi64, _mm512_set1_epi8, _mm512_set1_epi16,
-    _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shuffle_epi8,
-    _mm512_srli_epi16, _mm512_storeu_si512,
+    _mm512_maskz_compress_epi32, _mm512_maskz_loadu_epi64, _mm512_max_epu16, _mm512_set1_epi8,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_si512,
+    _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_storeu_si512,
 };
 
 use super::{Pair, Quad, Table, generic};
@@ -139,6 +139,13 @@ fn store(values: __m128i, to: &mut [u16; 8]) {
     unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), values) }
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(values: &[u16; 32]) -> __m512i {
+    // SAFETY: reads the 64 bytes that are borrowed; no alignment is needed.
+    unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,popcnt")]
 pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
     let (chunks, rest) = values.as_chunks::<32>();
@@ -146,9 +153,7 @@ pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
     let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     let mut base = 0u32;
     for chunk in chunks {
-        // SAFETY: reads the 64 bytes that are borrowed; no alignment is needed.
-        let values = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
-        let mask = _mm512_cmpge_epu16_mask(values, limit);
+        let mask = _mm512_cmpge_epu16_mask(load(chunk), limit);
         if mask != 0 {
             // Stores are of 16 places, of which the last may be the 32nd.
             if out.capacity() - out.len() < 32 + 16 {
@@ -177,12 +182,29 @@ pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,popcnt")]
 pub(super) fn count_at_least(values: &[u16], threshold: u16) -> usize {
-    generic::count_at_least(values, threshold)
+    let limit = _mm512_set1_epi16(threshold.cast_signed());
+    let (chunks, rest) = values.as_chunks::<32>();
+    let mut count = 0;
+    for chunk in chunks {
+        count += _mm512_cmpge_epu16_mask(load(chunk), limit).count_ones() as usize;
+    }
+    count + generic::count_at_least(rest, threshold)
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn fold_max(values: &[u16], fold: usize, out: &mut Vec<u16>) {
-    generic::fold_max(values, fold, out);
+    let (blocks, rest) = values.split_at(values.len() / (32 * fold) * (32 * fold));
+    for block in blocks.chunks_exact(32 * fold) {
+        let mut highest = _mm512_setzero_si512();
+        for chunk in block.as_chunks::<32>().0 {
+            highest = _mm512_max_epu16(highest, load(chunk));
+        }
+        let mut lanes = [0u16; 32];
+        // SAFETY: writes the 64 bytes of `lanes`; no alignment is needed.
+        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), highest) };
+        out.extend_from_slice(&lanes);
+    }
+    generic::fold_max(rest, fold, out);
 }

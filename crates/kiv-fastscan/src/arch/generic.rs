@@ -1,5 +1,4 @@
-//! Portable kernels: the reference, and what compilers vectorize by themselves
-//! where another module calls them with more instructions enabled.
+//! Portable kernels: the reference for all others.
 
 use super::{Pair, Table};
 use crate::GROUP;
@@ -37,37 +36,17 @@ pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
     }
 }
 
-#[inline(always)]
 pub(super) fn count_at_least(values: &[u16], threshold: u16) -> usize {
-    let mut count = 0;
-    // So many vectors that no lane of a count overflows.
-    for values in values.chunks(32 * 65_535) {
-        let (chunks, rest) = values.as_chunks::<32>();
-        let mut lanes = [0u16; 32];
-        for chunk in chunks {
-            for (lane, &value) in lanes.iter_mut().zip(chunk) {
-                *lane += u16::from(value >= threshold);
-            }
-        }
-        count += lanes.iter().map(|&n| usize::from(n)).sum::<usize>();
-        count += rest.iter().filter(|&&value| value >= threshold).count();
-    }
-    count
+    values.iter().filter(|&&value| value >= threshold).count()
 }
 
-#[inline(always)]
 pub(super) fn fold_max(values: &[u16], fold: usize, out: &mut Vec<u16>) {
-    out.reserve(values.len().div_ceil(32 * fold) * 32);
     for values in values.chunks(32 * fold) {
         let mut lanes = [0u16; 32];
-        let (chunks, rest) = values.as_chunks::<32>();
-        for chunk in chunks {
-            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+        for values in values.chunks(32) {
+            for (lane, &value) in lanes.iter_mut().zip(values) {
                 *lane = value.max(*lane);
             }
-        }
-        for (lane, &value) in lanes.iter_mut().zip(rest) {
-            *lane = value.max(*lane);
         }
         out.extend_from_slice(&lanes);
     }

@@ -1,8 +1,9 @@
 //! NEON: 16 bytes at a time, which are 32 keys of one subquantizer.
 
 use std::arch::aarch64::{
-    uint8x16_t, uint16x8_t, vaddq_u8, vaddw_high_u8, vaddw_u8, vandq_u8, vdupq_n_u8, vdupq_n_u16,
-    vget_low_u8, vld1q_u8, vqtbl1q_u8, vshrq_n_u8, vst1q_u16, vuzp1q_u16, vuzp2q_u16,
+    uint8x16_t, uint16x8_t, vaddlvq_u16, vaddq_u8, vaddw_high_u8, vaddw_u8, vandq_u8, vcgeq_u16,
+    vdupq_n_u8, vdupq_n_u16, vget_low_u8, vld1q_u8, vld1q_u16, vmaxq_u16, vmaxvq_u16, vqtbl1q_u8,
+    vshrq_n_u8, vst1q_u16, vsubq_u16, vuzp1q_u16, vuzp2q_u16,
 };
 
 use super::{Pair, Table, generic};
@@ -103,14 +104,30 @@ unsafe fn add<const Q: usize, const N: usize>(
     }
 }
 
+#[inline]
+#[target_feature(enable = "neon")]
+fn quarters(values: &[u16; 32]) -> [uint16x8_t; 4] {
+    let from = values.as_ptr();
+    // SAFETY: reads the 64 bytes that are borrowed; no alignment is needed.
+    unsafe {
+        [
+            vld1q_u16(from),
+            vld1q_u16(from.add(8)),
+            vld1q_u16(from.add(16)),
+            vld1q_u16(from.add(24)),
+        ]
+    }
+}
+
 #[target_feature(enable = "neon")]
 pub(super) fn at_least(values: &[u16], threshold: u16, out: &mut Vec<u32>) {
-    // Few values pass where this matters, so that most chunks are done with
-    // after the maximum, which compilers vectorize.
+    // Few values pass where this matters: most chunks are done with after their
+    // maximum.
     let (chunks, rest) = values.as_chunks::<32>();
     let mut base = 0;
     for chunk in chunks {
-        if chunk.iter().fold(0, |high, &value| value.max(high)) >= threshold {
+        let [a, b, c, d] = quarters(chunk);
+        if vmaxvq_u16(vmaxq_u16(vmaxq_u16(a, b), vmaxq_u16(c, d))) >= threshold {
             push(chunk, base, threshold, out);
         }
         base += 32;
@@ -132,10 +149,41 @@ fn push(values: &[u16], base: u32, threshold: u16, out: &mut Vec<u32>) {
 
 #[target_feature(enable = "neon")]
 pub(super) fn count_at_least(values: &[u16], threshold: u16) -> usize {
-    generic::count_at_least(values, threshold)
+    let limit = vdupq_n_u16(threshold);
+    let mut count = 0;
+    // So many that no lane of a count overflows.
+    for values in values.chunks(32 * 65_535) {
+        let (chunks, rest) = values.as_chunks::<32>();
+        let mut counts = [vdupq_n_u16(0); 4];
+        for chunk in chunks {
+            for (counts, values) in counts.iter_mut().zip(quarters(chunk)) {
+                *counts = vsubq_u16(*counts, vcgeq_u16(values, limit));
+            }
+        }
+        count += counts
+            .map(|lanes| vaddlvq_u16(lanes) as usize)
+            .iter()
+            .sum::<usize>();
+        count += generic::count_at_least(rest, threshold);
+    }
+    count
 }
 
 #[target_feature(enable = "neon")]
 pub(super) fn fold_max(values: &[u16], fold: usize, out: &mut Vec<u16>) {
-    generic::fold_max(values, fold, out);
+    let (blocks, rest) = values.split_at(values.len() / (32 * fold) * (32 * fold));
+    for block in blocks.chunks_exact(32 * fold) {
+        let mut highest = [vdupq_n_u16(0); 4];
+        for chunk in block.as_chunks::<32>().0 {
+            for (highest, values) in highest.iter_mut().zip(quarters(chunk)) {
+                *highest = vmaxq_u16(*highest, values);
+            }
+        }
+        let mut lanes = [[0; 8]; 4];
+        for (lanes, highest) in lanes.iter_mut().zip(highest) {
+            store(highest, lanes);
+        }
+        out.extend_from_slice(lanes.as_flattened());
+    }
+    generic::fold_max(rest, fold, out);
 }
