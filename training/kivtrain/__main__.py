@@ -1,4 +1,4 @@
-"""Command line: `python -m kivtrain train|export|attention|check`."""
+"""Command line: `python -m kivtrain train|export|heads|check`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 
 from . import corpus as corpora
 from . import gguf_io
+from .check import check
 from .config import CONFIGS, Config
 from .corpus import Corpus
 from .documents import Writer
+from .inspect_heads import measure
 from .model import Model
 from .tokenizer import Vocabulary
-from .train import train
+from .train import ASKED, train
 
 
 def load_corpus(out: Path) -> Corpus:
@@ -115,6 +117,19 @@ def command_export(args: argparse.Namespace) -> None:
     write(model, vocabulary, config, args.file)
 
 
+def command_heads(args: argparse.Namespace) -> None:
+    """Attention mass on the fact per head, and accuracy without the head."""
+    model, vocabulary = gguf_io.load(args.file)
+    corpus = load_corpus(args.out)
+    for kind in args.kinds.split(","):
+        heads = measure(model, vocabulary, corpus, kind, args.tokens, args.documents)
+        print("\n".join(heads.lines()), flush=True)
+
+
+def command_check(args: argparse.Namespace) -> None:
+    check(args.out, args.kiv if args.kiv and args.kiv.exists() else None)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m kivtrain", description=__doc__)
     commands = p.add_subparsers(required=True)
@@ -136,6 +151,17 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--init", type=Path, help="the file that the run began with, if any")
     e.add_argument("file", type=Path)
     e.set_defaults(run=command_export)
+    h = commands.add_parser("heads", help="which attention heads find facts")
+    h.add_argument("--out", type=Path, required=True, help="folder of a run (its corpus)")
+    h.add_argument("--kinds", default="needles,words,phonebook", help=f"of {', '.join(ASKED)}")
+    h.add_argument("--tokens", type=int, default=1024)
+    h.add_argument("--documents", type=int, default=20)
+    h.add_argument("file", type=Path)
+    h.set_defaults(run=command_heads)
+    c = commands.add_parser("check", help="did a run learn, and is its GGUF file right?")
+    c.add_argument("--out", type=Path, required=True, help="folder of the run")
+    c.add_argument("--kiv", type=Path, help="kiv, to run the file with llama.cpp")
+    c.set_defaults(run=command_check)
     return p
 
 

@@ -76,7 +76,7 @@ class Batch:
 
 
 @dataclass
-class _Row:
+class Row:
     tokens: list[int]
     weights: list[float]
     answers: list[int]
@@ -85,8 +85,8 @@ class _Row:
     pieces: list[int]
 
 
-def _row(doc: Document, tokenizer: Tokenizer, rng: random.Random) -> _Row:
-    row = _Row([START_ID], [0.0], [0], [Role.PLAIN], [0])
+def document_row(doc: Document, tokenizer: Tokenizer, rng: random.Random) -> Row:
+    row = Row([START_ID], [0.0], [0], [Role.PLAIN], [0])
     pieces = doc.body + doc.questions
     if pieces and pieces[0].text[:1] in (" ", "\n"):
         # Nothing comes before the first.
@@ -128,7 +128,7 @@ def _row(doc: Document, tokenizer: Tokenizer, rng: random.Random) -> _Row:
     return row
 
 
-def _positions(row: _Row, n_body: int, rng: random.Random, jumps: bool) -> tuple[list[int], list[int]]:
+def _positions(row: Row, n_body: int, rng: random.Random, jumps: bool) -> tuple[list[int], list[int]]:
     """Positions and run numbers."""
     n = len(row.tokens)
     starts = [i for i in range(2, n) if row.pieces[i] != row.pieces[i - 1]]
@@ -175,7 +175,7 @@ def make_batch(
     key_bias = torch.zeros(n, n_tokens)
     for i, kind in enumerate(kinds):
         doc = writer.write(kind)
-        row = _row(doc, tokenizer, rng)
+        row = document_row(doc, tokenizer, rng)
         size = min(len(row.tokens), n_tokens)
         jumps = rng.random() >= UNJUMPED
         at, run = _positions(row, len(doc.body), rng, jumps)

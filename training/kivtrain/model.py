@@ -19,8 +19,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE, first half against second half. `x`: batch, heads, tokens, size."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         if bias is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         if keep is not None:
             y = y * keep.to(y.dtype)[:, :, None, None]
         return self.out(y.transpose(1, 2).reshape(b, t, -1))
@@ -96,9 +96,9 @@ class Model(nn.Module):
                 std = 1 / math.sqrt(p.shape[1])
                 nn.init.normal_(p, std=std / math.sqrt(2 * shape.n_layer) if last else std)
 
-    def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         turn = positions.to(torch.float64)[:, None, :, None] * self.freq
-        return turn.cos().to(dtype), turn.sin().to(dtype)
+        return turn.cos().float(), turn.sin().float()
 
     def hidden(
         self,
@@ -110,9 +110,7 @@ class Model(nn.Module):
         """States after the last norm. `bias` (batch, 1, queries, keys) is added to
         attention logits and masks; `keep` (layers, batch, heads) scales heads."""
         x = self.embed(tokens)
-        if torch.is_autocast_enabled(tokens.device.type):
-            x = x.to(torch.get_autocast_dtype(tokens.device.type))
-        cos, sin = self.angles(positions, x.dtype)
+        cos, sin = self.angles(positions)
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, bias, None if keep is None else keep[i])
         return rms_norm(x, self.norm, self.shape.norm_eps)
@@ -125,7 +123,7 @@ class Model(nn.Module):
         """Attention probabilities (layers, batch, heads, keys) of one query per
         sequence, the one at index `at`, without any bias."""
         x = self.embed(tokens)
-        cos, sin = self.angles(positions, x.dtype)
+        cos, sin = self.angles(positions)
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         after = torch.arange(tokens.shape[1], device=tokens.device)[None] > at[:, None]
         shares = []
