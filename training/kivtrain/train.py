@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -73,7 +74,8 @@ def kept_heads(config: Config, step: int, n: int, rng: random.Random) -> Tensor 
     """Which heads take part: layers, sequences, heads."""
     done = step / config.steps
     ramp = (done - config.drop_from) / max(1e-9, config.drop_full - config.drop_from)
-    ramp = min(1.0, max(0.0, ramp))
+    # The last tenth of the steps is for the whole model, as it will be used.
+    ramp = min(1.0, max(0.0, ramp), max(0.0, (1 - done) / 0.1 - 1))
     if ramp == 0 or config.head_drop + config.group_drop + config.attn_drop == 0:
         return None
     s = config.shape
@@ -179,6 +181,10 @@ def train(
     tally, losses, began, saved = Tally(), [], time.time(), time.time()
     spent_before, first = spent, step
 
+    stopped: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _: stopped.append(got))
+
     def checkpoint_now() -> None:
         save(
             checkpoint,
@@ -243,7 +249,8 @@ def train(
         if last or time.time() - saved > 60 * save_minutes:
             checkpoint_now()
             saved = time.time()
-        if stop_after_minutes is not None and time.time() - began > 60 * stop_after_minutes:
+        over = stop_after_minutes is not None and time.time() - began > 60 * stop_after_minutes
+        if step < config.steps and (over or stopped):
             checkpoint_now()
-            break
+            raise SystemExit(f"stopped at step {step}; the same command goes on from here")
     return model
