@@ -40,7 +40,7 @@ SMOKE := $(CURDIR)/training/runs/smoke
 train-smoke: $(TRAIN_PYTHON) ## train a reduced model for some minutes and check its file; needs Python 3.11
 	rm -rf $(SMOKE)
 	cd training && $(TRAIN_PYTHON) -m unittest --quiet
-	cd training && $(TRAIN_PYTHON) -m kivtrain train --config smoke --out $(SMOKE)
+	cd training && $(TRAIN_PYTHON) -m kivtrain train --config smoke --eval-every 0 --out $(SMOKE)
 	cd training && $(TRAIN_PYTHON) -m kivtrain check --out $(SMOKE) --kiv $(CURDIR)/target/release/kiv
 
 $(CURDIR)/training/venv/bin/python: training/requirements.txt

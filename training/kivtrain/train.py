@@ -140,6 +140,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
+def plain_signals(_: int) -> None:
+    """For the processes that write documents: only the main one decides to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def train(
     config: Config,
     corpus: Corpus,
@@ -176,6 +182,7 @@ def train(
         num_workers=workers,
         pin_memory=False,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=plain_signals,
     )
     log = (out / "log.jsonl").open("a")
     tally, losses, began, saved = Tally(), [], time.time(), time.time()
