@@ -9,7 +9,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .PHONY: help demo test check setup clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## ask the bundled model about a long text; ARGS="--tokens 65536" goes to `kiv demo`
 	@cargo run --release --locked -- demo $(ARGS)
@@ -29,3 +29,21 @@ setup: ## check for cmake, a C++ compiler, libclang and Rust; install them on De
 
 clean: ## remove what was built
 	cargo clean
+
+# Training of the reference models (training/README.md), apart from all else: Python,
+# in an environment of its own. TRAIN_PYTHON may name one that has the packages.
+TRAIN_PYTHON ?= $(CURDIR)/training/venv/bin/python
+SMOKE := $(CURDIR)/training/runs/smoke
+
+.PHONY: train-smoke
+
+train-smoke: $(TRAIN_PYTHON) ## train a reduced model for some minutes and check its file; needs Python 3.11
+	rm -rf $(SMOKE)
+	cd training && $(TRAIN_PYTHON) -m unittest --quiet
+	cd training && $(TRAIN_PYTHON) -m kivtrain train --config smoke --eval-every 0 --out $(SMOKE)
+	cd training && $(TRAIN_PYTHON) -m kivtrain check --out $(SMOKE) --kiv $(CURDIR)/target/release/kiv
+
+$(CURDIR)/training/venv/bin/python: training/requirements.txt
+	python3 -m venv training/venv
+	$@ -m pip install --quiet -r training/requirements.txt
+	touch $@

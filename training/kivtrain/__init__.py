@@ -1,0 +1,1 @@
+"""Trains kiv's reference models: small, and good at finding facts in long texts."""

@@ -1,0 +1,155 @@
+"""What is trained: shapes, schedules and the mix of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a model (llama.cpp architecture `qwen3`)."""
+
+    n_layer: int = 4
+    d_model: int = 256
+    n_head: int = 4
+    n_kv: int = 2
+    head_dim: int = 64
+    d_ff: int = 512
+    vocab: int = 2048
+    rope_theta: float = 1e12
+    norm_eps: float = 1e-6
+    n_ctx: int = 1 << 20
+
+
+# Shares of documents by kind (see documents.py).
+MIX: dict[str, float] = {
+    "needles": 0.30,
+    "attributes": 0.10,
+    "words": 0.08,
+    "phonebook": 0.14,
+    "reverse": 0.04,
+    "track": 0.11,
+    "count": 0.06,
+    "passkey": 0.05,
+    "repeats": 0.04,
+    "prose": 0.08,
+}
+
+# At first nothing but look-ups: with all tasks at once retrieval starts late.
+FIRST_MIX: dict[str, float] = {
+    "needles": 0.62,
+    "phonebook": 0.22,
+    "repeats": 0.10,
+    "prose": 0.06,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    name: str
+    shape: Shape = field(default_factory=Shape)
+    seed: int = 1
+    steps: int = 3600
+    # Sequences per step and tokens per sequence; every `long_every`-th step has
+    # the same number of tokens in sequences `long_factor` times as long.
+    batch: int = 16
+    seq_len: int = 384
+    long_every: int = 6
+    long_factor: int = 2
+    # Sequences per forward pass (memory); the rest is accumulated.
+    micro_batch: int = 16
+    lr_muon: float = 0.02
+    lr_adam: float = 3e-3
+    warmup: int = 50
+    # Share of the steps after which the learning rate falls to `lr_end` of it.
+    decay_from: float = 0.5
+    lr_end: float = 0.02
+    # Largest number of tokens that one filler token stands for, and the share
+    # of the steps over which it grows to that.
+    dilution: float = 4096.0
+    dilution_ramp: float = 0.33
+    # Attention heads left out at random in the upper half of the layers, one by one,
+    # with all that share a KV head, or a layer's all: no single head may do all the
+    # retrieval. Grows from 0 between two shares of the steps.
+    head_drop: float = 0.12
+    group_drop: float = 0.08
+    attn_drop: float = 0.05
+    drop_from: float = 0.30
+    drop_full: float = 0.50
+    # Share of the steps with FIRST_MIX only, and the share over which MIX takes over.
+    first_until: float = 0.20
+    mixed_from: float = 0.35
+    mix: dict[str, float] = field(default_factory=lambda: dict(MIX))
+    first_mix: dict[str, float] = field(default_factory=lambda: dict(FIRST_MIX))
+    # Two-step questions answered at once, without writing the first step.
+    silent_hops: float = 0.0
+    export: str = "f16"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Config":
+        return Config(**{**data, "shape": Shape(**data["shape"])})
+
+
+_TINY = Config(name="tiny")
+
+CONFIGS: dict[str, Config] = {
+    # 2.9 M parameters, 5.84 MB in f16.
+    "tiny": _TINY,
+    "tiny-2": replace(_TINY, name="tiny-2", seed=2),
+    # From the weights of a model of the same shape: adds tasks, keeps retrieval.
+    "tiny-continued": replace(
+        _TINY,
+        name="tiny-continued",
+        seed=3,
+        steps=700,
+        lr_muon=0.008,
+        lr_adam=1e-3,
+        warmup=30,
+        decay_from=0.4,
+        dilution_ramp=0.0,
+        drop_from=0.05,
+        drop_full=0.25,
+        first_until=0.0,
+        mixed_from=0.0,
+    ),
+    # For one GPU with 80 GB or more, about 20 minutes.
+    "small": Config(
+        name="small",
+        shape=Shape(n_layer=8, d_model=384, n_head=6, n_kv=3, d_ff=1152, vocab=2048),
+        seed=4,
+        steps=3000,
+        batch=256,
+        micro_batch=128,
+        seq_len=1024,
+        long_every=8,
+        long_factor=4,
+        dilution=16384.0,
+        head_drop=0.12,
+        group_drop=0.08,
+        attn_drop=0.06,
+        silent_hops=0.25,
+        export="q8_0",
+    ),
+    # Some minutes on two cores: shows that the program works, not that a model does.
+    "smoke": Config(
+        name="smoke",
+        shape=Shape(n_layer=2, d_model=128, n_head=4, n_kv=2, head_dim=32, d_ff=256, vocab=1024),
+        seed=5,
+        steps=300,
+        batch=16,
+        seq_len=192,
+        long_every=0,
+        dilution=64.0,
+        warmup=20,
+        mix=dict(FIRST_MIX),
+        head_drop=0.0,
+        group_drop=0.0,
+        attn_drop=0.0,
+    ),
+}
