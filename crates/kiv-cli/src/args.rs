@@ -164,8 +164,8 @@ impl CacheArgs {
 /// One policy.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyArg {
-    /// Which blocks are resident: full, window, exact, quest, arkvale, kiv
-    #[arg(long, default_value = "exact", value_parser = policy, value_name = "NAME")]
+    /// Which blocks are resident: pq, full, window, exact, quest, arkvale, kiv
+    #[arg(long, default_value = "pq", value_parser = policy, value_name = "NAME")]
     pub kv_policy: String,
 }
 
@@ -287,7 +287,7 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Policies to compare, the first is what ratios refer to
-    #[arg(long, default_value = "full,window,exact,kiv", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
+    #[arg(long, default_value = "full,window,pq,exact,kiv", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
     pub kv_policy: Vec<String>,
     /// Context lengths
     #[arg(long, default_value = "8192,32768", value_delimiter = ',', value_parser = positive, value_name = "N,…")]
@@ -328,7 +328,7 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub cache: EvalCacheArgs,
     /// Policies to compare, on the same prompts; full is judged first
-    #[arg(long, default_value = "full,exact", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
+    #[arg(long, default_value = "full,pq", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
     pub kv_policy: Vec<String>,
     /// Context lengths
     #[arg(long, default_value = "8192", value_delimiter = ',', value_parser = positive, value_name = "N,…")]

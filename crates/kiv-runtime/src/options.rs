@@ -102,7 +102,7 @@ impl SessionBuilder {
                 rope: Rope::default(),
                 shuffle: None,
             },
-            policy_name: Some("exact".to_owned()),
+            policy_name: Some("pq".to_owned()),
         }
     }
 
