@@ -67,6 +67,7 @@ impl Era {
         let space = Space::new(moments, keys);
         let mut mapped = Vec::new();
         space.map_keys(keys, &mut mapped);
+        let length = mapped.iter().map(|v| v * v).sum::<f32>();
         let centre = mean(&mapped, dim);
         subtract(&mut mapped, &centre);
         let fine = Codebook::train(&mapped, space.split(params.fine));
@@ -74,7 +75,9 @@ impl Era {
         fine.encode(&mapped, &mut codes);
         fine.decode(&codes, &mut decoded);
         let errors = squared_errors(&mapped, &decoded, dim);
-        let usual = errors.sum::<f32>() * dim as f32 / mapped.len().max(1) as f32;
+        // Keys that are all alike have no error but rounding.
+        let total = errors.sum::<f32>().max(length * 1e-9);
+        let usual = total * dim as f32 / mapped.len().max(1) as f32;
         let variance = moments.mean_square() * params.scale * params.scale;
         let far = FAR * FAR / variance;
         let clusters = Clusters::new(&decoded, dim, params.cluster, far);
@@ -145,14 +148,14 @@ impl Era {
             .collect();
         let clusters = Clusters::of(&mapped, dim, &usual, params.cluster, self.far);
         let place = self.order.len() as u32;
-        let order = clusters.order.iter().chain(outliers.tokens());
+        let order = clusters.order.iter().copied().chain(outliers.tokens());
         let mut sorted = Vec::with_capacity(codes.len());
         for token in order.clone() {
-            let at = *token as usize * m;
+            let at = token as usize * m;
             sorted.extend_from_slice(&codes[at..at + m]);
         }
         self.keys.push(&sorted);
-        self.order.extend(order.map(|t| *t as u16));
+        self.order.extend(order.map(|t| t as u16));
         self.clustered.push(clusters.order.len() as u32);
         self.outliers.append(&outliers, place as usize);
         self.ends.extend(clusters.ends.iter().map(|end| place + end));
@@ -187,7 +190,7 @@ impl Era {
             let token = place / self.segment * self.segment + usize::from(self.order[place]);
             codes[(token - start) * m..(token - start + 1) * m].copy_from_slice(key);
         }
-        let outliers = self.outliers.slice(start, usize::MAX >> 32);
+        let outliers = self.outliers.from(start);
         self.outliers.truncate(start);
         self.order.truncate(start);
         self.keys.truncate(start);

@@ -73,9 +73,9 @@ impl Params {
         let rest = n_tokens % self.segment;
         let book = self.dim * 16 * size_of::<f32>();
         let per_era = 2 * self.dim * self.dim * size_of::<f32>() + 2 * book;
-        // Measured: half of the keys are clusters of their own, and parts are
+        // Measured: some half of the keys are clusters of their own, and parts are
         // rounded up; outliers are few.
-        let clusters = self.segment / 2 + self.segment / (self.cluster * 2);
+        let clusters = self.segment * 5 / 8 + self.segment / (self.cluster * 2);
         let outliers = self.segment / 200 * (self.dim + size_of::<u32>());
         let per_segment = self.segment * (self.fine / 2 + size_of::<u16>())
             + clusters * (self.coarse_m() / 2 + size_of::<u32>())

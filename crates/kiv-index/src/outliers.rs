@@ -4,11 +4,13 @@
 //! k-means, which spends its centroids where keys are, gets their logits wrong
 //! by many nats. So keys whose quantisation error is several times the usual
 //! one get codes of their own: 8 bits for every dimension, on a grid that no
-//! training has a part in, as two 4-bit codes that the same kernels scan. They
-//! belong to no cluster; all of them are scored for every query.
+//! training has a part in, as two 4-bit codes that the same kernels scan. Those
+//! beyond the grid are kept as they are. Outliers belong to no cluster; all of
+//! them are scored for every query.
 
 use crate::packed::PackedCodes;
 use kiv_fastscan::{CENTROIDS, Isa, Lut, LutError, MAX_M, scan};
+use kiv_numeric::dot;
 
 /// Mean squared error, over the usual one, that makes a key an outlier.
 pub(crate) const ERROR_RATIO: f32 = 9.0;
@@ -32,6 +34,10 @@ impl Grid {
         }
     }
 
+    fn covers(&self, vector: &[f32]) -> bool {
+        vector.iter().all(|v| v.abs() <= 128.0 * self.step)
+    }
+
     /// Codes of one vector, `[2 dim]`: high halves, then low halves.
     fn encode(&self, vector: &[f32]) -> Vec<u8> {
         let cell = |v: &f32| (v / self.step + 128.0).clamp(0.0, 255.0) as u8;
@@ -51,11 +57,16 @@ impl Grid {
     }
 }
 
-/// Outliers of some stretch of tokens, oldest first.
+/// Outliers of some stretch of tokens: those on the grid, then those beyond,
+/// each oldest first.
 #[derive(Clone, Debug)]
 pub(crate) struct Outliers {
-    /// Tokens, counted from the beginning of the stretch.
+    dim: usize,
+    /// Tokens on the grid, counted from the beginning of the stretch.
     tokens: Vec<u32>,
+    /// Tokens beyond it, and their vectors, `[n, dim]`.
+    beyond: Vec<u32>,
+    vectors: Vec<f32>,
     /// Codes by runs of at most [`MAX_M`] of the `2 dim` subquantizers: sums of
     /// more would overflow.
     parts: Vec<PackedCodes>,
@@ -65,83 +76,113 @@ impl Outliers {
     pub fn new(dim: usize) -> Self {
         let parts = (0..2 * dim).step_by(MAX_M);
         Self {
+            dim,
             tokens: Vec::new(),
+            beyond: Vec::new(),
+            vectors: Vec::new(),
             parts: parts.map(|at| PackedCodes::new(MAX_M.min(2 * dim - at))).collect(),
         }
     }
 
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+    pub fn tokens(&self) -> impl Iterator<Item = u32> + Clone {
+        self.tokens.iter().chain(&self.beyond).copied()
     }
 
     /// Whether a token is one of them.
     pub fn contains(&self, token: usize) -> bool {
-        self.tokens.binary_search(&(token as u32)).is_ok()
+        let has = |list: &[u32]| list.binary_search(&(token as u32)).is_ok();
+        has(&self.tokens) || has(&self.beyond)
     }
 
     /// Adds the vector of a token after the last.
     pub fn push(&mut self, grid: &Grid, token: usize, vector: &[f32]) {
-        self.tokens.push(token as u32);
-        for (part, codes) in self.parts.iter_mut().zip(grid.encode(vector).chunks(MAX_M)) {
-            part.push(codes);
+        if grid.covers(vector) {
+            self.tokens.push(token as u32);
+            for (part, codes) in self.parts.iter_mut().zip(grid.encode(vector).chunks(MAX_M)) {
+                part.push(codes);
+            }
+        } else {
+            self.beyond.push(token as u32);
+            self.vectors.extend_from_slice(vector);
         }
     }
 
     /// Adds all of `others`, whose stretch begins at this one's token `first`.
     pub fn append(&mut self, others: &Self, first: usize) {
-        self.tokens.extend(others.tokens.iter().map(|t| t + first as u32));
+        let moved = |t: &u32| t + first as u32;
+        self.tokens.extend(others.tokens.iter().map(moved));
+        self.beyond.extend(others.beyond.iter().map(moved));
+        self.vectors.extend_from_slice(&others.vectors);
         for (part, other) in self.parts.iter_mut().zip(&others.parts) {
             part.push(&other.unpack(0..other.len()));
         }
     }
 
-    /// Those of the tokens `first..end`, as a stretch from `first` on.
-    pub fn slice(&self, first: usize, end: usize) -> Self {
-        let from = self.tokens.partition_point(|t| (*t as usize) < first);
-        let to = self.tokens.partition_point(|t| (*t as usize) < end);
-        let part = |part: &PackedCodes, dim: usize| {
-            let mut copy = PackedCodes::new(dim);
-            copy.push(&part.unpack(from..to));
+    /// Those from token `first` on, as a stretch of their own.
+    pub fn from(&self, first: usize) -> Self {
+        let before = |list: &[u32]| list.partition_point(|t| (*t as usize) < first);
+        let moved = |t: &u32| t - first as u32;
+        let (on, beyond) = (before(&self.tokens), before(&self.beyond));
+        let part = |part: &PackedCodes| {
+            let mut copy = PackedCodes::new(part.m());
+            copy.push(&part.unpack(on..part.len()));
             copy
         };
-        let dims = self.parts.iter().map(PackedCodes::m);
         Self {
-            tokens: self.tokens[from..to].iter().map(|t| t - first as u32).collect(),
-            parts: self.parts.iter().zip(dims).map(|(p, m)| part(p, m)).collect(),
+            dim: self.dim,
+            tokens: self.tokens[on..].iter().map(moved).collect(),
+            beyond: self.beyond[beyond..].iter().map(moved).collect(),
+            vectors: self.vectors[beyond * self.dim..].to_vec(),
+            parts: self.parts.iter().map(part).collect(),
         }
     }
 
     /// Forgets those from token `end` on.
     pub fn truncate(&mut self, end: usize) {
-        let kept = self.tokens.partition_point(|t| (*t as usize) < end);
-        self.tokens.truncate(kept);
-        self.parts.iter_mut().for_each(|part| part.truncate(kept));
+        let before = |list: &[u32]| list.partition_point(|t| (*t as usize) < end);
+        let (on, beyond) = (before(&self.tokens), before(&self.beyond));
+        self.tokens.truncate(on);
+        self.parts.iter_mut().for_each(|part| part.truncate(on));
+        self.beyond.truncate(beyond);
+        self.vectors.truncate(beyond * self.dim);
     }
 
-    /// Products of one query, given by its tables, with each of them, added
-    /// to `products`.
-    pub fn score(&self, isa: Isa, tables: &OutlierTables, sums: &mut Vec<u16>, products: &mut Vec<f32>) {
+    /// Products of one query with each of them, in the order of
+    /// [`Outliers::tokens`], appended to `products`.
+    pub fn score(
+        &self,
+        isa: Isa,
+        tables: &OutlierTables,
+        sums: &mut Vec<u16>,
+        products: &mut Vec<f32>,
+    ) {
         let first = products.len();
         products.resize(first + self.tokens.len(), 0.0);
-        for (part, lut) in self.parts.iter().zip(&tables.0) {
+        for (part, lut) in self.parts.iter().zip(&tables.luts) {
             sums.resize(part.n_sums(), 0);
             scan(isa, lut, part.groups(), sums);
             for (product, sum) in products[first..].iter_mut().zip(sums.iter()) {
                 *product += lut.score(*sum);
             }
         }
+        let vectors = self.vectors.chunks_exact(self.dim);
+        products.extend(vectors.map(|vector| dot(&tables.query, vector)));
     }
 
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
         let codes: usize = self.parts.iter().map(PackedCodes::bytes).sum();
-        codes + self.tokens.len() * size_of::<u32>()
+        let words = self.tokens.len() + self.beyond.len() + self.vectors.len();
+        codes + words * size_of::<u32>()
     }
 }
 
-/// A query's tables for outliers, one for every part.
+/// A query, and its tables for outliers, one for every part.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct OutlierTables(Vec<Lut>);
+pub(crate) struct OutlierTables {
+    query: Vec<f32>,
+    luts: Vec<Lut>,
+}
 
 impl OutlierTables {
     /// Tables of `query`; `table` is scratch.
@@ -149,8 +190,10 @@ impl OutlierTables {
         table.clear();
         grid.table(query, table);
         let parts = table.chunks(MAX_M * CENTROIDS);
-        self.0.resize_with(parts.len(), || Lut::new(2));
-        for (lut, part) in self.0.iter_mut().zip(parts) {
+        self.query.clear();
+        self.query.extend_from_slice(query);
+        self.luts.resize_with(parts.len(), || Lut::new(2));
+        for (lut, part) in self.luts.iter_mut().zip(parts) {
             if lut.m() * CENTROIDS != part.len() {
                 *lut = Lut::new(part.len() / CENTROIDS);
             }
@@ -163,7 +206,6 @@ impl OutlierTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiv_numeric::dot;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -187,11 +229,16 @@ mod tests {
                 let noise = (dim as f32).sqrt() * 0.02;
                 assert!((got - dot(&query, vector)).abs() < noise * 4.0);
             }
-            let part = outliers.slice(30, 60);
-            assert_eq!(part.tokens(), (0..10).map(|i| 3 * i).collect::<Vec<_>>());
+            // One beyond the grid is as good as exact.
+            let far: Vec<f32> = vectors[..dim].iter().map(|v| v * 1000.0).collect();
+            outliers.push(&grid, 150, &far);
+            let part = outliers.from(30);
+            assert!(part.tokens().eq((0..=40).map(|i| 3 * i)));
             let mut again = Vec::new();
             part.score(Isa::Scalar, &tables, &mut Vec::new(), &mut again);
-            assert_eq!(again, products[10..20]);
+            assert_eq!(again[..40], products[10..]);
+            assert!((again[40] - dot(&query, &far)).abs() < 1e-2);
+            assert!(outliers.contains(150));
             outliers.truncate(60);
             assert!(outliers.contains(57) && !outliers.contains(60) && !outliers.contains(58));
         }

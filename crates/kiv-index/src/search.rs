@@ -160,7 +160,7 @@ impl HeadIndex {
                 let products = &mut tables.outlier_products;
                 era.outliers.score(isa, &tables.outliers, &mut s.sums, products);
                 for (product, token) in products.iter_mut().zip(era.outliers.tokens()) {
-                    *product += tables.centres[*token as usize / params.segment];
+                    *product += tables.centres[token as usize / params.segment];
                 }
                 let at = part.clusters.len();
                 part.clusters.resize(at + era.clusters().n_sums(), 0);
@@ -264,7 +264,7 @@ impl HeadIndex {
             outliers.score(isa, &tables.outliers, &mut s.sums, &mut products);
             let centre = tables.centres.last().copied().unwrap_or(0.0);
             let products = products.iter().map(|p| p + centre);
-            tail.extend(outliers.tokens().iter().copied().zip(products));
+            tail.extend(outliers.tokens().zip(products));
         }
     }
 
@@ -310,9 +310,9 @@ impl HeadIndex {
                 }
             }
             let products = &s.queries[query].outlier_products;
-            for (token, product) in era.outliers.tokens().iter().zip(products) {
+            for (token, product) in era.outliers.tokens().zip(products) {
                 if *product >= threshold {
-                    hits.push(era.first + *token as usize, *product);
+                    hits.push(era.first + token as usize, *product);
                 }
             }
         }

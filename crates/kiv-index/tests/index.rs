@@ -1,0 +1,280 @@
+//! The index against plain inner products.
+
+use kiv_fastscan::Isa;
+use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const EFFORT: Effort = Effort {
+    probed: 1024,
+    kept: 256,
+};
+
+/// Keys like a model's: some hundred kinds that recur, each time a little
+/// different, in few of the dimensions, turning slowly with their positions.
+struct Source {
+    rng: ChaCha8Rng,
+    dim: usize,
+    kinds: Vec<Vec<f32>>,
+}
+
+impl Source {
+    fn new(dim: usize, seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let kinds = (0..300).map(|_| vector(&mut rng, dim, 3.0)).collect();
+        Self { rng, dim, kinds }
+    }
+
+    /// Key number `at`.
+    fn key(&mut self, at: usize) -> Vec<f32> {
+        let kind = self.rng.random_range(0..self.kinds.len());
+        let noise = vector(&mut self.rng, self.dim, 0.7);
+        let mut key: Vec<f32> = self.kinds[kind].iter().zip(noise).map(|(k, n)| k + n).collect();
+        // One slow pair, and one that turns within a segment.
+        for (pair, speed) in [(0, 1e-5f32), (2, 1e-3)] {
+            let (sin, cos) = (at as f32 * speed).sin_cos();
+            let (a, b) = (key[pair] + 5.0, key[pair + 1]);
+            (key[pair], key[pair + 1]) = (a * cos - b * sin, a * sin + b * cos);
+        }
+        key
+    }
+
+    fn keys(&mut self, from: usize, n: usize) -> Vec<f32> {
+        (from..from + n).flat_map(|at| self.key(at)).collect()
+    }
+}
+
+fn vector(rng: &mut ChaCha8Rng, dim: usize, size: f32) -> Vec<f32> {
+    // Later dimensions carry less and less.
+    let at = |d: usize| size / (1.0 + d as f32 / 4.0);
+    (0..dim).map(|d| rng.random_range(-1.0..1.0) * at(d)).collect()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn params(dim: usize) -> Params {
+    Params {
+        segment: 1024,
+        era: 3,
+        ..Params::new(dim, 1.0)
+    }
+}
+
+/// Appends all of `keys`, some at a time, as far as they are not in yet.
+fn append(index: &mut HeadIndex, keys: &[f32], at_once: usize) -> Result<(), IndexError> {
+    let Params { dim, segment, .. } = *index.params();
+    let mut read = |first: usize, out: &mut Vec<f32>| {
+        out.extend_from_slice(&keys[first * dim..(first + segment) * dim]);
+    };
+    for more in keys[index.len() * dim..].chunks(at_once * dim) {
+        index.append(more, &mut read)?;
+    }
+    Ok(())
+}
+
+fn search(index: &HeadIndex, queries: &[f32], effort: Effort) -> Hits {
+    let mut hits = Hits::default();
+    let isa = Isa::detect();
+    index
+        .search(isa, queries, effort, &mut Scratch::default(), &mut hits)
+        .unwrap();
+    hits
+}
+
+#[test]
+fn rare_keys_are_found_and_logits_are_near() {
+    let mut found = 0;
+    for dim in [32, 64, 128] {
+        let mut source = Source::new(dim, dim as u64);
+        let mut keys = source.keys(0, 10_000);
+        // Rare keys: like nothing else.
+        let rare: Vec<(usize, Vec<f32>)> = [5, 1500, 4096, 7777, 9990]
+            .into_iter()
+            .map(|token| (token, vector(&mut source.rng, dim, 6.0)))
+            .collect();
+        for (token, key) in &rare {
+            keys[token * dim..(token + 1) * dim].copy_from_slice(key);
+        }
+        let mut index = HeadIndex::new(params(dim));
+        for _ in 0..200 {
+            index.observe(&vector(&mut source.rng, dim, 1.0));
+        }
+        append(&mut index, &keys, 500).unwrap();
+        for (token, key) in &rare {
+            let query: Vec<f32> = key.iter().map(|v| v * 2.0).collect();
+            let size = dot(&query, key);
+            let better = keys.chunks(dim).filter(|k| dot(&query, k) > size).count();
+            if better > EFFORT.kept / 8 {
+                // Not so rare after all.
+                continue;
+            }
+            found += 1;
+            let hits = search(&index, &query, EFFORT);
+            let (tokens, logits) = hits.of(0);
+            let mut seen = tokens.to_vec();
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen.len(), tokens.len(), "every token once");
+            assert!(seen.len() >= EFFORT.kept / 2 && seen.len() < EFFORT.kept * 2);
+            let at = tokens.iter().position(|t| *t as usize == *token);
+            let at = at.unwrap_or_else(|| panic!("dim {dim}: rare key {token} was missed"));
+            for (token, logit) in tokens.iter().zip(logits) {
+                let exact = dot(&query, &keys[*token as usize * dim..][..dim]);
+                assert!((logit - exact).abs() < 0.15 * size, "dim {dim}: {logit} for {exact}");
+            }
+            assert!((logits[at] - size).abs() < 0.1 * size);
+        }
+    }
+    assert!(found >= 10, "{found} of 15 keys are rare");
+}
+
+#[test]
+fn the_best_keys_are_found() {
+    let dim = 64;
+    let mut source = Source::new(dim, 9);
+    let keys = source.keys(0, 9000);
+    let mut index = HeadIndex::new(params(dim));
+    append(&mut index, &keys, 777).unwrap();
+    let (mut found, mut wanted) = (0, 0);
+    for i in 0..40 {
+        // A query near a kind, as attention's are.
+        let kind = source.kinds[i * 7].clone();
+        let noise = vector(&mut source.rng, dim, 1.0);
+        let query: Vec<f32> = kind.iter().zip(noise).map(|(a, b)| a + b).collect();
+        let mut best: Vec<usize> = (0..9000).collect();
+        best.sort_by(|a, b| {
+            let of = |t: &usize| dot(&query, &keys[t * dim..(t + 1) * dim]);
+            of(b).total_cmp(&of(a))
+        });
+        let hits = search(&index, &query, EFFORT);
+        let (tokens, _) = hits.of(0);
+        found += best[..32].iter().filter(|t| tokens.contains(&(**t as u32))).count();
+        wanted += 32;
+    }
+    assert!(found * 100 >= wanted * 97, "{found} of the {wanted} best keys");
+}
+
+#[test]
+fn every_instruction_set_finds_the_same() {
+    let dim = 40;
+    let mut source = Source::new(dim, 3);
+    let keys = source.keys(0, 3000);
+    let mut index = HeadIndex::new(params(dim));
+    append(&mut index, &keys, 3000).unwrap();
+    let queries: Vec<f32> = (0..3).flat_map(|_| vector(&mut source.rng, dim, 2.0)).collect();
+    let mut all = Isa::available().into_iter().map(|isa| {
+        let mut hits = Hits::default();
+        let mut scratch = Scratch::default();
+        index.search(isa, &queries, EFFORT, &mut scratch, &mut hits).unwrap();
+        let of = |q: usize| (hits.of(q).0.to_vec(), hits.of(q).1.to_vec());
+        [of(0), of(1), of(2)]
+    });
+    let first = all.next().expect("portable code runs everywhere");
+    assert!(all.all(|other| other == first));
+}
+
+#[test]
+fn pieces_do_not_matter_and_cuts_are_forgotten() {
+    let dim = 32;
+    let mut source = Source::new(dim, 4);
+    let keys = source.keys(0, 8000);
+    let query = vector(&mut source.rng, dim, 2.0);
+    let everything = Effort {
+        probed: usize::MAX / 2,
+        kept: usize::MAX / 2,
+    };
+    let tokens = |index: &HeadIndex| {
+        let hits = search(index, &query, everything);
+        let mut tokens = hits.of(0).0.to_vec();
+        tokens.sort_unstable();
+        tokens
+    };
+    let all = |n: usize| (0..n as u32).collect::<Vec<_>>();
+    let mut whole = HeadIndex::new(params(dim));
+    append(&mut whole, &keys, 8000).unwrap();
+    let mut pieces = HeadIndex::new(params(dim));
+    append(&mut pieces, &keys, 33).unwrap();
+    assert_eq!(whole.bytes(), pieces.bytes());
+    for effort in [everything, EFFORT] {
+        let (a, b) = (search(&whole, &query, effort), search(&pieces, &query, effort));
+        assert_eq!(a.of(0), b.of(0));
+    }
+    assert_eq!(tokens(&whole), all(8000));
+    // Within the tail, within a segment, at an era's end, nearly all, all.
+    for (cut, again) in [(7990, 8000), (6500, 6501), (3 * 1024, 5000), (10, 2000), (0, 8000)] {
+        whole.truncate(cut);
+        assert_eq!((whole.len(), tokens(&whole)), (cut, all(cut)));
+        append(&mut whole, &keys[..again * dim], 100).unwrap();
+        assert_eq!((whole.len(), tokens(&whole)), (again, all(again)));
+    }
+    // After a cut to nothing there is no trace of the past.
+    for effort in [everything, EFFORT] {
+        let (a, b) = (search(&whole, &query, effort), search(&pieces, &query, effort));
+        assert_eq!(a.of(0), b.of(0));
+    }
+}
+
+#[test]
+fn degenerate_keys() {
+    for dim in [32, 64, 96, 256, 512] {
+        let mut index = HeadIndex::new(params(dim));
+        let query = vec![0.5; dim];
+        assert!(search(&index, &query, EFFORT).of(0).0.is_empty());
+        // Fewer than centroids, then all equal, over several segments.
+        append(&mut index, &vec![1.0; 3 * dim], 3).unwrap();
+        assert_eq!(search(&index, &query, EFFORT).of(0).0, [0, 1, 2]);
+        let mut keys = vec![1.0; 2500 * dim];
+        append(&mut index, &keys, 600).unwrap();
+        let hits = search(&index, &query, EFFORT);
+        let (_, logits) = hits.of(0);
+        assert!(!logits.is_empty());
+        assert!(logits.iter().all(|l| (l - 0.5 * dim as f32).abs() < 0.01 * dim as f32));
+        // One huge outlier, the size of the largest half-precision number.
+        keys.extend(std::iter::repeat_n(65504.0, dim));
+        keys.extend(vec![1.0; 2000 * dim]);
+        append(&mut index, &keys, 600).unwrap();
+        let hits = search(&index, &query, EFFORT);
+        let (tokens, logits) = hits.of(0);
+        let at = tokens.iter().position(|t| *t == 2500).expect("the outlier is found");
+        assert!(logits.iter().enumerate().all(|(i, l)| i == at || *l < logits[at]));
+    }
+}
+
+#[test]
+fn keys_and_queries_that_are_no_numbers_are_refused() {
+    let dim = 32;
+    let mut source = Source::new(dim, 5);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut index = HeadIndex::new(params(dim));
+        let mut keys = source.keys(0, 1500);
+        append(&mut index, &keys, 1500).unwrap();
+        let before = index.bytes();
+        keys.extend(source.keys(1500, 100));
+        keys[1523 * dim + 7] = bad;
+        assert_eq!(
+            append(&mut index, &keys, 100),
+            Err(IndexError::BadKey { token: 1523 })
+        );
+        assert_eq!((index.len(), index.bytes()), (1500, before));
+        let mut query = vec![0.0; dim];
+        query[3] = bad;
+        let (mut scratch, mut hits) = (Scratch::default(), Hits::default());
+        let refused = index.search(Isa::detect(), &query, EFFORT, &mut scratch, &mut hits);
+        assert_eq!(refused, Err(IndexError::BadQuery));
+    }
+}
+
+#[test]
+fn plans_are_near_the_truth() {
+    let dim = 64;
+    let mut source = Source::new(dim, 6);
+    let params = Params::new(dim, 1.0);
+    let mut index = HeadIndex::new(params.clone());
+    index.observe(&vector(&mut source.rng, dim, 1.0));
+    let keys = source.keys(0, 40_000);
+    append(&mut index, &keys, 512).unwrap();
+    let (planned, real) = (params.planned_bytes(40_000), index.bytes());
+    assert!(planned >= real && planned < real * 3 / 2, "{planned} planned, {real} taken");
+}
