@@ -80,7 +80,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         for head in 0.. {
             let file = |what: &str| floats(&dir.join(format!("{what}.{layer}.{head}.f32")));
-            let (Some(mut keys), Some(read), Some(asked)) = (file("keys"), file("read"), file("asked"))
+            let (Some(mut keys), Some(read), Some(asked)) =
+                (file("keys"), file("read"), file("asked"))
             else {
                 break;
             };
@@ -108,7 +109,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (mut exact, mut found, mut time) = (0.0, 0.0, 0.0);
             for i in 0..n_queries {
                 let at = (i * all / n_queries) * dim * group;
-                let queries: Vec<f32> = asked[at..at + dim * group].iter().map(|v| v * scale).collect();
+                let queries: Vec<f32> = asked[at..at + dim * group]
+                    .iter()
+                    .map(|v| v * scale)
+                    .collect();
                 let mut share = vec![0f32; n / block];
                 for query in queries.chunks(dim) {
                     let mut logits: Vec<f32> = keys
@@ -132,7 +136,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         mass[*token as usize / block] += share;
                     }
                 }
-                let held = |blocks: &[usize]| blocks.iter().map(|b| f64::from(share[*b])).sum::<f64>();
+                let held =
+                    |blocks: &[usize]| blocks.iter().map(|b| f64::from(share[*b])).sum::<f64>();
                 exact += held(&best(&share, budget / block));
                 found += held(&best(&mass, budget / block));
             }

@@ -242,7 +242,13 @@ mod tests {
     #[test]
     fn every_vector_is_in_one_cluster() {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
-        for (n, dim, size) in [(0, 8, 16), (1, 8, 16), (15, 8, 16), (1000, 8, 16), (500, 4, 1)] {
+        for (n, dim, size) in [
+            (0, 8, 16),
+            (1, 8, 16),
+            (15, 8, 16),
+            (1000, 8, 16),
+            (500, 4, 1),
+        ] {
             let vectors: Vec<f32> = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
             let clusters = Clusters::new(&vectors, dim, size, f32::INFINITY);
             let mut order = clusters.order.clone();
@@ -262,7 +268,8 @@ mod tests {
         let vectors: Vec<f32> = (0..groups * 16)
             .flat_map(|i| {
                 let group = i % groups;
-                [(group % 4) as f32 * 10.0, (group / 4) as f32 * 10.0].map(|c| c + rng.random_range(-0.1..0.1))
+                [(group % 4) as f32 * 10.0, (group / 4) as f32 * 10.0]
+                    .map(|c| c + rng.random_range(-0.1..0.1))
             })
             .collect();
         let clusters = Clusters::new(&vectors, 2, 16, f32::INFINITY);

@@ -136,9 +136,14 @@ fn mean_and_spread(vectors: &[f32], dim: usize) -> (Vec<f32>, f32) {
             *squares += f64::from(*v) * f64::from(*v);
         }
     }
-    let variance = sums.iter().map(|(s, squares)| (squares / n - (s / n) * (s / n)).max(0.0));
+    let variance = sums
+        .iter()
+        .map(|(s, squares)| (squares / n - (s / n) * (s / n)).max(0.0));
     let spread = (variance.sum::<f64>() / dim as f64).sqrt();
-    (sums.iter().map(|(s, _)| (s / n) as f32).collect(), spread as f32)
+    (
+        sums.iter().map(|(s, _)| (s / n) as f32).collect(),
+        spread as f32,
+    )
 }
 
 /// The same normally distributed numbers every time: sums of twelve uniform
@@ -181,7 +186,11 @@ fn nearest(v: &[f32], book: &[[f32; CENTROIDS]]) -> u8 {
     // By halves: a minimum over one chain of comparisons is several times slower.
     let mut best: [(f32, u8); 8] = std::array::from_fn(|i| {
         let (a, b) = (distance[i], distance[i + 8]);
-        if b < a { (b, i as u8 + 8) } else { (a, i as u8) }
+        if b < a {
+            (b, i as u8 + 8)
+        } else {
+            (a, i as u8)
+        }
     });
     for half in [4, 2, 1] {
         for i in 0..half {
@@ -201,7 +210,11 @@ fn train_subspace(vectors: &[f32], sub_dim: usize) -> Vec<[f32; CENTROIDS]> {
         return book;
     }
     let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by(|a, b| vectors[a * sub_dim].total_cmp(&vectors[b * sub_dim]).then(a.cmp(b)));
+    order.sort_by(|a, b| {
+        vectors[a * sub_dim]
+            .total_cmp(&vectors[b * sub_dim])
+            .then(a.cmp(b))
+    });
     for c in 0..CENTROIDS {
         let at = order[(2 * c + 1) * n / (2 * CENTROIDS)] * sub_dim;
         for (d, column) in book.iter_mut().enumerate() {
@@ -247,7 +260,9 @@ mod tests {
     fn tables_score_what_codes_stand_for() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let dim = 24;
-        let vectors: Vec<f32> = (0..300 * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let vectors: Vec<f32> = (0..300 * dim)
+            .map(|_| rng.random_range(-1.0..1.0))
+            .collect();
         for m in [24, 12, 7] {
             let book = Codebook::train(&vectors, Split::new(&vec![1.0; dim], m));
             let (mut codes, mut decoded) = (Vec::new(), Vec::new());

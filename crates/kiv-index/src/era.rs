@@ -117,7 +117,13 @@ impl Era {
         self.encode_mapped(&mapped, codes, first, outliers);
     }
 
-    fn encode_mapped(&self, mapped: &[f32], codes: &mut Vec<u8>, first: usize, outliers: &mut Outliers) {
+    fn encode_mapped(
+        &self,
+        mapped: &[f32],
+        codes: &mut Vec<u8>,
+        first: usize,
+        outliers: &mut Outliers,
+    ) {
         let (at, mut decoded) = (codes.len(), Vec::new());
         self.fine.encode(mapped, codes);
         self.fine.decode(&codes[at..], &mut decoded);
@@ -158,10 +164,12 @@ impl Era {
         self.order.extend(order.map(|t| t as u16));
         self.clustered.push(clusters.order.len() as u32);
         self.outliers.append(&outliers, place as usize);
-        self.ends.extend(clusters.ends.iter().map(|end| place + end));
+        self.ends
+            .extend(clusters.ends.iter().map(|end| place + end));
         let n_slots = clusters.ends.len().next_multiple_of(GROUP);
         let filled = self.ends.len() - clusters.ends.len() + n_slots;
-        self.ends.resize(filled, place + clusters.order.len() as u32);
+        self.ends
+            .resize(filled, place + clusters.order.len() as u32);
         self.segment_ends.push(filled as u32);
 
         let mut means = Vec::new();
@@ -279,7 +287,9 @@ impl Era {
 fn mean(vectors: &[f32], dim: usize) -> Vec<f32> {
     let mut sums = vec![0f64; dim];
     for vector in vectors.chunks_exact(dim) {
-        sums.iter_mut().zip(vector).for_each(|(s, v)| *s += f64::from(*v));
+        sums.iter_mut()
+            .zip(vector)
+            .for_each(|(s, v)| *s += f64::from(*v));
     }
     let n = (vectors.len() / dim).max(1) as f64;
     sums.iter().map(|s| (s / n) as f32).collect()

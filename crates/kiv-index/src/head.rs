@@ -1,9 +1,9 @@
 //! The index of one layer and KV head.
 
 use crate::era::{EXTRA, Era};
-use crate::space::QueryMoments;
 use crate::outliers::Outliers;
 use crate::packed::PackedCodes;
+use crate::space::QueryMoments;
 use kiv_fastscan::{GROUP, MAX_M};
 use thiserror::Error;
 
@@ -207,9 +207,10 @@ impl HeadIndex {
         }
         // Codes and codebooks together are never more than the keys.
         let mut room: Vec<f32> = Vec::new();
-        room.try_reserve(keys.len()).map_err(|_| IndexError::NoMemory {
-            bytes: size_of_val(keys),
-        })?;
+        room.try_reserve(keys.len())
+            .map_err(|_| IndexError::NoMemory {
+                bytes: size_of_val(keys),
+            })?;
         let mut keys = keys;
         while !keys.is_empty() {
             let n = (keys.len() / dim).min(segment - self.tail_len());

@@ -53,7 +53,11 @@ impl Grid {
             let (zero, high) = (q * self.step * (0.5 - 128.0), q * self.step * 16.0);
             levels.map(|level| zero + high * level)
         }));
-        table.extend(query.iter().flat_map(|q| levels.map(|level| q * self.step * level)));
+        table.extend(
+            query
+                .iter()
+                .flat_map(|q| levels.map(|level| q * self.step * level)),
+        );
     }
 }
 
@@ -80,7 +84,9 @@ impl Outliers {
             tokens: Vec::new(),
             beyond: Vec::new(),
             vectors: Vec::new(),
-            parts: parts.map(|at| PackedCodes::new(MAX_M.min(2 * dim - at))).collect(),
+            parts: parts
+                .map(|at| PackedCodes::new(MAX_M.min(2 * dim - at)))
+                .collect(),
         }
     }
 
@@ -186,7 +192,12 @@ pub(crate) struct OutlierTables {
 
 impl OutlierTables {
     /// Tables of `query`; `table` is scratch.
-    pub fn fill(&mut self, grid: &Grid, query: &[f32], table: &mut Vec<f32>) -> Result<(), LutError> {
+    pub fn fill(
+        &mut self,
+        grid: &Grid,
+        query: &[f32],
+        table: &mut Vec<f32>,
+    ) -> Result<(), LutError> {
         table.clear();
         grid.table(query, table);
         let parts = table.chunks(MAX_M * CENTROIDS);
@@ -213,7 +224,8 @@ mod tests {
     fn scores_are_near_the_products() {
         let mut rng = ChaCha8Rng::seed_from_u64(6);
         for dim in [32, 64, 192, 512] {
-            let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+            let mut random =
+                |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
             let (vectors, query) = (random(50 * dim), random(dim));
             let grid = Grid::new(&vectors);
             let mut outliers = Outliers::new(dim);

@@ -95,8 +95,18 @@ mod tests {
         let code = |i: usize| [i % 16, i / 16 % 16, 3, i % 7].map(|c| c as u8);
         let mut list = PackedCodes::new(4);
         let mut want = Vec::new();
-        for (pushed, kept) in [(5, 5), (30, 33), (64, 90), (0, 64), (3, 67), (40, 0), (33, 33)] {
-            let codes: Vec<u8> = (want.len() / 4..want.len() / 4 + pushed).flat_map(code).collect();
+        for (pushed, kept) in [
+            (5, 5),
+            (30, 33),
+            (64, 90),
+            (0, 64),
+            (3, 67),
+            (40, 0),
+            (33, 33),
+        ] {
+            let codes: Vec<u8> = (want.len() / 4..want.len() / 4 + pushed)
+                .flat_map(code)
+                .collect();
             list.push(&codes);
             want.extend(codes);
             list.truncate(kept);

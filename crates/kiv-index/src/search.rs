@@ -158,7 +158,8 @@ impl HeadIndex {
                 tables.outliers.fill(&era.grid, query, &mut s.table)?;
                 tables.outlier_products.clear();
                 let products = &mut tables.outlier_products;
-                era.outliers.score(isa, &tables.outliers, &mut s.sums, products);
+                era.outliers
+                    .score(isa, &tables.outliers, &mut s.sums, products);
                 for (product, token) in products.iter_mut().zip(era.outliers.tokens()) {
                     *product += tables.centres[token as usize / params.segment];
                 }
@@ -212,8 +213,10 @@ impl HeadIndex {
                 }
             }
             s.opened_ends.clear();
-            let ends = (1..=era.n_segments())
-                .map(|i| s.opened.partition_point(|group| (*group as usize) < i * in_segment));
+            let ends = (1..=era.n_segments()).map(|i| {
+                s.opened
+                    .partition_point(|group| (*group as usize) < i * in_segment)
+            });
             s.opened_ends.extend(ends);
         }
     }

@@ -110,7 +110,9 @@ impl Space {
         let queries = SymmetricEigen::new(moments.matrix());
         let root = |power: f64| {
             let values = queries.eigenvalues.map(|v| v.max(RIDGE / 2.0).powf(power));
-            &queries.eigenvectors * DMatrix::from_diagonal(&values) * queries.eigenvectors.transpose()
+            &queries.eigenvectors
+                * DMatrix::from_diagonal(&values)
+                * queries.eigenvectors.transpose()
         };
         let (root, inverse) = (root(0.5), root(-0.5));
         let spread = SymmetricEigen::new(&root * covariance(keys, dim) * &root);
@@ -169,7 +171,9 @@ fn covariance(keys: &[f32], dim: usize) -> DMatrix<f64> {
     let n = (keys.len() / dim).max(1) as f64;
     let mut mean = vec![0f64; dim];
     for key in keys.chunks_exact(dim) {
-        mean.iter_mut().zip(key).for_each(|(m, v)| *m += f64::from(*v));
+        mean.iter_mut()
+            .zip(key)
+            .for_each(|(m, v)| *m += f64::from(*v));
     }
     mean.iter_mut().for_each(|m| *m /= n);
     let mut sum = vec![0f64; dim * dim];
@@ -202,9 +206,18 @@ impl Split {
     /// If there are fewer axes than subquantizers.
     #[must_use]
     pub fn new(variances: &[f64], m: usize) -> Self {
-        assert!(m > 0 && m <= variances.len(), "an axis for every subquantizer");
-        let candidates = (0..=8).map(|eighths| Self::with_singles(variances.len(), m, m * eighths / 8));
-        let error = |split: &Self| split.iter().map(|axes| quantisation_error(variances, axes)).sum::<f64>();
+        assert!(
+            m > 0 && m <= variances.len(),
+            "an axis for every subquantizer"
+        );
+        let candidates =
+            (0..=8).map(|eighths| Self::with_singles(variances.len(), m, m * eighths / 8));
+        let error = |split: &Self| {
+            split
+                .iter()
+                .map(|axes| quantisation_error(variances, axes))
+                .sum::<f64>()
+        };
         candidates
             .min_by(|a, b| error(a).total_cmp(&error(b)))
             .expect("there are candidates")
@@ -213,13 +226,21 @@ impl Split {
     /// The first axes have a subquantizer of their own; the others are dealt
     /// out to and fro.
     fn with_singles(dim: usize, m: usize, singles: usize) -> Self {
-        let singles = if singles == m && m < dim { m - 1 } else { singles };
+        let singles = if singles == m && m < dim {
+            m - 1
+        } else {
+            singles
+        };
         let shared = m - singles;
         let mut sets: Vec<Vec<u16>> = (0..singles as u16).map(|axis| vec![axis]).collect();
         sets.resize(m, Vec::new());
         for axis in singles..dim {
             let (round, at) = ((axis - singles) / shared, (axis - singles) % shared);
-            let at = if round.is_multiple_of(2) { at } else { shared - 1 - at };
+            let at = if round.is_multiple_of(2) {
+                at
+            } else {
+                shared - 1 - at
+            };
             sets[singles + at].push(axis as u16);
         }
         let ends = sets.iter().scan(0, |end, set| {
@@ -306,7 +327,10 @@ mod tests {
                 for (k, mk) in keys.chunks(dim).zip(mapped_keys.chunks(dim)) {
                     let (want, got) = (dot(q, k), dot(mq, mk));
                     let size = dot(mq, mq).sqrt() * dot(mk, mk).sqrt();
-                    assert!((want - got).abs() <= 1e-5 * size.max(1.0), "{got} for {want}");
+                    assert!(
+                        (want - got).abs() <= 1e-5 * size.max(1.0),
+                        "{got} for {want}"
+                    );
                 }
             }
         }

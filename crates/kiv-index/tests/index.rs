@@ -29,7 +29,11 @@ impl Source {
     fn key(&mut self, at: usize) -> Vec<f32> {
         let kind = self.rng.random_range(0..self.kinds.len());
         let noise = vector(&mut self.rng, self.dim, 0.7);
-        let mut key: Vec<f32> = self.kinds[kind].iter().zip(noise).map(|(k, n)| k + n).collect();
+        let mut key: Vec<f32> = self.kinds[kind]
+            .iter()
+            .zip(noise)
+            .map(|(k, n)| k + n)
+            .collect();
         // One slow pair, and one that turns within a segment.
         for (pair, speed) in [(0, 1e-5f32), (2, 1e-3)] {
             let (sin, cos) = (at as f32 * speed).sin_cos();
@@ -47,7 +51,9 @@ impl Source {
 fn vector(rng: &mut ChaCha8Rng, dim: usize, size: f32) -> Vec<f32> {
     // Later dimensions carry less and less.
     let at = |d: usize| size / (1.0 + d as f32 / 4.0);
-    (0..dim).map(|d| rng.random_range(-1.0..1.0) * at(d)).collect()
+    (0..dim)
+        .map(|d| rng.random_range(-1.0..1.0) * at(d))
+        .collect()
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -122,7 +128,10 @@ fn rare_keys_are_found_and_logits_are_near() {
             let at = at.unwrap_or_else(|| panic!("dim {dim}: rare key {token} was missed"));
             for (token, logit) in tokens.iter().zip(logits) {
                 let exact = dot(&query, &keys[*token as usize * dim..][..dim]);
-                assert!((logit - exact).abs() < 0.15 * size, "dim {dim}: {logit} for {exact}");
+                assert!(
+                    (logit - exact).abs() < 0.15 * size,
+                    "dim {dim}: {logit} for {exact}"
+                );
             }
             assert!((logits[at] - size).abs() < 0.1 * size);
         }
@@ -150,10 +159,16 @@ fn the_best_keys_are_found() {
         });
         let hits = search(&index, &query, EFFORT);
         let (tokens, _) = hits.of(0);
-        found += best[..32].iter().filter(|t| tokens.contains(&(**t as u32))).count();
+        found += best[..32]
+            .iter()
+            .filter(|t| tokens.contains(&(**t as u32)))
+            .count();
         wanted += 32;
     }
-    assert!(found * 100 >= wanted * 97, "{found} of the {wanted} best keys");
+    assert!(
+        found * 100 >= wanted * 97,
+        "{found} of the {wanted} best keys"
+    );
 }
 
 #[test]
@@ -163,11 +178,15 @@ fn every_instruction_set_finds_the_same() {
     let keys = source.keys(0, 3000);
     let mut index = HeadIndex::new(params(dim));
     append(&mut index, &keys, 3000).unwrap();
-    let queries: Vec<f32> = (0..3).flat_map(|_| vector(&mut source.rng, dim, 2.0)).collect();
+    let queries: Vec<f32> = (0..3)
+        .flat_map(|_| vector(&mut source.rng, dim, 2.0))
+        .collect();
     let mut all = Isa::available().into_iter().map(|isa| {
         let mut hits = Hits::default();
         let mut scratch = Scratch::default();
-        index.search(isa, &queries, EFFORT, &mut scratch, &mut hits).unwrap();
+        index
+            .search(isa, &queries, EFFORT, &mut scratch, &mut hits)
+            .unwrap();
         let of = |q: usize| (hits.of(q).0.to_vec(), hits.of(q).1.to_vec());
         [of(0), of(1), of(2)]
     });
@@ -198,12 +217,21 @@ fn pieces_do_not_matter_and_cuts_are_forgotten() {
     append(&mut pieces, &keys, 33).unwrap();
     assert_eq!(whole.bytes(), pieces.bytes());
     for effort in [everything, EFFORT] {
-        let (a, b) = (search(&whole, &query, effort), search(&pieces, &query, effort));
+        let (a, b) = (
+            search(&whole, &query, effort),
+            search(&pieces, &query, effort),
+        );
         assert_eq!(a.of(0), b.of(0));
     }
     assert_eq!(tokens(&whole), all(8000));
     // Within the tail, within a segment, at an era's end, nearly all, all.
-    for (cut, again) in [(7990, 8000), (6500, 6501), (3 * 1024, 5000), (10, 2000), (0, 8000)] {
+    for (cut, again) in [
+        (7990, 8000),
+        (6500, 6501),
+        (3 * 1024, 5000),
+        (10, 2000),
+        (0, 8000),
+    ] {
         whole.truncate(cut);
         assert_eq!((whole.len(), tokens(&whole)), (cut, all(cut)));
         append(&mut whole, &keys[..again * dim], 100).unwrap();
@@ -211,7 +239,10 @@ fn pieces_do_not_matter_and_cuts_are_forgotten() {
     }
     // After a cut to nothing there is no trace of the past.
     for effort in [everything, EFFORT] {
-        let (a, b) = (search(&whole, &query, effort), search(&pieces, &query, effort));
+        let (a, b) = (
+            search(&whole, &query, effort),
+            search(&pieces, &query, effort),
+        );
         assert_eq!(a.of(0), b.of(0));
     }
 }
@@ -230,15 +261,27 @@ fn degenerate_keys() {
         let hits = search(&index, &query, EFFORT);
         let (_, logits) = hits.of(0);
         assert!(!logits.is_empty());
-        assert!(logits.iter().all(|l| (l - 0.5 * dim as f32).abs() < 0.01 * dim as f32));
+        assert!(
+            logits
+                .iter()
+                .all(|l| (l - 0.5 * dim as f32).abs() < 0.01 * dim as f32)
+        );
         // One huge outlier, the size of the largest half-precision number.
         keys.extend(std::iter::repeat_n(65504.0, dim));
         keys.extend(vec![1.0; 2000 * dim]);
         append(&mut index, &keys, 600).unwrap();
         let hits = search(&index, &query, EFFORT);
         let (tokens, logits) = hits.of(0);
-        let at = tokens.iter().position(|t| *t == 2500).expect("the outlier is found");
-        assert!(logits.iter().enumerate().all(|(i, l)| i == at || *l < logits[at]));
+        let at = tokens
+            .iter()
+            .position(|t| *t == 2500)
+            .expect("the outlier is found");
+        assert!(
+            logits
+                .iter()
+                .enumerate()
+                .all(|(i, l)| i == at || *l < logits[at])
+        );
     }
 }
 
@@ -276,5 +319,8 @@ fn plans_are_near_the_truth() {
     let keys = source.keys(0, 40_000);
     append(&mut index, &keys, 512).unwrap();
     let (planned, real) = (params.planned_bytes(40_000), index.bytes());
-    assert!(planned >= real && planned < real * 3 / 2, "{planned} planned, {real} taken");
+    assert!(
+        planned >= real && planned < real * 3 / 2,
+        "{planned} planned, {real} taken"
+    );
 }

@@ -15,8 +15,8 @@
 //! prefill retrieves like decode, and all layers have the same budget. Scores
 //! of the queries that share a KV head are combined by their maximum.
 
-use kiv_numeric::dot;
 use crate::top::top_k;
+use kiv_numeric::dot;
 use kiv_policy::{
     Geometry, LayerGeometry, Policy, PolicyError, SealedBlocks, SelectRequest, Selection,
 };

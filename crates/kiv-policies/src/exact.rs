@@ -8,8 +8,8 @@
 //! at. Nothing cheaper can choose better by mass, so this is the oracle that
 //! indexes are measured against; its cost grows with the whole context.
 
-use kiv_numeric::{TILE, column_log_sum_exp, dot, exp_nonpositive, log_sum_exp, tile_logits};
 use crate::top::top_k;
+use kiv_numeric::{TILE, column_log_sum_exp, dot, exp_nonpositive, log_sum_exp, tile_logits};
 use kiv_policy::{BlockId, Geometry, LayerGeometry, Policy, PolicyError, SelectRequest, Selection};
 use rayon::prelude::*;
 

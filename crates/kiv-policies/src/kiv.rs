@@ -15,8 +15,8 @@
 //! - Slots are never empty: before the first decoded token they show the first
 //!   tokens of the text.
 
-use kiv_numeric::dot;
 use crate::top::top_k;
+use kiv_numeric::dot;
 use kiv_policy::{
     BlockId, ColdRows, Geometry, Phase, Policy, PolicyError, SelectRequest, Selection,
 };

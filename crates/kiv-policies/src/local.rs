@@ -97,13 +97,24 @@ mod tests {
 
     /// Updates from rows at `positions`, of which the micro-batch's begin at
     /// `first`; says how many were read.
-    fn update(local: &mut LocalKeys, positions: Vec<i32>, first: i32, version: f32, step: u64) -> usize {
+    fn update(
+        local: &mut LocalKeys,
+        positions: Vec<i32>,
+        first: i32,
+        version: f32,
+        step: u64,
+    ) -> usize {
         let rows = Numbered {
             positions,
             version,
             read: AtomicUsize::new(0),
         };
-        let asked: Vec<i32> = rows.positions.iter().copied().filter(|p| *p >= first).collect();
+        let asked: Vec<i32> = rows
+            .positions
+            .iter()
+            .copied()
+            .filter(|p| *p >= first)
+            .collect();
         let request = SelectRequest {
             layer: 0,
             phase: Phase::Decode,
@@ -129,7 +140,8 @@ mod tests {
     #[test]
     fn only_new_rows_are_read() {
         let mut local = LocalKeys::default();
-        let list = |parts: &[std::ops::Range<i32>]| parts.iter().cloned().flatten().collect::<Vec<_>>();
+        let list =
+            |parts: &[std::ops::Range<i32>]| parts.iter().cloned().flatten().collect::<Vec<_>>();
         assert_eq!(update(&mut local, list(&[0..4, 50..60]), 59, 1.0, 7), 14);
         assert_eq!(update(&mut local, list(&[0..4, 50..61]), 60, 1.0, 8), 1);
         // The window slides.

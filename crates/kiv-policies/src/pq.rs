@@ -115,10 +115,14 @@ impl Policy for Pq {
     fn sealed(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
         let state = self.state()?;
         let geometry = &state.geometry;
-        let heads = state.heads.iter_mut().enumerate().flat_map(|(layer, heads)| {
-            let heads = heads.iter_mut().enumerate();
-            heads.map(move |(kv_head, head)| (layer, kv_head, head))
-        });
+        let heads = state
+            .heads
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(layer, heads)| {
+                let heads = heads.iter_mut().enumerate();
+                heads.map(move |(kv_head, head)| (layer, kv_head, head))
+            });
         let heads: Vec<_> = heads.collect();
         state.threads.install(|| {
             heads
@@ -294,7 +298,11 @@ impl Ask<'_> {
     fn push(&self, batch: &mut Batch, query: &[f32], last: i32) {
         let longest = query.iter().fold(0f32, |m, v| m.max(v.abs())) * self.layer.scale.abs();
         // A longer one has the same favourites.
-        let shrink = if longest > LONGEST { LONGEST / longest } else { 1.0 };
+        let shrink = if longest > LONGEST {
+            LONGEST / longest
+        } else {
+            1.0
+        };
         let scale = self.layer.scale * shrink;
         batch.queries.extend(query.iter().map(|v| v * scale));
         batch.last.push(last);
@@ -339,7 +347,9 @@ impl Ask<'_> {
             }
             // The neediest group of each head counts: a block that one of them
             // needs outranks one that all glance at.
-            self.search(head, &batch, PREFILL, |share, more| *share = share.max(more))?;
+            self.search(head, &batch, PREFILL, |share, more| {
+                *share = share.max(more)
+            })?;
         }
         Ok(())
     }
