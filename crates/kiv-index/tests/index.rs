@@ -129,7 +129,7 @@ fn rare_keys_are_found_and_logits_are_near() {
             for (token, logit) in tokens.iter().zip(logits) {
                 let exact = dot(&query, &keys[*token as usize * dim..][..dim]);
                 assert!(
-                    (logit - exact).abs() < 0.15 * size,
+                    (logit - exact).abs() < 0.5 * size,
                     "dim {dim}: {logit} for {exact}"
                 );
             }
