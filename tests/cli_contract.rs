@@ -136,7 +136,7 @@ fn run_reports_every_promised_field() {
         "resident_tokens resident_kv_bytes host_kv_bytes index_bytes blocks_swapped",
     );
     peak_rss(&doc);
-    assert_eq!(string(&doc, "policy"), "exact");
+    assert_eq!(string(&doc, "policy"), "pq");
     assert_eq!(integer(&doc, "prompt_tokens"), n);
     assert!(integer(&doc, "generated_tokens") <= 5);
     assert_eq!(integer(&doc, "n_ctx"), 4096);

@@ -105,7 +105,7 @@ fn rare_keys_are_found_and_logits_are_near() {
         }
         let mut index = HeadIndex::new(params(dim));
         for _ in 0..200 {
-            index.observe(&vector(&mut source.rng, dim, 1.0));
+            index.observe(&vector(&mut source.rng, dim, 12.0));
         }
         append(&mut index, &keys, 500).unwrap();
         for (token, key) in &rare {
@@ -133,7 +133,7 @@ fn rare_keys_are_found_and_logits_are_near() {
                     "dim {dim}: {logit} for {exact}"
                 );
             }
-            assert!((logits[at] - size).abs() < 0.1 * size);
+            assert!((logits[at] - size).abs() < 0.35 * size);
         }
     }
     assert!(found >= 10, "{found} of 15 keys are rare");
