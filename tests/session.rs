@@ -323,7 +323,7 @@ fn limits_are_told() {
     let unknown = small(&model).policy("best").build().err().unwrap();
     assert_eq!(
         unknown.to_string(),
-        "no policy `best`: there are full, window, exact, quest, arkvale, kiv"
+        "no policy `best`: there are full, pq, window, exact, quest, arkvale, kiv"
     );
 }
 
