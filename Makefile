@@ -11,7 +11,8 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: setup ## ask the bundled model about a long text; ARGS="--tokens 65536" goes to `kiv demo`
+ARGS ?= --tokens 1048448
+demo: setup ## ask the bundled model about a million tokens; ARGS="--tokens 65536" for fewer
 	@cargo run --release --locked -- demo $(ARGS)
 
 test: setup ## run every test, documentation's included
