@@ -45,9 +45,18 @@
 //! # Instruction sets
 //!
 //! Every [`Isa`] gives the same sums, bit by bit, and the same selections.
-//! [`Isa::detect`] checks a vector kernel against the portable one when it is
-//! first asked for, and does without a kernel that is wrong ([`Isa::rejected`]).
+//! [`Isa::detect`] checks vector kernels against the portable ones when it is
+//! first asked for, and does without those that are wrong ([`Isa::rejected`]).
 //! Unsafe code is in `src/arch` only.
+//!
+//! AVX2 is what kernels have been tuned on. Those for NEON and AVX-512 have
+//! passed their tests in emulators (QEMU, Bochs), where nothing can be timed.
+//!
+//! # Choosing bytes
+//!
+//! Tables have 8 bits as in Faiss. [`Lut::with_highest`] makes coarser ones, of
+//! which 2 or 4 entries are added before they are widened: a quarter less work
+//! at 63, while codes of 4 bits err far more than steps of 1/63 do.
 //!
 //! # Sources
 //!
@@ -70,7 +79,7 @@ pub use isa::{Isa, IsaError};
 pub use lut::{Lut, LutError};
 pub use pack::{group_bytes, pack, unpack_key};
 pub use scan::{scan, scan_many};
-pub use select::{at_least, top_k};
+pub use select::{at_least, scan_top_k, top_k};
 
 /// Keys per packed group.
 pub const GROUP: usize = 32;

@@ -26,7 +26,7 @@ pub fn scan(isa: Isa, lut: &Lut, packed: &[u8], out: &mut [u16]) {
 /// not 32 places per table and group.
 pub fn scan_many(isa: Isa, luts: &[Lut], packed: &[u8], outs: &mut [u16]) {
     isa.assert_available();
-    scan_unchecked(isa, luts, packed, outs);
+    scan_any(isa, luts, packed, outs);
 }
 
 /// Codes that are scanned for all queries before the next: what leaves room for
@@ -34,7 +34,7 @@ pub fn scan_many(isa: Isa, luts: &[Lut], packed: &[u8], outs: &mut [u16]) {
 const BLOCK_BYTES: usize = 16 << 10;
 
 /// As [`scan_many`], with a kernel that may not have passed its self-test.
-pub(crate) fn scan_unchecked(isa: Isa, luts: &[Lut], packed: &[u8], outs: &mut [u16]) {
+pub(crate) fn scan_any(isa: Isa, luts: &[Lut], packed: &[u8], outs: &mut [u16]) {
     let Some(first) = luts.first() else {
         assert!(outs.is_empty(), "sums of no table were asked for");
         return;

@@ -1,8 +1,8 @@
 //! Every instruction set that this CPU has against a naive oracle.
 
 use kiv_fastscan::{
-    CENTROIDS, GROUP, Isa, Lut, LutError, at_least, group_bytes, pack, scan, scan_many, top_k,
-    unpack_key,
+    CENTROIDS, GROUP, Isa, Lut, LutError, at_least, group_bytes, pack, scan, scan_many, scan_top_k,
+    top_k, unpack_key,
 };
 use proptest::prelude::*;
 
@@ -284,6 +284,45 @@ proptest! {
             prop_assert!(found == 0 || lut.score(found - 1) < score || score.is_nan());
         }
     }
+}
+
+/// Best keys straight from codes, of random ones, of few distinct ones (ties),
+/// and of rising and falling ones.
+#[test]
+fn best_of_scans() {
+    let noise = &mut Noise(6);
+    let m = 4;
+    let lut = |noise: &mut Noise| {
+        let (lut, _) = noise.lut(m, 255, |noise| noise.next() as u8);
+        lut
+    };
+    let luts: Vec<Lut> = (0..4).map(|_| lut(noise)).collect();
+    for n in [0, 1, 31, 32, 100, 4095, 4096, 4097, 8192, 30_000] {
+        let codes: [Vec<u8>; 3] = [
+            noise.codes(n * m),
+            noise.codes(n * m).iter().map(|&code| code & 1).collect(),
+            (0..n * m).map(|i| (i / m * 16 / n) as u8).collect(),
+        ];
+        for codes in codes {
+            let packed = packed_unaligned(&codes, m);
+            let packed = &packed[1..];
+            let keys = n.div_ceil(GROUP) * GROUP;
+            let mut sums = vec![0; luts.len() * keys];
+            scan_many(Isa::Scalar, &luts, packed, &mut sums);
+            for isa in isas() {
+                for k in [0, 1, 2, 16, 100, 1000, 5000, 40_000] {
+                    let mut outs = vec![vec![7]; luts.len()];
+                    scan_top_k(isa, &luts, packed, n, k, &mut outs);
+                    for (i, out) in outs.iter().enumerate() {
+                        let expected = sorted_top_k(&sums[i * keys..][..n], k);
+                        assert_eq!(out[0], 7);
+                        assert_eq!(&out[1..], expected, "{isa}, {n} keys, k {k}");
+                    }
+                }
+            }
+        }
+    }
+    scan_top_k(Isa::Scalar, &[], &[], 0, 3, &mut []);
 }
 
 #[test]

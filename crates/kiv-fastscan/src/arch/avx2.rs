@@ -1,16 +1,16 @@
 //! AVX2: 32 bytes at a time, which are 32 keys of one subquantizer pair.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_add_epi16, _mm_loadl_epi64, _mm_slli_epi16, _mm_storeu_si128,
-    _mm_sub_epi16, _mm256_add_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
-    _mm256_blend_epi16, _mm256_castsi256_si128, _mm256_cmpeq_epi16, _mm256_cvtepu8_epi32,
-    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_max_epu16, _mm256_movemask_epi8,
-    _mm256_packs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_srli_epi32,
-    _mm256_storeu_si256, _mm256_sub_epi16,
+    __m128i, __m256i, _MM_HINT_T0, _mm_add_epi16, _mm_loadl_epi64, _mm_prefetch, _mm_slli_epi16,
+    _mm_storeu_si128, _mm_sub_epi16, _mm256_add_epi8, _mm256_add_epi16, _mm256_add_epi32,
+    _mm256_and_si256, _mm256_blend_epi16, _mm256_castsi256_si128, _mm256_cmpeq_epi16,
+    _mm256_cvtepu8_epi32, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_max_epu16,
+    _mm256_movemask_epi8, _mm256_packs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srli_epi16,
+    _mm256_srli_epi32, _mm256_storeu_si256, _mm256_sub_epi16,
 };
 
-use super::{Pair, Table, generic};
+use super::{AHEAD, Pair, Table, generic};
 use crate::GROUP;
 
 #[inline]
@@ -121,6 +121,18 @@ unsafe fn add<const Q: usize, const N: usize, const H: usize, const FIRST: usize
     first: usize,
 ) {
     let nibble = _mm256_set1_epi8(15);
+    if FIRST == 0 {
+        // A line of codes is 64 bytes: two pairs. It may be behind their end.
+        for i in (0..N).step_by(2) {
+            let ahead = codes.wrapping_add(first + i).wrapping_byte_add(AHEAD);
+            // SAFETY: prefetching never faults, wherever it points to. It is safe to
+            // call in later versions of Rust only.
+            #[allow(unused_unsafe)]
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+            }
+        }
+    }
     let mut bytes = [[_mm256_setzero_si256(); H]; Q];
     for i in 0..N {
         // SAFETY: the caller vouches for this pair.

@@ -2,16 +2,16 @@
 //! subquantizers.
 
 use std::arch::x86_64::{
-    __m128i, __m512i, _mm_add_epi16, _mm_slli_epi16, _mm_storeu_si128, _mm_sub_epi16,
-    _mm256_add_epi16, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm512_add_epi8,
-    _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_castsi512_si256,
+    __m128i, __m512i, _MM_HINT_T0, _mm_add_epi16, _mm_prefetch, _mm_slli_epi16, _mm_storeu_si128,
+    _mm_sub_epi16, _mm256_add_epi16, _mm256_castsi256_si128, _mm256_extracti128_si256,
+    _mm512_add_epi8, _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_castsi512_si256,
     _mm512_cmpge_epu16_mask, _mm512_extracti64x4_epi64, _mm512_loadu_si512,
     _mm512_maskz_compress_epi32, _mm512_maskz_loadu_epi64, _mm512_max_epu16, _mm512_set1_epi8,
     _mm512_set1_epi16, _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_si512,
     _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_storeu_si512,
 };
 
-use super::{Pair, Quad, Table, generic};
+use super::{AHEAD, Pair, Quad, Table, generic};
 use crate::GROUP;
 
 #[target_feature(enable = "avx512f,avx512bw,avx2")]
@@ -99,6 +99,13 @@ unsafe fn add<const Q: usize, const N: usize, const MASK: u8>(
     let nibble = _mm512_set1_epi8(15);
     let mut bytes = [[_mm512_setzero_si512(); 2]; Q];
     for i in 0..N {
+        let ahead = codes.wrapping_add(2 * (first + i)).wrapping_byte_add(AHEAD);
+        // SAFETY: prefetching never faults, wherever it points to. It is safe to
+        // call in later versions of Rust only.
+        #[allow(unused_unsafe)]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+        }
         // SAFETY: the caller vouches for the words of this quad.
         let codes = unsafe { _mm512_maskz_loadu_epi64(MASK, codes.add(2 * (first + i)).cast()) };
         let low = _mm512_and_si512(codes, nibble);

@@ -16,6 +16,11 @@ use crate::Isa;
 /// Bytes of two subquantizers: their codes of a group, or their tables.
 pub(crate) const PAIR: usize = 32;
 
+/// How many bytes ahead codes are prefetched. The index of a sequence is read once
+/// per token, so that it comes from far away.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 2048;
+
 /// Codes or tables of two subquantizers, of 16 bytes each.
 pub(crate) type Pair = [u8; PAIR];
 
