@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from .config import Shape
 
+# Queries that attend together on a CPU.
+ATTENTION_RUN = 128
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
@@ -21,6 +24,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE, first half against second half. `x`: batch, heads, tokens, size."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention with a bias that masks later keys. On a CPU in runs of queries, so that
+    keys which all of a run may not see cost nothing."""
+    t, size = q.shape[2], ATTENTION_RUN
+    if q.is_cuda or t <= size:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    runs = []
+    for start in range(0, t, size):
+        end = min(start + size, t)
+        mask = bias[:, :, start:end, :end]
+        scores = q[:, :, start:end] @ k[:, :, :end].mT / math.sqrt(q.shape[-1])
+        runs.append((scores + mask).softmax(-1).to(v.dtype) @ v[:, :, :end])
+    return torch.cat(runs, dim=2)
 
 
 class Attention(nn.Module):
@@ -53,7 +71,7 @@ class Attention(nn.Module):
         if bias is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+            y = biased_attention(q, k, v, bias.to(q.dtype))
         if keep is not None:
             y = y * keep.to(y.dtype)[:, :, None, None]
         return self.out(y.transpose(1, 2).reshape(b, t, -1))

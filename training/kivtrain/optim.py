@@ -6,15 +6,22 @@ import torch
 from torch import Tensor, nn
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return True
+
+
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: five steps of the quintic
+    """The nearest semi-orthogonal matrices, roughly: five steps of the quintic
     Newton-Schulz iteration with the coefficients of Muon (K. Jordan, 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.bfloat16() if g.is_cuda else g.float()
+    x = g.bfloat16() if fast_bfloat16(g.device) else g.float()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.norm() + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         s = x @ x.mT
         x = a * x + (b * s + c * (s @ s)) @ x
@@ -28,16 +35,23 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            # Matrices of one shape together.
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(p)
-                m = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(m, group["momentum"]))
-                wide = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
-                p.add_(update, alpha=-group["lr"] * wide)
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
+                moved = []
+                for p in params:
+                    state = self.state[p]
+                    if "momentum" not in state:
+                        state["momentum"] = torch.zeros_like(p)
+                    m = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                    moved.append(p.grad.lerp(m, group["momentum"]))
+                updates = orthogonal(torch.stack(moved))
+                wide = max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, update in zip(params, updates):
+                    p.add_(update, alpha=-group["lr"] * wide)
 
 
 def optimizers(model: nn.Module, lr_muon: float, lr_adam: float) -> list[torch.optim.Optimizer]:

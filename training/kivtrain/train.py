@@ -21,7 +21,7 @@ from .batches import Batch, Batches, make_batch
 from .config import Config
 from .corpus import Corpus
 from .model import Model
-from .optim import optimizers
+from .optim import fast_bfloat16, optimizers
 from .tokenizer import Vocabulary
 
 ASKED = (
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device))
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
