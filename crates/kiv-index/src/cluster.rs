@@ -11,6 +11,7 @@
 //! and what a question is about is often unlike everything else. So members far
 //! from the mean leave, and are scored one by one.
 
+use kiv_fastscan::GROUP;
 use kiv_numeric::{TILE, dot, tile_logits};
 
 /// Rounds of k-means. More gain little.
@@ -62,14 +63,15 @@ impl Clusters {
             sets.extend(k_means(vectors, dim, &part, part.len().div_ceil(size)));
         }
         let far = take_far(vectors, dim, &mut sets, n, far);
-        for set in &sets {
-            clusters.push(vectors, dim, set);
+        sets.extend(far.into_iter().map(|member| vec![member]));
+        let mut means = vec![0f32; sets.len() * dim];
+        for (set, out) in sets.iter().zip(means.chunks_exact_mut(dim)) {
+            mean(vectors, dim, set, out);
         }
-        // Alike ones beside each other: they are looked at together.
-        for part in k_means(vectors, dim, &far, far.len().div_ceil(2 * TILE)) {
-            for member in &part {
-                clusters.push(vectors, dim, std::slice::from_ref(member));
-            }
+        let mut order: Vec<u32> = (0..sets.len() as u32).collect();
+        arrange(&means, dim, &mut order);
+        for at in order {
+            clusters.push(vectors, dim, &sets[at as usize]);
         }
         clusters
     }
@@ -89,6 +91,57 @@ impl Clusters {
             .zip(&self.ends)
             .map(|(start, end)| &self.order[start as usize..*end as usize])
     }
+}
+
+/// Puts similar vectors beside each other, so that every [`GROUP`] of them in
+/// turn make a part: halves them along the axis on which they differ most
+/// until no more than that are left.
+fn arrange(vectors: &[f32], dim: usize, members: &mut [u32]) {
+    if members.len() <= GROUP {
+        return;
+    }
+    let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];
+    // The direction between two means, from the axis on which they differ most.
+    let (mut sums, mut squares) = (vec![0f32; dim], vec![0f32; dim]);
+    for member in &*members {
+        for ((sum, square), v) in sums.iter_mut().zip(&mut squares).zip(vector(*member)) {
+            *sum += v;
+            *square += v * v;
+        }
+    }
+    let n = members.len() as f32;
+    let variance = |axis: usize| squares[axis] - sums[axis] * sums[axis] / n;
+    let axis = (0..dim).max_by(|a, b| variance(*a).total_cmp(&variance(*b)));
+    let mut direction = vec![0f32; dim];
+    direction[axis.unwrap_or(0)] = 1.0;
+    let mut centre: Vec<f32> = sums.iter().map(|s| s / n).collect();
+    let mut projected: Vec<(f32, u32)> = Vec::new();
+    let mut natural = members.len() / 2;
+    for _ in 0..=ROUNDS {
+        let middle = dot(&centre, &direction);
+        projected.clear();
+        projected.extend(members.iter().map(|m| (dot(vector(*m), &direction) - middle, *m)));
+        let (mut left, mut right) = (vec![0f32; dim], vec![0f32; dim]);
+        natural = 0;
+        for (at, member) in &projected {
+            let side = if *at < 0.0 { natural += 1; &mut left } else { &mut right };
+            side.iter_mut().zip(vector(*member)).for_each(|(s, v)| *s += v);
+        }
+        if natural == 0 || natural == members.len() { break; }
+        left.iter_mut().for_each(|v| *v /= natural as f32);
+        right.iter_mut().for_each(|v| *v /= n - natural as f32);
+        for (((d, c), l), r) in direction.iter_mut().zip(&mut centre).zip(&left).zip(&right) {
+            *d = r - l;
+            *c = (l + r) / 2.0;
+        }
+    }
+    let most = (members.len() - 1) / GROUP;
+    let half = ((natural + GROUP / 2) / GROUP).clamp(1, most) * GROUP;
+    projected.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    members.iter_mut().zip(&projected).for_each(|(m, (_, p))| *m = *p);
+    let (left, right) = members.split_at_mut(half);
+    arrange(vectors, dim, left);
+    arrange(vectors, dim, right);
 }
 
 fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {
