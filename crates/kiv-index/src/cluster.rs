@@ -94,54 +94,66 @@ impl Clusters {
 }
 
 /// Puts similar vectors beside each other, so that every [`GROUP`] of them in
-/// turn make a part: halves them along the axis on which they differ most
-/// until no more than that are left.
+/// turn make a part: divides them in two by k-means until no more than that are
+/// left, where whole groups are next to where the means divide them.
 fn arrange(vectors: &[f32], dim: usize, members: &mut [u32]) {
     if members.len() <= GROUP {
         return;
     }
     let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];
-    // The direction between two means, from the axis on which they differ most.
-    let (mut sums, mut squares) = (vec![0f32; dim], vec![0f32; dim]);
-    for member in &*members {
-        for ((sum, square), v) in sums.iter_mut().zip(&mut squares).zip(vector(*member)) {
-            *sum += v;
-            *square += v * v;
-        }
-    }
-    let n = members.len() as f32;
-    let variance = |axis: usize| squares[axis] - sums[axis] * sums[axis] / n;
-    let axis = (0..dim).max_by(|a, b| variance(*a).total_cmp(&variance(*b)));
-    let mut direction = vec![0f32; dim];
-    direction[axis.unwrap_or(0)] = 1.0;
-    let mut centre: Vec<f32> = sums.iter().map(|s| s / n).collect();
-    let mut projected: Vec<(f32, u32)> = Vec::new();
-    let mut natural = members.len() / 2;
+    let (mut from, mut direction) = widest_axis(vectors, dim, members);
+    let mut along: Vec<(f32, u32)> = Vec::new();
+    let mut n_left = 0;
     for _ in 0..=ROUNDS {
-        let middle = dot(&centre, &direction);
-        projected.clear();
-        projected.extend(members.iter().map(|m| (dot(vector(*m), &direction) - middle, *m)));
+        along.clear();
+        let middle = dot(&from, &direction);
+        along.extend((members.iter()).map(|m| (dot(vector(*m), &direction) - middle, *m)));
         let (mut left, mut right) = (vec![0f32; dim], vec![0f32; dim]);
-        natural = 0;
-        for (at, member) in &projected {
-            let side = if *at < 0.0 { natural += 1; &mut left } else { &mut right };
-            side.iter_mut().zip(vector(*member)).for_each(|(s, v)| *s += v);
+        n_left = 0;
+        for (at, member) in &along {
+            let is_left = *at < 0.0;
+            n_left += usize::from(is_left);
+            let side = if is_left { &mut left } else { &mut right };
+            let pairs = side.iter_mut().zip(vector(*member));
+            pairs.for_each(|(sum, v)| *sum += v);
         }
-        if natural == 0 || natural == members.len() { break; }
-        left.iter_mut().for_each(|v| *v /= natural as f32);
-        right.iter_mut().for_each(|v| *v /= n - natural as f32);
-        for (((d, c), l), r) in direction.iter_mut().zip(&mut centre).zip(&left).zip(&right) {
-            *d = r - l;
-            *c = (l + r) / 2.0;
+        if n_left == 0 || n_left == members.len() {
+            break;
+        }
+        let (l, r) = (n_left as f32, (members.len() - n_left) as f32);
+        for (i, (from, direction)) in from.iter_mut().zip(&mut direction).enumerate() {
+            let (left, right) = (left[i] / l, right[i] / r);
+            *from = (left + right) / 2.0;
+            *direction = right - left;
         }
     }
     let most = (members.len() - 1) / GROUP;
-    let half = ((natural + GROUP / 2) / GROUP).clamp(1, most) * GROUP;
-    projected.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    members.iter_mut().zip(&projected).for_each(|(m, (_, p))| *m = *p);
+    let half = ((n_left + GROUP / 2) / GROUP).clamp(1, most) * GROUP;
+    along.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    for (member, (_, sorted)) in members.iter_mut().zip(&along) {
+        *member = *sorted;
+    }
     let (left, right) = members.split_at_mut(half);
     arrange(vectors, dim, left);
     arrange(vectors, dim, right);
+}
+
+/// Mean of some vectors, and the axis on which they differ most, as a direction.
+fn widest_axis(vectors: &[f32], dim: usize, members: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let mut centre = vec![0f32; dim];
+    mean(vectors, dim, members, &mut centre);
+    let mut variances = vec![0f32; dim];
+    for member in members {
+        let at = *member as usize * dim;
+        let pairs = vectors[at..at + dim].iter().zip(&centre);
+        for (variance, (v, c)) in variances.iter_mut().zip(pairs) {
+            *variance += (v - c) * (v - c);
+        }
+    }
+    let axis = (0..dim).max_by(|a, b| variances[*a].total_cmp(&variances[*b]));
+    let mut direction = vec![0f32; dim];
+    direction[axis.unwrap_or(0)] = 1.0;
+    (centre, direction)
 }
 
 fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {

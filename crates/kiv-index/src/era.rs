@@ -108,7 +108,7 @@ impl Era {
             clustered: Vec::new(),
             ends: Vec::new(),
             segment_ends: Vec::new(),
-            parts: PackedCodes::new(params.coarse_m()),
+            parts: PackedCodes::new(params.parts_m()),
             clusters: PackedCodes::new(params.coarse_m()),
             keys: PackedCodes::with_capacity(params.fine, params.era * params.segment),
             outliers: Outliers::new(dim),
@@ -197,9 +197,9 @@ impl Era {
         self.clusters.push(&slots);
         let (means, widths): (Vec<_>, Vec<_>) = parts(&clusters.means, dim).unzip();
         let (mut codes, mut parts) = (Vec::new(), Vec::new());
-        self.coarse.encode(&means.concat(), &mut codes);
+        self.fine.encode(&means.concat(), &mut codes);
         let shapes = widths.iter().zip(largest);
-        for (mean, (width, size)) in codes.chunks_exact(params.coarse).zip(shapes) {
+        for (mean, (width, size)) in codes.chunks_exact(m).zip(shapes) {
             parts.extend_from_slice(mean);
             parts.push(nearest(&self.widths, *width));
             parts.push(size);
@@ -295,13 +295,12 @@ impl Era {
         table.extend(self.log_sizes);
     }
 
-    /// Table of how high the best cluster of a part may score, about: that of its
-    /// mean and two standard deviations, where the maximum of 32 normal values
-    /// lies, with the largest size.
+    /// Table of how high a part's clusters score, about: one standard deviation
+    /// above its mean, with the largest size.
     pub fn parts_table(&self, query: &[f32], table: &mut Vec<f32>) {
-        self.coarse.table(query, table);
+        self.fine.table(query, table);
         let square = query.iter().map(|v| v * v).sum::<f32>() / query.len() as f32;
-        table.extend(self.widths.map(|width| 1.0 * width * square.sqrt()));
+        table.extend(self.widths.map(|width| width * square.sqrt()));
         table.extend(self.log_sizes);
     }
 

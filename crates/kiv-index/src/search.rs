@@ -153,7 +153,8 @@ impl HeadIndex {
             s.mapped.clear();
             era.space.map_queries(queries, &mut s.mapped);
             let coarse = || Lut::new(params.coarse_m());
-            part.parts_luts.resize_with(n_queries, coarse);
+            part.parts_luts
+                .resize_with(n_queries, || Lut::new(params.parts_m()));
             part.coarse_luts.resize_with(n_queries, coarse);
             part.fine_luts
                 .resize_with(n_queries, || Lut::new(params.fine));
