@@ -343,7 +343,9 @@ fn subtract(vectors: &mut [f32], centre: &[f32]) {
 fn parts(vectors: &[f32], dim: usize) -> impl Iterator<Item = (Vec<f32>, f32)> {
     vectors.chunks(GROUP * dim).map(move |members| {
         let centre = mean(members, dim);
-        let pairs = members.chunks_exact(dim).flat_map(|v| v.iter().zip(&centre));
+        let pairs = members
+            .chunks_exact(dim)
+            .flat_map(|v| v.iter().zip(&centre));
         let squares = pairs.map(|(v, c)| (v - c) * (v - c)).sum::<f32>();
         let n = (members.len() / dim) as f32;
         (centre, (squares / n).sqrt())

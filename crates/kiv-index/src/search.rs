@@ -4,15 +4,12 @@ use crate::era::Era;
 use crate::head::{HeadIndex, IndexError};
 use crate::outliers::OutlierTables;
 use crate::packed::PackedCodes;
-use kiv_fastscan::{GROUP, Isa, Lut, LutError, at_least, group_bytes, scan, scan_many};
+use kiv_fastscan::{GROUP, Isa, Lut, LutError, at_least, scan, scan_groups, scan_many};
 use kiv_numeric::dot;
 use std::ops::Range;
 
 /// Scores looked at to find out where the best few begin.
 const SAMPLE: usize = 1024;
-
-/// Groups scanned for one query before the next.
-const RUN: usize = 32;
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -363,8 +360,7 @@ impl Opened {
         for (i, word) in marks.iter().enumerate() {
             let mut word = *word;
             while word != 0 {
-                self.groups
-                    .push((i * 64) as u32 + word.trailing_zeros());
+                self.groups.push((i * 64) as u32 + word.trailing_zeros());
                 word &= word - 1;
             }
         }
@@ -379,20 +375,8 @@ impl Opened {
     }
 
     fn scan(&mut self, isa: Isa, luts: &[Lut], codes: &PackedCodes) {
-        let (n, bytes) = (self.n_keys(), group_bytes(codes.m()));
-        self.sums.resize(luts.len() * n, 0);
-        let mut at = 0;
-        for run in self.groups.chunk_by(|a, b| a + 1 == *b) {
-            // Not too much at a time: the next query finds it in the cache.
-            for run in run.chunks(RUN) {
-                let first = run[0] as usize * bytes;
-                let codes = &codes.groups()[first..first + run.len() * bytes];
-                for (lut, sums) in luts.iter().zip(self.sums.chunks_exact_mut(n)) {
-                    scan(isa, lut, codes, &mut sums[at..at + run.len() * GROUP]);
-                }
-                at += run.len() * GROUP;
-            }
-        }
+        self.sums.resize(luts.len() * self.n_keys(), 0);
+        scan_groups(isa, luts, codes.groups(), &self.groups, &mut self.sums);
     }
 
     /// Sums for each query.
