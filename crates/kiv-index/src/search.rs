@@ -321,13 +321,17 @@ impl HeadIndex {
             for (segment, scores) in key_scores(s, query) {
                 ids.clear();
                 scores.at_least(isa, threshold, ids);
+                // Places first, then tokens: these lie anywhere in memory, and a
+                // loop of nothing else waits for many of them at a time.
+                let known = hits.tokens.len();
+                let end = era.clustered_end(segment);
                 for id in &*ids {
-                    let id = *id as usize;
-                    let place = s.keys.place(segment, id);
-                    if let Some(token) = era.clustered_token(place, segment) {
-                        hits.push(token, scores.score(id));
+                    let place = s.keys.place(segment, *id as usize);
+                    if place < end {
+                        hits.push(place, scores.score(*id as usize));
                     }
                 }
+                era.places_to_tokens(segment, &mut hits.tokens[known..]);
             }
             let products = &s.queries[query].outlier_products;
             for (token, product) in era.outliers.tokens().zip(products) {
