@@ -17,6 +17,8 @@ struct Sample {
     select_ms: f64,
     swap_ms: f64,
     blocks_swapped: f64,
+    seal_s: f64,
+    index_s: f64,
 }
 
 /// A row of `kiv bench --json`.
@@ -30,6 +32,9 @@ struct Row<'a> {
     prefill_tok_s: f64,
     /// Prefill speed over the first policy's, at this length.
     prefill_speed_ratio: f64,
+    /// Of the time reading: copying rows out, and building the index.
+    seal_s: f64,
+    index_s: f64,
     decode_ms_per_token: f64,
     /// Decode speed over the first policy's, at this length.
     decode_speed_ratio: f64,
@@ -51,13 +56,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let text = text(&model, longest, args.seed);
     if !args.model.json {
         println!(
-            "{:8} {:>8} {:9} {:>9} {:>9} {:>8} {:>9} {:>8} {:>9} {:>9} {:>10} {:>10}",
+            "{:8} {:>8} {:9} {:>9} {:>9} {:>8} {:>7} {:>7} {:>9} {:>8} {:>9} {:>9} {:>10} {:>10}",
             "policy",
             "context",
             "fill",
             "read s",
             "tok/s",
             "ratio",
+            "seal s",
+            "index s",
             "ms/token",
             "ratio",
             "select ms",
@@ -72,9 +79,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             .iter()
             .filter(|p| {
                 let retrieves = kiv_policies::by_name(p).is_some_and(|p| p.retrieves());
-                let possible = args.fill == Fill::Text || retrieves;
+                let possible = args.fill == Fill::Text || retrieves || *p == "full";
                 if !possible {
-                    eprintln!("{p} has no cold store to fill: no row at {n_ctx} tokens");
+                    eprintln!("{p} keeps nothing that could be filled: no row at {n_ctx} tokens");
                 }
                 possible
             })
@@ -106,6 +113,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             row.select_ms = m.select_ms;
             row.swap_ms = m.swap_ms;
             row.blocks_swapped_per_token = m.blocks_swapped;
+            row.seal_s = m.seal_s;
+            row.index_s = m.index_s;
             print(args, &row)?;
         }
     }
@@ -166,6 +175,8 @@ fn measure<'a>(
         select_ms: spent.select.as_secs_f64() * per_token,
         swap_ms: spent.swap.as_secs_f64() * per_token,
         blocks_swapped: spent.blocks_swapped as f64 / decode.len().max(1) as f64,
+        seal_s: before.seal.as_secs_f64(),
+        index_s: before.index.as_secs_f64(),
     };
     let row = Row {
         policy,
@@ -178,6 +189,8 @@ fn measure<'a>(
         prefill_s: 0.0,
         prefill_tok_s: 0.0,
         prefill_speed_ratio: 0.0,
+        seal_s: 0.0,
+        index_s: 0.0,
         decode_ms_per_token: 0.0,
         decode_speed_ratio: 0.0,
         select_ms: 0.0,
@@ -209,6 +222,8 @@ fn median(samples: &[Sample]) -> Sample {
         select_ms: middle(|s| s.select_ms),
         swap_ms: middle(|s| s.swap_ms),
         blocks_swapped: middle(|s| s.blocks_swapped),
+        seal_s: middle(|s| s.seal_s),
+        index_s: middle(|s| s.index_s),
     }
 }
 
@@ -217,13 +232,15 @@ fn print(args: &BenchArgs, row: &Row<'_>) -> Result<()> {
         return print_json(row);
     }
     println!(
-        "{:8} {:>8} {:9} {:>9.2} {:>9.0} {:>8.3} {:>9.3} {:>8.3} {:>9.3} {:>9.3} {:>10} {:>10}",
+        "{:8} {:>8} {:9} {:>9.2} {:>9.0} {:>8.3} {:>7.2} {:>7.2} {:>9.3} {:>8.3} {:>9.3} {:>9.3} {:>10} {:>10}",
         row.policy,
         row.n_ctx,
         row.fill,
         row.prefill_s,
         row.prefill_tok_s,
         row.prefill_speed_ratio,
+        row.seal_s,
+        row.index_s,
         row.decode_ms_per_token,
         row.decode_speed_ratio,
         row.select_ms,

@@ -1,7 +1,7 @@
 //! A llama.cpp context whose graph runs under a hook.
 
 use super::threads::Threads;
-use super::{CacheTensor, Node, Op, RawModel, ggml_type, log};
+use super::{CacheTensor, Node, Op, RawModel, ggml_type, log, state};
 use crate::options::{Rope, RopeScaling};
 use kiv_policy::RowFormat;
 use llama_cpp_sys_2 as sys;
@@ -339,6 +339,33 @@ impl<H: GraphHook> Context<H> {
         unsafe {
             let memory = sys::llama_get_memory(self.context);
             sys::llama_memory_seq_rm(memory, 0, position(from), to.map_or(-1, position))
+        }
+    }
+
+    /// Fills the cache of a stock context up to `n` tokens with copies of the rows
+    /// that are there, at consecutive positions.
+    ///
+    /// # Errors
+    /// What llama.cpp did not go along with.
+    pub(crate) fn repeat(&mut self, n: usize) -> Result<(), String> {
+        // SAFETY: the context is live.
+        let size = unsafe { sys::llama_state_seq_get_size(self.context, 0) };
+        let mut saved = vec![0u8; size];
+        // SAFETY: the buffer has `size` bytes.
+        let got = unsafe {
+            sys::llama_state_seq_get_data(self.context, saved.as_mut_ptr(), saved.len(), 0)
+        };
+        saved.truncate(got);
+        let long = state::repeat(&saved, n).ok_or(
+            "this model's cache cannot be filled synthetically: its saved form is unknown",
+        )?;
+        // SAFETY: the buffer is live and of this size; llama.cpp checks what it reads.
+        let read =
+            unsafe { sys::llama_state_seq_set_data(self.context, long.as_ptr(), long.len(), 0) };
+        if read == long.len() {
+            Ok(())
+        } else {
+            Err("llama.cpp did not take up a synthetic cache".to_owned())
         }
     }
 
