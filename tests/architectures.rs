@@ -54,6 +54,7 @@ fn check(shape: &Shape, cache_types: &[RowFormat]) {
         swaps: 500,
         threads: 1,
         seed: 3,
+        ..Plan::default()
     };
     let mut lines: Vec<Line> = Vec::new();
     verify(&model, &plan, |line| lines.push(line.clone())).unwrap();

@@ -44,6 +44,7 @@ fn all_weight_types() {
             swaps: 1000,
             threads: 1,
             seed: 2,
+            ..Plan::default()
         };
         run(&Model::load(&path).unwrap(), &plan);
     }

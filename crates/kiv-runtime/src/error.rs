@@ -64,6 +64,21 @@ pub enum Error {
         /// The model's window.
         n_swa: usize,
     },
+    /// llama.cpp picks RoPE factors by the size of its context, which is the
+    /// pool here: it would pick those for short texts.
+    #[error(
+        "this model takes other RoPE factors beyond {n_ctx_orig} tokens, and --ctx-size {n_ctx} \
+         is beyond while the resident pool of {pool} is not: raise --kv-window until the pool is \
+         larger than {n_ctx_orig}, lower --ctx-size to that, or use --kv-policy full"
+    )]
+    LongRope {
+        /// Tokens asked for.
+        n_ctx: usize,
+        /// Cells of the pool.
+        pool: usize,
+        /// Longest context of the short factors.
+        n_ctx_orig: usize,
+    },
     /// The text does not fit.
     #[error(
         "the context is full: {used} tokens are read, {more} more do not fit --ctx-size {n_ctx}; \

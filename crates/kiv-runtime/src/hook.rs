@@ -8,6 +8,9 @@ use crate::tap::{Attended, AttentionTap};
 use crate::tiers::{Batch, Tiers};
 use kiv_policy::LayerGeometry;
 
+/// llama.cpp's tensor of RoPE factors for contexts within the original length.
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+
 /// What the first batch shows of one layer's attention.
 #[derive(Clone, Debug)]
 pub(crate) struct SeenLayer {
@@ -25,6 +28,8 @@ pub(crate) struct Seen {
     pub layers: Vec<SeenLayer>,
     /// Why the attention cannot be hooked, if so.
     pub obstacle: Option<String>,
+    /// Keys are rotated by factors for short contexts (LongRoPE).
+    pub short_rope: bool,
     /// Cell lists of SET_ROWS nodes by layer.
     stores: Vec<(u32, usize)>,
 }
@@ -41,6 +46,12 @@ impl Seen {
                 if let Err(why) = self.look_at_attention(node) {
                     self.obstacle.get_or_insert(why);
                 }
+            }
+            _ if node
+                .source(2)
+                .is_some_and(|f| f.root().name() == SHORT_FACTORS) =>
+            {
+                self.short_rope = true;
             }
             Op::SoftMax if self.attends_to_cache(node) => {
                 self.obstacle

@@ -191,6 +191,10 @@ impl Session {
         if let Some(reason) = seen.obstacle {
             return Err(Error::Unhookable { reason });
         }
+        if seen.short_rope {
+            self.check_rope_factors()?;
+        }
+        let (engine, _) = self.context.parts();
         let layers = global_layers(seen, self.model.raw().n_swa())?;
         engine.cells_from = layers.first().map(|l| l.il);
         let geometry = Geometry {
@@ -205,6 +209,26 @@ impl Session {
         let shuffle = shuffle.map(ChaCha8Rng::seed_from_u64);
         engine.tiers = Some(Tiers::new(geometry, self.layout.clone(), policy, shuffle)?);
         Ok(())
+    }
+
+    /// llama.cpp took RoPE factors for short contexts: the whole sequence must
+    /// be one.
+    fn check_rope_factors(&self) -> Result<(), Error> {
+        let arch = self.model.metadata("general.architecture");
+        let key = format!(
+            "{}.rope.scaling.original_context_length",
+            arch.unwrap_or_default()
+        );
+        let given = self.model.metadata(&key).and_then(|n| n.parse().ok());
+        let n_ctx_orig = given.unwrap_or(self.model.n_ctx_train());
+        if self.n_ctx <= n_ctx_orig {
+            return Ok(());
+        }
+        Err(Error::LongRope {
+            n_ctx: self.n_ctx,
+            pool: self.layout.n_cells,
+            n_ctx_orig,
+        })
     }
 
     /// The model.

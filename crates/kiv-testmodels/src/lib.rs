@@ -39,7 +39,11 @@ pub struct Spec {
 /// Every model, plain attention first.
 #[must_use]
 pub fn all() -> Vec<Spec> {
-    attention::SPECS.iter().chain(other::SPECS).copied().collect()
+    attention::SPECS
+        .iter()
+        .chain(other::SPECS)
+        .copied()
+        .collect()
 }
 
 /// The model of this name.

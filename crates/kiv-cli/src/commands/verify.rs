@@ -4,6 +4,7 @@ use crate::args::VerifyArgs;
 use crate::model;
 use crate::output::print_json;
 use anyhow::{Context, Result};
+use kiv_gguf::LayerKind;
 use kiv_verify::{Line, Plan};
 use std::process::ExitCode;
 
@@ -20,12 +21,19 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
             })?;
     }
     let model = opened.load(&args.model, "exact")?;
+    let defaults = Plan::default();
+    let n_swa = opened.file.layers.iter().filter_map(|l| match l.kind {
+        LayerKind::SlidingWindow { n_swa } => Some(n_swa),
+        _ => None,
+    });
     let plan = Plan {
+        window: n_swa.max().unwrap_or(0).max(defaults.window),
         cache_types: args.cache_types.clone(),
         ubatches: args.ubatches.clone(),
         swaps: args.swaps,
         threads: model::threads(&args.model),
         seed: args.seed,
+        ..defaults
     };
     let mut failed = None;
     let all = kiv_verify::verify(&model, &plan, |line| {
