@@ -122,7 +122,8 @@ impl Keys {
         while at < wanted.len() {
             let run = view
                 .cold
-                .keys(view.layer, kv_head, at as u32, wanted.len() - at);
+                .keys(view.layer, kv_head, at as u32, wanted.len() - at)?;
+            let run = run.rows();
             run.decode_into(&mut decoded);
             rows.extend_from_slice(&decoded);
             let blocks = run.n_rows() / block;

@@ -229,14 +229,15 @@ fn take_up(
     let block = geometry.block;
     let end = cold.n_blocks() * block;
     let segment = index.params().segment;
-    let read = |first: usize, end: usize, out: &mut Vec<f32>| {
+    let read = |first: usize, end: usize, out: &mut Vec<f32>| -> Result<(), PolicyError> {
         out.clear();
         let dim = geometry.layers[layer].key_dim;
         let mut at = first;
         while at < end {
             let (from, skip) = (at / block, at % block);
             let blocks = (end - from * block).div_ceil(block);
-            let rows = cold.keys(layer, kv_head, from as BlockId, blocks);
+            let run = cold.keys(layer, kv_head, from as BlockId, blocks)?;
+            let rows = run.rows();
             let n = (rows.n_rows() - skip).min(end - at);
             let rows = rows.slice(skip, n);
             let start = out.len();
@@ -244,12 +245,22 @@ fn take_up(
             rows.format.decode(rows.bytes, &mut out[start..]);
             at += n;
         }
+        Ok(())
     };
     let mut keys = Vec::new();
-    read(index.len(), end, &mut keys);
-    let mut read_back = |first: usize, out: &mut Vec<f32>| read(first, first + segment, out);
+    read(index.len(), end, &mut keys)?;
+    let mut unread = None;
+    let mut read_back = |first: usize, out: &mut Vec<f32>| {
+        let result = read(first, first + segment, out);
+        let is_read = result.is_ok();
+        unread = unread.take().or(result.err());
+        is_read
+    };
     index.append(&keys, &mut read_back).map_err(|error| {
         let il = geometry.layers[layer].il;
+        if let Some(unread) = unread {
+            return unread;
+        }
         PolicyError(match error {
             IndexError::BadKey { token } => format!(
                 "the key at position {} of layer {il}, KV head {kv_head} is not a number: the \
