@@ -146,6 +146,8 @@ pub(crate) struct CacheArgs {
     /// First tokens that stay resident
     #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
     pub kv_sinks: usize,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 impl CacheArgs {
@@ -159,6 +161,41 @@ impl CacheArgs {
             ubatch,
         }
     }
+}
+
+/// Where rows go that leave the window, and in which types.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// Type of rows in host memory and on disk: f16, q8_0, q4_0, or one for K
+    /// and one for V (q8_0,q4_0) [default: the cache's]
+    #[arg(long, value_parser = store_types, value_name = "TYPE")]
+    pub kv_store: Option<StoreTypes>,
+}
+
+/// Types of cold K and V rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StoreTypes {
+    pub k: RowFormat,
+    pub v: RowFormat,
+}
+
+impl StoreArgs {
+    /// Types of cold rows of these caches.
+    pub fn types(&self, model: &ModelArgs) -> StoreTypes {
+        let cache = StoreTypes {
+            k: model.cache_type_k,
+            v: model.cache_type_v,
+        };
+        self.kv_store.unwrap_or(cache)
+    }
+}
+
+fn store_types(text: &str) -> Result<StoreTypes, String> {
+    let (k, v) = text.split_once(',').unwrap_or((text, text));
+    Ok(StoreTypes {
+        k: cache_type(k)?,
+        v: cache_type(v)?,
+    })
 }
 
 /// One policy.
@@ -390,6 +427,8 @@ pub(crate) struct EvalCacheArgs {
     /// First tokens that stay resident
     #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
     pub kv_sinks: usize,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 impl EvalCacheArgs {
@@ -400,6 +439,7 @@ impl EvalCacheArgs {
             kv_budget,
             kv_block: self.kv_block,
             kv_sinks: self.kv_sinks,
+            store: self.store.clone(),
         }
     }
 }

@@ -141,6 +141,7 @@ pub(crate) fn plan(
 ) -> Result<MemoryPlan> {
     let layout = layout(file, cache, policy, n_ctx, args.ubatch())?;
     let (k, v) = (args.cache_type_k, args.cache_type_v);
+    let store = cache.store.types(args);
     let shipped = kiv_policies::by_name(policy);
     let geometry = Geometry {
         layers: file
@@ -158,8 +159,8 @@ pub(crate) fn plan(
         block: layout.block,
         n_slots: layout.n_slots,
         first_position: layout.sinks,
-        key_format: k,
-        value_format: v,
+        key_format: store.k,
+        value_format: store.v,
         n_threads: 1,
     };
     let cold = layout.cold_tokens(n_tokens);
@@ -169,6 +170,7 @@ pub(crate) fn plan(
     let options = PlanOptions {
         cold_rows: shipped.is_some_and(|p| p.retrieves()),
         index_bytes: index as u64,
+        store_types: Some((store.k, store.v)),
         ..PlanOptions::default()
     };
     Ok(MemoryPlan::new(file, &layout, n_tokens, k, v, &options))
@@ -225,8 +227,10 @@ pub(crate) fn builder(
 ) -> SessionBuilder {
     let threads = threads(args);
     let pool = cache.pool(args.ubatch());
+    let store = cache.store.types(args);
     model
         .session()
+        .store_types(store.k, store.v)
         .policy(policy)
         .ctx_size(args.ctx_size)
         .sinks(pool.sinks)

@@ -28,8 +28,8 @@
 //! ```
 
 use crate::{
-    BlockId, ColdError, ColdRows, ColdRun, Geometry, LayerGeometry, LocalRows, Phase, Policy, Queries, RowFormat, Rows,
-    SealedBlocks, SelectRequest, Selection,
+    BlockId, ColdError, ColdRows, ColdRun, Geometry, LayerGeometry, LocalRows, Phase, Policy,
+    Queries, RowFormat, Rows, SealedBlocks, SelectRequest, Selection,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,7 +1,7 @@
 //! What can go wrong, as types. Messages say what, which file or flag, and
 //! what to do.
 
-use kiv_policy::{InvalidSelection, PolicyError, RowFormat};
+use kiv_policy::{ColdError, InvalidSelection, PolicyError, RowFormat};
 use kiv_pool::PoolError;
 use kiv_store::StoreError;
 use std::path::PathBuf;
@@ -121,6 +121,21 @@ pub enum Error {
     /// The cold store failed.
     #[error("cannot store what leaves the recent window")]
     Store(#[from] StoreError),
+    /// Sealed rows could not be read.
+    #[error("cannot read what has left the recent window")]
+    Cold(#[from] ColdError),
+    /// A type for cold rows that rows of this length cannot have.
+    #[error(
+        "heads of {dim} values cannot be stored as {format}, which takes {} at a time: \
+         use --kv-store f16",
+        format.group_len()
+    )]
+    StoreType {
+        /// The type asked for.
+        format: RowFormat,
+        /// Values in a row.
+        dim: usize,
+    },
     /// llama.cpp failed on a micro-batch.
     #[error("llama.cpp failed at position {position}: {reason}")]
     Decode {

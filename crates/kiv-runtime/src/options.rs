@@ -33,6 +33,8 @@ pub(crate) struct SessionOptions {
     pub policy: Option<Box<dyn Policy>>,
     pub type_k: RowFormat,
     pub type_v: RowFormat,
+    /// Types of cold K and V rows; `None`: the cache's.
+    pub store_types: Option<[RowFormat; 2]>,
     pub threads: usize,
     pub threads_batch: usize,
     pub offload_kv: bool,
@@ -95,6 +97,7 @@ impl SessionBuilder {
                 policy: None,
                 type_k: RowFormat::F16,
                 type_v: RowFormat::F16,
+                store_types: None,
                 threads,
                 threads_batch: threads,
                 offload_kv: true,
@@ -168,6 +171,13 @@ impl SessionBuilder {
     pub fn threads(mut self, decode: usize, prefill: usize) -> Self {
         self.options.threads = decode.max(1);
         self.options.threads_batch = prefill.max(1);
+        self
+    }
+
+    /// Types that cold K and V rows are stored in; the cache's own unless told
+    /// otherwise. A smaller type saves host memory and costs precision.
+    pub fn store_types(mut self, k: RowFormat, v: RowFormat) -> Self {
+        self.options.store_types = Some([k, v]);
         self
     }
 

@@ -11,6 +11,7 @@ use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
 use kiv_policy::{Geometry, Phase, Policy, RowFormat};
 use kiv_pool::PoolLayout;
+use kiv_store::HostStore;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -155,8 +156,15 @@ impl Session {
             last_logits: Vec::new(),
             interrupt: Arc::default(),
         };
-        let formats = (options.type_k, options.type_v);
-        session.look_at_attention(policy, formats, options.threads_batch, options.shuffle)?;
+        let cache_types = [options.type_k, options.type_v];
+        let store_types = options.store_types.unwrap_or(cache_types);
+        session.look_at_attention(
+            policy,
+            cache_types,
+            store_types,
+            options.threads_batch,
+            options.shuffle,
+        )?;
         Ok(session)
     }
 
@@ -164,7 +172,8 @@ impl Session {
     fn look_at_attention(
         &mut self,
         policy: Option<Box<dyn Policy>>,
-        (key_format, value_format): (RowFormat, RowFormat),
+        cache_types: [RowFormat; 2],
+        [key_format, value_format]: [RowFormat; 2],
         n_threads: usize,
         shuffle: Option<u64>,
     ) -> Result<(), Error> {
@@ -190,6 +199,14 @@ impl Session {
         }
         let layers = global_layers(seen, self.model.raw().n_swa())?;
         engine.cells_from = layers.first().map(|l| l.il);
+        for (format, dim) in layers.iter().flat_map(|l| {
+            let dims = [l.key_dim, l.value_dim];
+            [key_format, value_format].into_iter().zip(dims)
+        }) {
+            if !dim.is_multiple_of(format.group_len()) {
+                return Err(Error::StoreType { format, dim });
+            }
+        }
         let geometry = Geometry {
             layers,
             block: self.layout.block,
@@ -200,7 +217,10 @@ impl Session {
             n_threads,
         };
         let shuffle = shuffle.map(ChaCha8Rng::seed_from_u64);
-        engine.tiers = Some(Tiers::new(geometry, self.layout.clone(), policy, shuffle)?);
+        let store = Box::new(HostStore::new(&geometry));
+        let layout = self.layout.clone();
+        let tiers = Tiers::new(geometry, cache_types, layout, policy, store, shuffle)?;
+        engine.tiers = Some(tiers);
         Ok(())
     }
 
@@ -254,7 +274,7 @@ impl Session {
         let tiers = self.context.hook_ref().tiers.as_ref();
         Memory {
             resident_kv: self.stock_bytes + self.context.cache_bytes(),
-            host_kv: tiers.map_or(0, |t| t.store().bytes()),
+            host_kv: tiers.map_or(0, |t| t.store().host_bytes()),
             index: tiers.map_or(0, |t| t.policy().index_bytes()),
         }
     }
@@ -471,7 +491,7 @@ impl Session {
     /// If a layer has no cache.
     pub fn compare_slots(&mut self) -> Result<(usize, usize), Error> {
         let (engine, caches) = self.context.parts();
-        match (&engine.tiers, &engine.cells) {
+        match (&mut engine.tiers, &engine.cells) {
             (Some(tiers), Some(cells)) if tiers.selects() => tiers.compare_slots(caches, cells),
             _ => Ok((0, 0)),
         }
@@ -575,7 +595,7 @@ impl Session {
         if tiers.n_sealed() == 0 && slots_are_full && overwriting {
             // The slots' own first tokens stay where they are but are sealed
             // too, so that slots can be overwritten.
-            tiers.seal(&cells.cells(sinks, sinks + n_slots * block), caches)?;
+            tiers.seal_slots(caches, cells)?;
         }
         if missing == 0 {
             return Ok(());

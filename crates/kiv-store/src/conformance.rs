@@ -135,7 +135,11 @@ fn act(tier: &mut dyn ColdTier, model: &mut Model, rng: &mut ChaCha8Rng) -> Resu
 /// random.
 fn compare(tier: &dyn ColdTier, model: &Model, rng: &mut ChaCha8Rng) -> Result<(), String> {
     if tier.n_blocks() != model.n_blocks {
-        return Err(format!("{} blocks, not {}", tier.n_blocks(), model.n_blocks));
+        return Err(format!(
+            "{} blocks, not {}",
+            tier.n_blocks(),
+            model.n_blocks
+        ));
     }
     let block = model.geometry.block;
     if model.n_blocks > 0 {
@@ -173,7 +177,9 @@ fn compare(tier: &dyn ColdTier, model: &Model, rng: &mut ChaCha8Rng) -> Result<(
                 at += blocks;
             }
             if got != *want {
-                return Err(format!("layer {layer}, KV head {head}: other bytes came back"));
+                return Err(format!(
+                    "layer {layer}, KV head {head}: other bytes came back"
+                ));
             }
         }
     }

@@ -93,7 +93,9 @@ mod tests {
 
     #[test]
     fn what_is_stored_comes_back_as_near_as_its_type_allows() {
-        let values: Vec<f32> = (0..256).map(|i| ((i * 37 % 101) as f32 - 50.0) / 9.0).collect();
+        let values: Vec<f32> = (0..256)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 9.0)
+            .collect();
         let cache = RowFormat::F16.encode(&values);
         for (store, step) in [
             (RowFormat::F16, 0.0),
@@ -116,7 +118,10 @@ mod tests {
             let mut numbers = Vec::new();
             back.decode_into(&mut numbers);
             for (got, want) in numbers.iter().zip(&values) {
-                assert!((got - want).abs() <= step + 0.01, "{store}: {got} for {want}");
+                assert!(
+                    (got - want).abs() <= step + 0.01,
+                    "{store}: {got} for {want}"
+                );
             }
             // Converting again changes nothing more: a block that was swapped
             // in and sealed again is the same.
