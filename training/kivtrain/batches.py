@@ -219,7 +219,8 @@ class Batches(torch.utils.data.Dataset):  # type: ignore[type-arg]
         for _ in range(size):
             mix = c.mix if rng.random() < late else c.first_mix
             kinds.append(rng.choices(list(mix), list(mix.values()))[0])
-        ramp = 1.0 if c.dilution_ramp <= 0 else min(1.0, done / c.dilution_ramp)
+        since = max(0.0, done - c.dilution_from)
+        ramp = 1.0 if c.dilution_ramp <= 0 else min(1.0, since / c.dilution_ramp)
         return make_batch(
             self.corpus,
             self.tokenizer,

@@ -36,12 +36,14 @@ MIX: dict[str, float] = {
     "prose": 0.08,
 }
 
-# At first nothing but look-ups: with all tasks at once retrieval starts late.
+# At first mostly text that comes again, and look-ups: copying is learned from the
+# first, where every token says something about it, and look-ups follow from that.
+# With all tasks at once retrieval starts late.
 FIRST_MIX: dict[str, float] = {
-    "needles": 0.62,
-    "phonebook": 0.22,
-    "repeats": 0.10,
-    "prose": 0.06,
+    "needles": 0.32,
+    "phonebook": 0.20,
+    "repeats": 0.45,
+    "prose": 0.03,
 }
 
 
@@ -70,6 +72,8 @@ class Config:
     # Largest number of tokens that one filler token stands for, and the share
     # of the steps over which it grows to that.
     dilution: float = 4096.0
+    # It begins to grow after this share of them.
+    dilution_from: float = 0.10
     dilution_ramp: float = 0.33
     # Attention heads left out at random in the upper half of the layers, one by one,
     # with all that share a KV head, or a layer's all: no single head may do all the
@@ -112,6 +116,7 @@ CONFIGS: dict[str, Config] = {
         lr_adam=1e-3,
         warmup=30,
         decay_from=0.4,
+        dilution_from=0.0,
         dilution_ramp=0.0,
         drop_from=0.05,
         drop_full=0.25,

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Names: `budget` (tokens), `block` (tokens), `scale`, `n` (keys), `queries`,
-//! `probed`, `kept` (see `Effort`), `fine`, `coarse`, `segment`, `cluster`,
-//! `era` (see `Params`), `observe` (0: codebooks never see a query). A row for
+//! `parts`, `probed`, `kept` (see `Effort`), `fine`, `coarse`, `segment`, `cluster`,
+//! `era` (see `Params`), `timed` (searches besides, for a profiler), `observe` (0: codebooks never see a query). A row for
 //! every layer and KV head:
 //!
 //! - `exact`: share of the softmax over these keys that the best blocks hold
@@ -58,6 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let scale = get("scale", 1.0 / (dim as f64).sqrt()) as f32;
     let (block, budget) = (int("block", 32), int("budget", 2048));
     let effort = Effort {
+        parts: int("parts", usize::MAX),
         probed: int("probed", 8192),
         kept: int("kept", 2048),
     };
@@ -108,6 +109,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let n_queries = int("queries", 40).min(all);
             let (mut scratch, mut hits) = (Scratch::default(), Hits::default());
             let (mut exact, mut found, mut time) = (0.0, 0.0, 0.0);
+            let started = Instant::now();
+            for i in 0..int("timed", 0) {
+                let at = (i % all) * dim * group;
+                let queries: Vec<f32> = asked[at..at + dim * group]
+                    .iter()
+                    .map(|v| v * scale)
+                    .collect();
+                index.search(isa, &queries, effort, &mut scratch, &mut hits)?;
+            }
+            let timed = started.elapsed().as_secs_f64() * 1e6 / get("timed", 1.0);
             for i in 0..n_queries {
                 let at = (i * all / n_queries) * dim * group;
                 let queries: Vec<f32> = asked[at..at + dim * group]
@@ -143,7 +154,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 found += held(&best(&mass, budget / block));
             }
             println!(
-                "layer {layer} head {head} n {n} exact {:.4} found {:.4} us {:.0} build {build:.2} bytes {:.2}",
+                "layer {layer} head {head} n {n} exact {:.4} found {:.4} us {:.0} timed {timed:.0} build {build:.2} bytes {:.2}",
                 exact / n_queries as f64,
                 found / exact,
                 time / n_queries as f64,

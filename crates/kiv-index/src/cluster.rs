@@ -11,6 +11,7 @@
 //! and what a question is about is often unlike everything else. So members far
 //! from the mean leave, and are scored one by one.
 
+use kiv_fastscan::GROUP;
 use kiv_numeric::{TILE, dot, tile_logits};
 
 /// Rounds of k-means. More gain little.
@@ -62,14 +63,15 @@ impl Clusters {
             sets.extend(k_means(vectors, dim, &part, part.len().div_ceil(size)));
         }
         let far = take_far(vectors, dim, &mut sets, n, far);
-        for set in &sets {
-            clusters.push(vectors, dim, set);
+        sets.extend(far.into_iter().map(|member| vec![member]));
+        let mut means = vec![0f32; sets.len() * dim];
+        for (set, out) in sets.iter().zip(means.chunks_exact_mut(dim)) {
+            mean(vectors, dim, set, out);
         }
-        // Alike ones beside each other: they are looked at together.
-        for part in k_means(vectors, dim, &far, far.len().div_ceil(2 * TILE)) {
-            for member in &part {
-                clusters.push(vectors, dim, std::slice::from_ref(member));
-            }
+        let mut order: Vec<u32> = (0..sets.len() as u32).collect();
+        arrange(&means, dim, &mut order);
+        for at in order {
+            clusters.push(vectors, dim, &sets[at as usize]);
         }
         clusters
     }
@@ -89,6 +91,69 @@ impl Clusters {
             .zip(&self.ends)
             .map(|(start, end)| &self.order[start as usize..*end as usize])
     }
+}
+
+/// Puts similar vectors beside each other, so that every [`GROUP`] of them in
+/// turn make a part: divides them in two by k-means until no more than that are
+/// left, where whole groups are next to where the means divide them.
+fn arrange(vectors: &[f32], dim: usize, members: &mut [u32]) {
+    if members.len() <= GROUP {
+        return;
+    }
+    let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];
+    let (mut from, mut direction) = widest_axis(vectors, dim, members);
+    let mut along: Vec<(f32, u32)> = Vec::new();
+    let mut n_left = 0;
+    for _ in 0..=ROUNDS {
+        along.clear();
+        let middle = dot(&from, &direction);
+        along.extend((members.iter()).map(|m| (dot(vector(*m), &direction) - middle, *m)));
+        let (mut left, mut right) = (vec![0f32; dim], vec![0f32; dim]);
+        n_left = 0;
+        for (at, member) in &along {
+            let is_left = *at < 0.0;
+            n_left += usize::from(is_left);
+            let side = if is_left { &mut left } else { &mut right };
+            let pairs = side.iter_mut().zip(vector(*member));
+            pairs.for_each(|(sum, v)| *sum += v);
+        }
+        if n_left == 0 || n_left == members.len() {
+            break;
+        }
+        let (l, r) = (n_left as f32, (members.len() - n_left) as f32);
+        for (i, (from, direction)) in from.iter_mut().zip(&mut direction).enumerate() {
+            let (left, right) = (left[i] / l, right[i] / r);
+            *from = (left + right) / 2.0;
+            *direction = right - left;
+        }
+    }
+    let most = (members.len() - 1) / GROUP;
+    let half = ((n_left + GROUP / 2) / GROUP).clamp(1, most) * GROUP;
+    along.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    for (member, (_, sorted)) in members.iter_mut().zip(&along) {
+        *member = *sorted;
+    }
+    let (left, right) = members.split_at_mut(half);
+    arrange(vectors, dim, left);
+    arrange(vectors, dim, right);
+}
+
+/// Mean of some vectors, and the axis on which they differ most, as a direction.
+fn widest_axis(vectors: &[f32], dim: usize, members: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let mut centre = vec![0f32; dim];
+    mean(vectors, dim, members, &mut centre);
+    let mut variances = vec![0f32; dim];
+    for member in members {
+        let at = *member as usize * dim;
+        let pairs = vectors[at..at + dim].iter().zip(&centre);
+        for (variance, (v, c)) in variances.iter_mut().zip(pairs) {
+            *variance += (v - c) * (v - c);
+        }
+    }
+    let axis = (0..dim).max_by(|a, b| variances[*a].total_cmp(&variances[*b]));
+    let mut direction = vec![0f32; dim];
+    direction[axis.unwrap_or(0)] = 1.0;
+    (centre, direction)
 }
 
 fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {

@@ -41,6 +41,9 @@ pub(crate) struct Era {
     spreads: [f32; CENTROIDS],
     /// Logarithms of sizes that coarse codes tell apart.
     log_sizes: [f32; CENTROIDS],
+    /// Root mean squared distances of a part's clusters from its mean that its
+    /// code tells apart.
+    widths: [f32; CENTROIDS],
     /// What is subtracted from the keys of each segment, its mean, and what
     /// from the keys to come, `[n_segments + 1, dim]`. Keys drift with their
     /// positions; without this, codebooks would be stale within thousands of
@@ -55,6 +58,8 @@ pub(crate) struct Era {
     ends: Vec<u32>,
     /// Where each segment's clusters end, in `ends`.
     segment_ends: Vec<u32>,
+    /// One for each group of `clusters`: its mean, its width, its largest size.
+    parts: PackedCodes,
     clusters: PackedCodes,
     keys: PackedCodes,
     pub outliers: Outliers,
@@ -82,6 +87,7 @@ impl Era {
         let far = FAR * FAR / variance;
         let clusters = Clusters::new(&decoded, dim, params.cluster, far);
         let (spreads, log_sizes): (Vec<f32>, Vec<f32>) = shapes(&clusters, &decoded, dim).unzip();
+        let widths = parts(&clusters.means, dim).map(|(_, width)| width);
         Self {
             first,
             dim,
@@ -94,6 +100,7 @@ impl Era {
             far,
             spreads: quantiles(spreads),
             log_sizes: quantiles(log_sizes),
+            widths: quantiles(widths.collect()),
             centres: centre,
             // Room for the whole era, so that nothing is ever copied to grow;
             // pages that are not written yet take no memory.
@@ -101,6 +108,7 @@ impl Era {
             clustered: Vec::new(),
             ends: Vec::new(),
             segment_ends: Vec::new(),
+            parts: PackedCodes::new(params.parts_m()),
             clusters: PackedCodes::new(params.coarse_m()),
             keys: PackedCodes::with_capacity(params.fine, params.era * params.segment),
             outliers: Outliers::new(dim),
@@ -175,14 +183,28 @@ impl Era {
         let mut means = Vec::new();
         self.coarse.encode(&clusters.means, &mut means);
         let mut slots = Vec::with_capacity(n_slots * params.coarse_m());
+        let mut largest = vec![0u8; n_slots / GROUP];
         let shapes = shapes(&clusters, &mapped, dim);
-        for (mean, (spread, log_size)) in means.chunks_exact(params.coarse).zip(shapes) {
+        let coded = means.chunks_exact(params.coarse).zip(shapes);
+        for (i, (mean, (spread, log_size))) in coded.enumerate() {
+            let size = nearest(&self.log_sizes, log_size);
+            largest[i / GROUP] = largest[i / GROUP].max(size);
             slots.extend_from_slice(mean);
             slots.push(nearest(&self.spreads, spread));
-            slots.push(nearest(&self.log_sizes, log_size));
+            slots.push(size);
         }
         slots.resize(n_slots * params.coarse_m(), 0);
         self.clusters.push(&slots);
+        let (means, widths): (Vec<_>, Vec<_>) = parts(&clusters.means, dim).unzip();
+        let (mut codes, mut parts) = (Vec::new(), Vec::new());
+        self.fine.encode(&means.concat(), &mut codes);
+        let shapes = widths.iter().zip(largest);
+        for (mean, (width, size)) in codes.chunks_exact(m).zip(shapes) {
+            parts.extend_from_slice(mean);
+            parts.push(nearest(&self.widths, *width));
+            parts.push(size);
+        }
+        self.parts.push(&parts);
         // Keys drift with their positions: what comes next is nearest to this.
         let next = self.centre(self.n_segments() - 1).to_vec();
         self.centres.extend(next);
@@ -207,6 +229,7 @@ impl Era {
         let n_clusters = self.segment_ends.last().map_or(0, |end| *end as usize);
         self.ends.truncate(n_clusters);
         self.clusters.truncate(n_clusters);
+        self.parts.truncate(n_clusters / GROUP);
         self.centres.truncate((from + 1) * self.dim);
         (codes, outliers)
     }
@@ -219,6 +242,10 @@ impl Era {
     /// there are keys.
     pub fn centre(&self, segment: usize) -> &[f32] {
         &self.centres[segment * self.dim..(segment + 1) * self.dim]
+    }
+
+    pub fn parts(&self) -> &PackedCodes {
+        &self.parts
     }
 
     pub fn clusters(&self) -> &PackedCodes {
@@ -268,6 +295,15 @@ impl Era {
         table.extend(self.log_sizes);
     }
 
+    /// Table of how high a part's clusters score, about: one standard deviation
+    /// above its mean, with the largest size.
+    pub fn parts_table(&self, query: &[f32], table: &mut Vec<f32>) {
+        self.fine.table(query, table);
+        let square = query.iter().map(|v| v * v).sum::<f32>() / query.len() as f32;
+        table.extend(self.widths.map(|width| width * square.sqrt()));
+        table.extend(self.log_sizes);
+    }
+
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
         let words = self.clustered.len() + self.ends.len() + self.segment_ends.len();
@@ -277,6 +313,7 @@ impl Era {
             + self.centres.len() * size_of::<f32>()
             + self.order.len() * size_of::<u16>()
             + words * size_of::<u32>()
+            + self.parts.bytes()
             + self.clusters.bytes()
             + self.keys.bytes()
             + self.outliers.bytes()
@@ -301,7 +338,19 @@ fn subtract(vectors: &mut [f32], centre: &[f32]) {
     }
 }
 
-/// Squared distance of each vector from what its code stands for.
+/// Means of each [`GROUP`] of vectors in turn, and the root mean squared distance
+/// from them.
+fn parts(vectors: &[f32], dim: usize) -> impl Iterator<Item = (Vec<f32>, f32)> {
+    vectors.chunks(GROUP * dim).map(move |members| {
+        let centre = mean(members, dim);
+        let pairs = members.chunks_exact(dim).flat_map(|v| v.iter().zip(&centre));
+        let squares = pairs.map(|(v, c)| (v - c) * (v - c)).sum::<f32>();
+        let n = (members.len() / dim) as f32;
+        (centre, (squares / n).sqrt())
+    })
+}
+
+/// Squared distance of each vector from what what its code stands for.
 fn squared_errors(vectors: &[f32], decoded: &[f32], dim: usize) -> impl Iterator<Item = f32> {
     let pairs = vectors.chunks_exact(dim).zip(decoded.chunks_exact(dim));
     pairs.map(|(v, d)| v.iter().zip(d).map(|(v, d)| (v - d) * (v - d)).sum())

@@ -14,7 +14,7 @@ pub struct Params {
     pub dim: usize,
     /// Logits are `scale * (q . k)`.
     pub scale: f32,
-    /// Subquantizers of a key, 4 bits each: an even number up to `dim` and 256.
+    /// Subquantizers of a key, 4 bits each: an even number up to `dim` and 254.
     pub fine: usize,
     /// Subquantizers of a cluster's mean, an even number up to `dim` and 254.
     pub coarse: usize,
@@ -35,7 +35,7 @@ impl Params {
         Self {
             dim,
             scale,
-            fine: even(dim * 3 / 4, MAX_M),
+            fine: even(dim * 3 / 4, MAX_M - EXTRA),
             coarse: even(dim / 4, 64),
             segment: 4096,
             cluster: 8,
@@ -47,13 +47,17 @@ impl Params {
         self.coarse + EXTRA
     }
 
+    pub(crate) fn parts_m(&self) -> usize {
+        self.fine + EXTRA
+    }
+
     /// Whether the sizes fit together.
     ///
     /// # Errors
     /// What is wrong, in words.
     pub fn check(&self) -> Result<(), String> {
-        for (m, most) in [(self.fine, MAX_M), (self.coarse, MAX_M - EXTRA)] {
-            if m < 2 || m > most.min(self.dim) || !m.is_multiple_of(2) {
+        for m in [self.fine, self.coarse] {
+            if m < 2 || m > self.dim.min(MAX_M - EXTRA) || !m.is_multiple_of(2) {
                 return Err(format!("{m} subquantizers for keys of {} values", self.dim));
             }
         }
@@ -79,6 +83,7 @@ impl Params {
         let outliers = self.segment / 200 * (self.dim + size_of::<u32>());
         let per_segment = self.segment * (self.fine / 2 + size_of::<u16>())
             + clusters * (self.coarse_m() / 2 + size_of::<u32>())
+            + clusters / GROUP * self.parts_m() / 2
             + self.dim * size_of::<f32>()
             + outliers;
         let tail = if segments == 0 {

@@ -3,16 +3,22 @@
 use crate::era::Era;
 use crate::head::{HeadIndex, IndexError};
 use crate::outliers::OutlierTables;
-use kiv_fastscan::{GROUP, Isa, Lut, LutError, at_least, group_bytes, scan};
+use crate::packed::PackedCodes;
+use kiv_fastscan::{GROUP, Isa, Lut, LutError, at_least, group_bytes, scan, scan_many};
 use kiv_numeric::dot;
 use std::ops::Range;
 
 /// Scores looked at to find out where the best few begin.
 const SAMPLE: usize = 1024;
 
+/// Groups scanned for one query before the next.
+const RUN: usize = 32;
+
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
+    /// Parts of 32 clusters whose clusters are scored, per query, about.
+    pub parts: usize,
     /// Tokens whose clusters are opened, per query, about.
     pub probed: usize,
     /// Best keys that are told, per query, about.
@@ -74,28 +80,37 @@ pub struct Scratch {
 /// One era's part of a search.
 #[derive(Clone, Debug, Default)]
 struct EraScratch {
+    /// By query.
+    parts_luts: Vec<Lut>,
+    coarse_luts: Vec<Lut>,
+    fine_luts: Vec<Lut>,
     queries: Vec<Tables>,
-    /// Sums of the clusters, `[n_queries, n_clusters]`.
-    clusters: Vec<u16>,
-    /// Groups of keys that are looked at, ascending.
-    opened: Vec<u32>,
-    /// Where each segment's end in `opened`.
-    opened_ends: Vec<usize>,
-    /// Sums of their keys, `[n_queries, 32 * opened]`.
-    keys: Vec<u16>,
+    /// Sums of the parts, `[n_queries, n_parts]`.
+    parts: Vec<u16>,
+    clusters: Opened,
+    keys: Opened,
 }
 
 /// What one query is to one era.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Tables {
-    coarse: Lut,
-    fine: Lut,
     outliers: OutlierTables,
     /// Product with what was subtracted from the keys of each segment, the
     /// tail's last.
     centres: Vec<f32>,
     /// Products with the outliers.
     outlier_products: Vec<f32>,
+}
+
+/// Groups of an era's clusters or keys that are looked at.
+#[derive(Clone, Debug, Default)]
+struct Opened {
+    /// Ascending.
+    groups: Vec<u32>,
+    /// Where each segment's end in `groups`.
+    ends: Vec<usize>,
+    /// Sums, `[n_queries, 32 * groups]`.
+    sums: Vec<u16>,
 }
 
 impl HeadIndex {
@@ -120,8 +135,8 @@ impl HeadIndex {
         let n_queries = queries.len() / self.params().dim;
         self.make_tables(isa, queries, scratch)
             .map_err(|_| IndexError::BadQuery)?;
+        self.open_parts(isa, effort.parts, scratch);
         self.open_clusters(isa, effort.probed / self.params().cluster, scratch);
-        self.scan_keys(isa, scratch);
         self.scan_tail(isa, queries, scratch);
         for query in 0..n_queries {
             self.keep_best(isa, query, effort.kept, scratch, hits);
@@ -137,21 +152,24 @@ impl HeadIndex {
         for (era, part) in self.eras.iter().zip(&mut s.eras) {
             s.mapped.clear();
             era.space.map_queries(queries, &mut s.mapped);
-            part.queries.resize_with(n_queries, || Tables {
-                coarse: Lut::new(params.coarse_m()),
-                fine: Lut::new(params.fine),
-                outliers: OutlierTables::default(),
-                centres: Vec::new(),
-                outlier_products: Vec::new(),
-            });
-            part.clusters.clear();
-            for (query, tables) in s.mapped.chunks_exact(params.dim).zip(&mut part.queries) {
+            let coarse = || Lut::new(params.coarse_m());
+            part.parts_luts
+                .resize_with(n_queries, || Lut::new(params.parts_m()));
+            part.coarse_luts.resize_with(n_queries, coarse);
+            part.fine_luts
+                .resize_with(n_queries, || Lut::new(params.fine));
+            part.queries.resize_with(n_queries, Tables::default);
+            for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
+                s.table.clear();
+                era.parts_table(query, &mut s.table);
+                part.parts_luts[i].quantize(&s.table)?;
                 s.table.clear();
                 era.coarse_table(query, &mut s.table);
-                tables.coarse.quantize(&s.table)?;
+                part.coarse_luts[i].quantize(&s.table)?;
                 s.table.clear();
                 era.fine.table(query, &mut s.table);
-                tables.fine.quantize(&s.table)?;
+                part.fine_luts[i].quantize(&s.table)?;
+                let tables = &mut part.queries[i];
                 tables.centres.clear();
                 let centres = (0..=era.n_segments()).map(|i| dot(query, era.centre(i)));
                 tables.centres.extend(centres);
@@ -163,81 +181,84 @@ impl HeadIndex {
                 for (product, token) in products.iter_mut().zip(era.outliers.tokens()) {
                     *product += tables.centres[token as usize / params.segment];
                 }
-                let at = part.clusters.len();
-                part.clusters.resize(at + era.clusters().n_sums(), 0);
-                let out = &mut part.clusters[at..];
-                scan(isa, &tables.coarse, era.clusters().groups(), out);
             }
         }
         Ok(())
     }
 
-    /// Marks the groups of keys in which the best clusters of any query lie.
+    /// Scores all parts, and the clusters of those that promise most to any
+    /// query.
+    fn open_parts(&self, isa: Isa, wanted: usize, scratch: &mut Scratch) {
+        let n_parts: usize = self.eras.iter().map(|era| era.parts().len()).sum();
+        let n_queries = scratch.eras.first().map_or(0, |s| s.queries.len());
+        for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
+            s.parts.resize(n_queries * era.parts().n_sums(), 0);
+            scan_many(isa, &s.parts_luts, era.parts().groups(), &mut s.parts);
+        }
+        let thresholds: Vec<f32> = (0..n_queries)
+            .map(|query| {
+                let scores = self.eras.iter().zip(&scratch.eras);
+                let scores = scores.flat_map(|(era, s)| part_scores(era, s, query));
+                let scores = scores.map(|(_, scores)| scores);
+                threshold(scores, n_parts, wanted, &mut scratch.sample)
+            })
+            .collect();
+        for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
+            let marks = &mut scratch.groups;
+            marks.clear();
+            marks.resize(era.parts().len().div_ceil(64), 0);
+            for (query, threshold) in thresholds.iter().enumerate() {
+                for (segment, scores) in part_scores(era, s, query) {
+                    scratch.ids.clear();
+                    scores.at_least(isa, *threshold, &mut scratch.ids);
+                    let first = era.clusters_of(segment).start / GROUP;
+                    for id in &scratch.ids {
+                        mark(marks, first + *id as usize);
+                    }
+                }
+            }
+            s.clusters.take(marks);
+            let ends = (0..era.n_segments()).map(|i| era.clusters_of(i).end / GROUP);
+            s.clusters.divide(ends);
+            s.clusters.scan(isa, &s.coarse_luts, era.clusters());
+        }
+    }
+
+    /// Scores the keys of all groups in which the best clusters of any query lie.
     fn open_clusters(&self, isa: Isa, wanted: usize, scratch: &mut Scratch) {
-        let n_clusters: usize = self.eras.iter().map(|era| era.clusters().len()).sum();
+        let n_scored: usize = scratch.eras.iter().map(|s| s.clusters.n_keys()).sum();
         let n_queries = scratch.eras.first().map_or(0, |s| s.queries.len());
         let thresholds: Vec<f32> = (0..n_queries)
             .map(|query| {
-                let parts = self.eras.iter().zip(&scratch.eras);
-                let parts = parts.flat_map(|(era, s)| cluster_scores(era, s, query));
-                let parts = parts.map(|(_, scores)| scores);
-                threshold(parts, n_clusters, wanted, &mut scratch.sample)
+                let scores = scratch.eras.iter().flat_map(|s| cluster_scores(s, query));
+                let scores = scores.map(|(_, scores)| scores);
+                threshold(scores, n_scored, wanted, &mut scratch.sample)
             })
             .collect();
         for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
             let in_segment = self.params().segment / GROUP;
-            scratch.groups.clear();
-            let n_groups = era.n_segments() * in_segment;
-            scratch.groups.resize(n_groups.div_ceil(64), 0);
+            let marks = &mut scratch.groups;
+            marks.clear();
+            marks.resize((era.n_segments() * in_segment).div_ceil(64), 0);
             for (query, threshold) in thresholds.iter().enumerate() {
-                for (segment, scores) in cluster_scores(era, s, query) {
+                for (segment, scores) in cluster_scores(s, query) {
                     scratch.ids.clear();
                     scores.at_least(isa, *threshold, &mut scratch.ids);
-                    let first = era.clusters_of(segment).start;
-                    for cluster in &scratch.ids {
-                        let places = era.places(first + *cluster as usize, segment);
+                    for id in &scratch.ids {
+                        let cluster = s.clusters.place(segment, *id as usize);
+                        let places = era.places(cluster, segment);
                         if !places.is_empty() {
                             for group in places.start / GROUP..=(places.end - 1) / GROUP {
-                                scratch.groups[group / 64] |= 1 << (group % 64);
+                                mark(marks, group);
                             }
                         }
                     }
                 }
             }
-            s.opened.clear();
-            for (i, word) in scratch.groups.iter().enumerate() {
-                let mut word = *word;
-                while word != 0 {
-                    s.opened.push((i * 64) as u32 + word.trailing_zeros());
-                    word &= word - 1;
-                }
-            }
-            s.opened_ends.clear();
-            let ends = (1..=era.n_segments()).map(|i| {
-                s.opened
-                    .partition_point(|group| (*group as usize) < i * in_segment)
-            });
-            s.opened_ends.extend(ends);
-        }
-    }
-
-    /// Scores the keys of all opened groups.
-    fn scan_keys(&self, isa: Isa, scratch: &mut Scratch) {
-        let bytes = group_bytes(self.params().fine);
-        for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
-            let n = s.opened.len() * GROUP;
-            s.keys.resize(s.queries.len() * n, 0);
-            let mut at = 0;
-            for run in s.opened.chunk_by(|a, b| a + 1 == *b) {
-                let first = run[0] as usize * bytes;
-                let codes = &era.keys().groups()[first..first + run.len() * bytes];
-                for (query, tables) in s.queries.iter().enumerate() {
-                    let out = query * n + at;
-                    let out = &mut s.keys[out..out + run.len() * GROUP];
-                    scan(isa, &tables.fine, codes, out);
-                }
-                at += run.len() * GROUP;
-            }
+            s.keys.take(marks);
+            s.keys
+                .divide((1..=era.n_segments()).map(|i| i * in_segment));
+            s.keys.scan(isa, &s.fine_luts, era.keys());
         }
     }
 
@@ -257,8 +278,8 @@ impl HeadIndex {
         };
         s.tail_sums.resize(queries.len() / dim * n_sums, 0);
         let outs = s.tail_sums.chunks_exact_mut(n_sums.max(1));
-        for (tables, out) in last.queries.iter().zip(outs) {
-            scan(isa, &tables.fine, self.tail.codes.groups(), out);
+        for (lut, out) in last.fine_luts.iter().zip(outs) {
+            scan(isa, lut, self.tail.codes.groups(), out);
         }
         let mut products = Vec::new();
         for (tables, tail) in last.queries.iter().zip(&mut s.tail) {
@@ -291,11 +312,11 @@ impl HeadIndex {
         let tail_first = self.tail_first();
         let n_tail = self.tail.codes.len();
         let tail_scores = eras.last().map(|last| Scores {
-            lut: &last.queries[query].fine,
+            lut: &last.fine_luts[query],
             offset: last.queries[query].centres.last().copied().unwrap_or(0.0),
             sums: &tail_sums[query * self.tail.codes.n_sums()..][..n_tail],
         });
-        let n_scored = eras.iter().map(|s| s.opened.len() * GROUP).sum::<usize>() + n_tail;
+        let n_scored = eras.iter().map(|s| s.keys.n_keys()).sum::<usize>() + n_tail;
         let parts = eras.iter().flat_map(|s| key_scores(s, query));
         let parts = parts.map(|(_, scores)| scores).chain(tail_scores);
         let threshold = threshold(parts, n_scored, wanted, sample);
@@ -303,10 +324,9 @@ impl HeadIndex {
             for (segment, scores) in key_scores(s, query) {
                 ids.clear();
                 scores.at_least(isa, threshold, ids);
-                let opened = &s.opened[s.opened_of(segment)];
                 for id in &*ids {
                     let id = *id as usize;
-                    let place = opened[id / GROUP] as usize * GROUP + id % GROUP;
+                    let place = s.keys.place(segment, id);
                     if let Some(token) = era.clustered_token(place, segment) {
                         hits.push(token, scores.score(id));
                     }
@@ -336,32 +356,103 @@ impl HeadIndex {
     }
 }
 
-impl EraScratch {
-    /// A segment's part of what was opened.
-    fn opened_of(&self, segment: usize) -> Range<usize> {
+impl Opened {
+    /// Takes the groups that are marked.
+    fn take(&mut self, marks: &[u64]) {
+        self.groups.clear();
+        for (i, word) in marks.iter().enumerate() {
+            let mut word = *word;
+            while word != 0 {
+                self.groups
+                    .push((i * 64) as u32 + word.trailing_zeros());
+                word &= word - 1;
+            }
+        }
+    }
+
+    /// Notes where segments end: before these groups.
+    fn divide(&mut self, ends: impl Iterator<Item = usize>) {
+        self.ends.clear();
+        let groups = &self.groups;
+        self.ends
+            .extend(ends.map(|end| groups.partition_point(|group| (*group as usize) < end)));
+    }
+
+    fn scan(&mut self, isa: Isa, luts: &[Lut], codes: &PackedCodes) {
+        let (n, bytes) = (self.n_keys(), group_bytes(codes.m()));
+        self.sums.resize(luts.len() * n, 0);
+        let mut at = 0;
+        for run in self.groups.chunk_by(|a, b| a + 1 == *b) {
+            // Not too much at a time: the next query finds it in the cache.
+            for run in run.chunks(RUN) {
+                let first = run[0] as usize * bytes;
+                let codes = &codes.groups()[first..first + run.len() * bytes];
+                for (lut, sums) in luts.iter().zip(self.sums.chunks_exact_mut(n)) {
+                    scan(isa, lut, codes, &mut sums[at..at + run.len() * GROUP]);
+                }
+                at += run.len() * GROUP;
+            }
+        }
+    }
+
+    /// Sums for each query.
+    fn n_keys(&self) -> usize {
+        self.groups.len() * GROUP
+    }
+
+    /// A segment's part of `groups`.
+    fn of(&self, segment: usize) -> Range<usize> {
         let start = if segment == 0 {
             0
         } else {
-            self.opened_ends[segment - 1]
+            self.ends[segment - 1]
         };
-        start..self.opened_ends[segment]
+        start..self.ends[segment]
+    }
+
+    /// What a segment's `id`-th sum is of.
+    fn place(&self, segment: usize, id: usize) -> usize {
+        let groups = &self.groups[self.of(segment)];
+        groups[id / GROUP] as usize * GROUP + id % GROUP
+    }
+
+    /// One query's sums of a segment.
+    fn sums(&self, query: usize, segment: usize) -> &[u16] {
+        let (n, groups) = (self.n_keys(), self.of(segment));
+        &self.sums[query * n..][groups.start * GROUP..groups.end * GROUP]
     }
 }
 
-/// A query's scores of an era's clusters, segment by segment.
-fn cluster_scores<'a>(
+fn mark(marks: &mut [u64], group: usize) {
+    marks[group / 64] |= 1 << (group % 64);
+}
+
+/// A query's scores of an era's parts, segment by segment.
+fn part_scores<'a>(
     era: &'a Era,
     s: &'a EraScratch,
     query: usize,
 ) -> impl Iterator<Item = (usize, Scores<'a>)> {
-    let n = era.clusters().n_sums();
-    let tables = &s.queries[query];
+    let n = era.parts().n_sums();
     (0..era.n_segments()).map(move |segment| {
         let clusters = era.clusters_of(segment);
+        let parts = clusters.start / GROUP..clusters.end / GROUP;
         let scores = Scores {
-            lut: &tables.coarse,
-            offset: tables.centres[segment],
-            sums: &s.clusters[query * n..][clusters],
+            lut: &s.parts_luts[query],
+            offset: s.queries[query].centres[segment],
+            sums: &s.parts[query * n..][parts],
+        };
+        (segment, scores)
+    })
+}
+
+/// A query's scores of an era's opened clusters, segment by segment.
+fn cluster_scores(s: &EraScratch, query: usize) -> impl Iterator<Item = (usize, Scores<'_>)> {
+    (0..s.clusters.ends.len()).map(move |segment| {
+        let scores = Scores {
+            lut: &s.coarse_luts[query],
+            offset: s.queries[query].centres[segment],
+            sums: s.clusters.sums(query, segment),
         };
         (segment, scores)
     })
@@ -369,14 +460,11 @@ fn cluster_scores<'a>(
 
 /// A query's scores of an era's opened keys, segment by segment.
 fn key_scores(s: &EraScratch, query: usize) -> impl Iterator<Item = (usize, Scores<'_>)> {
-    let n = s.opened.len() * GROUP;
-    let tables = &s.queries[query];
-    (0..s.opened_ends.len()).map(move |segment| {
-        let opened = s.opened_of(segment);
+    (0..s.keys.ends.len()).map(move |segment| {
         let scores = Scores {
-            lut: &tables.fine,
-            offset: tables.centres[segment],
-            sums: &s.keys[query * n..][opened.start * GROUP..opened.end * GROUP],
+            lut: &s.fine_luts[query],
+            offset: s.queries[query].centres[segment],
+            sums: s.keys.sums(query, segment),
         };
         (segment, scores)
     })

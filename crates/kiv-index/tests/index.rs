@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const EFFORT: Effort = Effort {
+    parts: 64,
     probed: 1024,
     kept: 256,
 };
@@ -206,6 +207,7 @@ fn pieces_do_not_matter_and_cuts_are_forgotten() {
     let keys = source.keys(0, 8000);
     let query = vector(&mut source.rng, dim, 2.0);
     let everything = Effort {
+        parts: usize::MAX,
         probed: usize::MAX / 2,
         kept: usize::MAX / 2,
     };
