@@ -76,7 +76,11 @@ pub fn list(path: &Path) -> Result<Vec<PathBuf>, ContextError> {
     }
     let read = ContextError::io("read", path);
     let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let mut below: Vec<PathBuf> = entries.map_err(read)?.iter().map(fs::DirEntry::path).collect();
+    let mut below: Vec<PathBuf> = entries
+        .map_err(read)?
+        .iter()
+        .map(fs::DirEntry::path)
+        .collect();
     below.sort();
     found.extend(below.into_iter().filter(|p| is_context(p)));
     Ok(found)
@@ -129,10 +133,13 @@ pub(crate) fn verify_in(
                     what: told(&error),
                 });
                 // The blocks themselves may be whole.
-                folder.open(&entry.name()).ok().map(|file| crate::prefetch::Segment {
-                    entry: *entry,
-                    file,
-                })
+                folder
+                    .open(&entry.name())
+                    .ok()
+                    .map(|file| crate::prefetch::Segment {
+                        entry: *entry,
+                        file,
+                    })
             }
         };
         let Some(segment) = segment else {

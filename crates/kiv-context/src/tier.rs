@@ -619,10 +619,7 @@ pub(crate) fn read_part_file(
     let rest = bytes.len().saturating_sub(PART_HEADER) as u64;
     let right = bytes.starts_with(&want) && rest == entry.len;
     if !right || xxh3_64(&bytes[PART_HEADER..]) != entry.sum {
-        let what = format!(
-            "the checksum of its part `{}` does not match",
-            entry.name
-        );
+        let what = format!("the checksum of its part `{}` does not match", entry.name);
         return Err(ContextError::damaged(path, what));
     }
     bytes.drain(..PART_HEADER);

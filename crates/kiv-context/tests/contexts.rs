@@ -2,7 +2,9 @@
 
 mod support;
 
-use kiv_context::{ContextError, DiskOptions, DiskTier, Identity, fork, info, list, remove, verify};
+use kiv_context::{
+    ContextError, DiskOptions, DiskTier, Identity, fork, info, list, remove, verify,
+};
 use kiv_policy::ColdRows;
 use kiv_store::{ColdTier, Wanted, conformance};
 use rand::{Rng, SeedableRng};
@@ -75,7 +77,10 @@ fn memory_stays_below_the_limit_and_reads_are_told() {
         assert!(holds(&tier, block, 1));
     }
     let stats = tier.read_stats();
-    assert!(stats.misses > 500 && stats.bytes > 8 * limit as u64, "{stats:?}");
+    assert!(
+        stats.misses > 500 && stats.bytes > 8 * limit as u64,
+        "{stats:?}"
+    );
     // What was announced is there, or on its way.
     let wanted = [5, 6].map(|block| Wanted {
         layer: 1,
@@ -191,8 +196,14 @@ fn others_are_refused() {
     commit(&mut tier, "x");
     let second = open(folder.path()).err().unwrap();
     assert!(matches!(second, ContextError::Locked { .. }));
-    assert!(matches!(verify(folder.path()), Err(ContextError::Locked { .. })));
-    assert!(matches!(remove(folder.path()), Err(ContextError::Locked { .. })));
+    assert!(matches!(
+        verify(folder.path()),
+        Err(ContextError::Locked { .. })
+    ));
+    assert!(matches!(
+        remove(folder.path()),
+        Err(ContextError::Locked { .. })
+    ));
     drop(tier);
     let with = |change: &dyn Fn(&mut Identity)| {
         let mut other = identity();
@@ -204,13 +215,22 @@ fn others_are_refused() {
         i.model[3] ^= 1;
         i.model_name = "another".to_owned();
     });
-    assert!(model.contains("with another model (a test model, not another)"), "{model}");
+    assert!(
+        model.contains("with another model (a test model, not another)"),
+        "{model}"
+    );
     let block = with(&|i| i.block = 8);
     assert!(block.contains("--kv-block 4, not 8"), "{block}");
     let store = with(&|i| i.key_format = kiv_policy::RowFormat::F16);
-    assert!(store.contains("--kv-store q8_0,f16, not f16,f16"), "{store}");
+    assert!(
+        store.contains("--kv-store q8_0,f16, not f16,f16"),
+        "{store}"
+    );
     let setting = with(&|i| i.settings[0].1 = "q8_0".to_owned());
-    assert!(setting.contains("--cache-type-k f16, not q8_0"), "{setting}");
+    assert!(
+        setting.contains("--cache-type-k f16, not q8_0"),
+        "{setting}"
+    );
     open(folder.path()).unwrap();
 
     let other = tempfile::tempdir().unwrap();
@@ -331,5 +351,8 @@ fn a_removed_folder_is_an_error() {
     assert!((0..3).all(|block| holds(&tier, block, 1)));
     let mut commit = tier.commit();
     let error = commit.part("tokens", b"other").unwrap_err().to_string();
-    assert!(error.contains("cannot write") && error.contains("part-"), "{error}");
+    assert!(
+        error.contains("cannot write") && error.contains("part-"),
+        "{error}"
+    );
 }

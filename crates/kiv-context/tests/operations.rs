@@ -77,7 +77,12 @@ fn open(folder: &MemFolder, limit: Option<usize>) -> Result<DiskTier, ContextErr
 fn assert_committed(tier: &DiskTier, held: &Held) {
     assert_holds(tier, held);
     assert_eq!(tier.manifest().n_tokens, held.n_tokens);
-    let names: Vec<&str> = tier.manifest().parts.iter().map(|p| p.name.as_str()).collect();
+    let names: Vec<&str> = tier
+        .manifest()
+        .parts
+        .iter()
+        .map(|p| p.name.as_str())
+        .collect();
     let want: Vec<&str> = held.parts.iter().map(|p| p.0.as_str()).collect();
     assert_eq!(names, want);
     for (name, bytes) in &held.parts {
@@ -189,7 +194,9 @@ fn every_step_of_a_commit_may_fail() {
             tier.publish(2).unwrap();
         }
         let mut commit = tier.commit();
-        let result = commit.part("tokens", b"two").and_then(|()| commit.finish(2));
+        let result = commit
+            .part("tokens", b"two")
+            .and_then(|()| commit.finish(2));
         if let Err(error) = &result {
             let text = error.to_string();
             assert!(text.contains("cannot write /memory"), "{text}");

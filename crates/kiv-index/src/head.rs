@@ -147,11 +147,11 @@ impl Tail {
 /// Keys of one layer and KV head; see the crate's description.
 #[derive(Clone, Debug)]
 pub struct HeadIndex {
-    params: Params,
-    moments: QueryMoments,
+    pub(crate) params: Params,
+    pub(crate) moments: QueryMoments,
     pub(crate) eras: Vec<Era>,
     pub(crate) tail: Tail,
-    n_tokens: usize,
+    pub(crate) n_tokens: usize,
 }
 
 impl HeadIndex {

@@ -363,8 +363,7 @@ impl Opened {
         for (i, word) in marks.iter().enumerate() {
             let mut word = *word;
             while word != 0 {
-                self.groups
-                    .push((i * 64) as u32 + word.trailing_zeros());
+                self.groups.push((i * 64) as u32 + word.trailing_zeros());
                 word &= word - 1;
             }
         }

@@ -135,7 +135,9 @@ impl<'a> Take<'a> {
     /// [`WireError::Short`].
     pub fn len_of(&mut self, size: usize) -> Result<usize, WireError> {
         let n = usize::try_from(self.u64()?).map_err(|_| WireError::Short)?;
-        let fits = n.checked_mul(size.max(1)).is_some_and(|n| n <= self.rest.len());
+        let fits = n
+            .checked_mul(size.max(1))
+            .is_some_and(|n| n <= self.rest.len());
         if fits { Ok(n) } else { Err(WireError::Short) }
     }
 
@@ -188,7 +190,14 @@ mod tests {
             take.end()?;
             Ok(read)
         };
-        let want = (7, vec![1, 0x1234], "é".to_owned(), -0.5, vec![], vec![1.5, f32::INFINITY]);
+        let want = (
+            7,
+            vec![1, 0x1234],
+            "é".to_owned(),
+            -0.5,
+            vec![],
+            vec![1.5, f32::INFINITY],
+        );
         assert_eq!(read(&bytes), Ok(want));
         for n in 0..bytes.len() {
             assert_eq!(read(&bytes[..n]), Err(WireError::Short), "{n} bytes");

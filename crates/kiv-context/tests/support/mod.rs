@@ -104,7 +104,10 @@ impl MemFolder {
     /// A file's bytes.
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.0.lock().unwrap();
-        state.names.get(name).map(|f| f.lock().unwrap().bytes.clone())
+        state
+            .names
+            .get(name)
+            .map(|f| f.lock().unwrap().bytes.clone())
     }
 
     /// Changes a file's bytes.
@@ -124,7 +127,8 @@ impl Folder for MemFolder {
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        self.bytes(name).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.bytes(name)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn Readable>> {
@@ -155,7 +159,9 @@ impl Folder for MemFolder {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.burn()?;
         let removed = self.0.lock().unwrap().names.remove(name);
-        removed.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        removed
+            .map(drop)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -184,7 +190,11 @@ impl Appendable for MemWriter {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let burnt = self.1.burn();
         // A disk that is full takes what fits.
-        let n = if burnt.is_ok() { bytes.len() } else { bytes.len() / 2 };
+        let n = if burnt.is_ok() {
+            bytes.len()
+        } else {
+            bytes.len() / 2
+        };
         self.0.lock().unwrap().bytes.extend_from_slice(&bytes[..n]);
         burnt
     }
