@@ -1,6 +1,8 @@
 //! What can go wrong, as types. Messages say what, which file or flag, and
 //! what to do.
 
+use kiv_context::ContextError;
+use kiv_gguf::GgufError;
 use kiv_policy::{ColdError, InvalidSelection, PolicyError, RowFormat};
 use kiv_pool::PoolError;
 use kiv_store::StoreError;
@@ -136,6 +138,40 @@ pub enum Error {
         /// Values in a row.
         dim: usize,
     },
+    /// The context on disk failed.
+    #[error(transparent)]
+    Disk(#[from] ContextError),
+    /// A part of the context on disk is whole, but not what was expected.
+    #[error(
+        "the {what} of the context cannot be taken up: {why} (--kv-dir). Read the text again into \
+         another folder"
+    )]
+    Resume {
+        /// Which part.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The context on disk is longer than what was asked for.
+    #[error("the context holds {stored} tokens (--kv-dir), more than --ctx-size {n_ctx}: raise it")]
+    ContextLonger {
+        /// Its tokens.
+        stored: usize,
+        /// The context's size.
+        n_ctx: usize,
+    },
+    /// Something that needs a context on disk.
+    #[error("the session is not kept on disk: give a folder (--kv-dir)")]
+    NoContext,
+    /// A context on disk under a policy or model that cannot have one.
+    #[error("a context cannot be kept on disk (--kv-dir) {why}")]
+    NotKept {
+        /// Why, as the end of the sentence.
+        why: String,
+    },
+    /// The model file's header could not be read again.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// llama.cpp failed on a micro-batch.
     #[error("llama.cpp failed at position {position}: {reason}")]
     Decode {

@@ -2,12 +2,15 @@
 //! in the cold store, and the policy that decides between them.
 
 use crate::cells::{CellMap, stretches};
+use crate::cold::Cold;
 use crate::error::Error;
 use crate::llama::{CacheTensor, Caches, Node};
+use crate::persist::slots_at_home;
 use crate::stats::Stats;
+use kiv_context::DiskTier;
 use kiv_policy::{
-    BlockId, Geometry, LayerGeometry, LocalRows, Phase, Policy, Queries, RowFormat, Rows,
-    SealedBlocks, SelectRequest, Selection,
+    BlockId, Geometry, LayerGeometry, LocalRows, Phase, Policy, PolicyError, Queries, RowFormat,
+    Rows, SealedBlocks, SelectRequest, Selection,
 };
 use kiv_pool::{PoolLayout, SlotTable, Swap};
 use kiv_store::{ColdTier, Transcoder, Wanted};
@@ -34,7 +37,7 @@ pub(crate) struct Tiers {
     geometry: Geometry,
     layout: PoolLayout,
     policy: Box<dyn Policy>,
-    store: Box<dyn ColdTier>,
+    store: Cold,
     /// From the cache's types to the store's and back.
     transcoder: Transcoder,
     /// `[layer][kv_head]`.
@@ -59,7 +62,7 @@ impl Tiers {
         cache: [RowFormat; 2],
         layout: PoolLayout,
         mut policy: Box<dyn Policy>,
-        store: Box<dyn ColdTier>,
+        store: Cold,
         shuffle: Option<ChaCha8Rng>,
     ) -> Result<Self, Error> {
         policy.start(&geometry).map_err(|source| Error::Policy {
@@ -67,9 +70,8 @@ impl Tiers {
             il: geometry.layers.first().map_or(0, |l| l.il),
             source,
         })?;
-        let tables = |l: &LayerGeometry| vec![SlotTable::new(layout.n_slots); l.n_head_kv];
         Ok(Self {
-            slots: geometry.layers.iter().map(tables).collect(),
+            slots: slots_at_home(&geometry),
             store,
             transcoder: Transcoder::new(cache, [geometry.key_format, geometry.value_format]),
             last_select: vec![Duration::ZERO; geometry.layers.len()],
@@ -95,6 +97,149 @@ impl Tiers {
 
     pub(crate) fn store(&self) -> &dyn ColdTier {
         &*self.store
+    }
+
+    /// The tier on disk, if rows go there.
+    pub(crate) fn disk(&mut self) -> Option<&mut DiskTier> {
+        self.store.disk()
+    }
+
+    /// Slot tables, `[layer][kv_head]`.
+    pub(crate) fn all_slots(&self) -> &[Vec<SlotTable>] {
+        &self.slots
+    }
+
+    /// Counters, those of the store included.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            reads: self.store.read_stats(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Makes the store, the policy's index and these parts durable.
+    pub(crate) fn commit(&mut self, parts: &[(&str, &[u8])], n_tokens: usize) -> Result<(), Error> {
+        let (policy, il) = (
+            &self.policy,
+            self.geometry.layers.first().map_or(0, |l| l.il),
+        );
+        let Some(disk) = self.store.disk() else {
+            return Ok(());
+        };
+        let mut commit = disk.commit();
+        for (name, bytes) in parts {
+            commit.part(name, bytes)?;
+        }
+        let prefix = format!("index {}", policy.name());
+        let mut failed = None;
+        let saved = policy.save(&mut |name, bytes| {
+            commit
+                .part(&format!("{prefix} {name}"), bytes)
+                .map_err(|error| {
+                    let told = PolicyError(error.to_string());
+                    failed = Some(error);
+                    told
+                })
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        saved.map_err(|source| Error::Policy {
+            policy: policy.name().to_owned(),
+            il,
+            source,
+        })?;
+        commit.finish(n_tokens)?;
+        Ok(())
+    }
+
+    /// Takes up the blocks that the store holds from an earlier process: slots as
+    /// they were then, and the policy's index, which is made anew if it was not
+    /// kept.
+    pub(crate) fn resume(&mut self, slots: Vec<Vec<SlotTable>>) -> Result<(), Error> {
+        let prefix = format!("index {}", self.policy.name());
+        let mut failed = None;
+        let disk = self.store.disk();
+        let loaded = self.policy.load(&mut |name| {
+            let part = disk
+                .as_ref()
+                .map(|disk| disk.part(&format!("{prefix} {name}")));
+            part.transpose().map(Option::flatten).map_err(|error| {
+                let told = PolicyError(error.to_string());
+                failed = Some(error);
+                told
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        if !loaded.map_err(|source| self.policy_error(source))? {
+            self.index_again()?;
+        }
+        self.n_sealed = self.store.n_blocks();
+        self.slots = slots;
+        Ok(())
+    }
+
+    /// Tells the policy of all blocks of the store.
+    fn index_again(&mut self) -> Result<(), Error> {
+        for first in 0..self.store.n_blocks() {
+            for (layer, l) in self.geometry.layers.iter().enumerate() {
+                for kv_head in 0..l.n_head_kv {
+                    let first = first as BlockId;
+                    let keys = self.store.keys(layer, kv_head, first, 1)?;
+                    let values = self.store.values(layer, kv_head, first, 1)?;
+                    let blocks = SealedBlocks {
+                        layer,
+                        kv_head,
+                        first,
+                        count: 1,
+                        keys: keys.rows(),
+                        values: values.rows(),
+                    };
+                    let told = self.policy.seal(&blocks);
+                    told.map_err(|source| self.policy_error(source))?;
+                }
+            }
+        }
+        let told = self.policy.sealed(&*self.store);
+        told.map_err(|source| self.policy_error(source))
+    }
+
+    /// Forgets blocks from `n_blocks` on; slots are at home again.
+    pub(crate) fn cut(&mut self, n_blocks: usize) -> Result<(), Error> {
+        self.store.truncate(n_blocks);
+        self.n_sealed = self.n_sealed.min(n_blocks);
+        self.slots = slots_at_home(&self.geometry);
+        let told = self.policy.truncate(n_blocks);
+        told.map_err(|source| self.policy_error(source))
+    }
+
+    /// Rows of a block as the cache wants them: K (`which` 0) or V.
+    pub(crate) fn read_block(
+        &mut self,
+        (layer, kv_head, block): (usize, usize, BlockId),
+        which: usize,
+        format: RowFormat,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let run = if which == 0 {
+            self.store.keys(layer, kv_head, block, 1)?
+        } else {
+            self.store.values(layer, kv_head, block, 1)?
+        };
+        let rows = self.transcoder.decode(run.rows(), format);
+        out.clear();
+        out.extend_from_slice(rows.bytes);
+        Ok(())
+    }
+
+    fn policy_error(&self, source: PolicyError) -> Error {
+        Error::Policy {
+            policy: self.policy.name().to_owned(),
+            il: self.geometry.layers.first().map_or(0, |l| l.il),
+            source,
+        }
     }
 
     pub(crate) fn slots(&self, layer: usize, kv_head: usize) -> &SlotTable {
@@ -144,14 +289,8 @@ impl Tiers {
             result = self.store.publish(count).map_err(Error::from);
         }
         if result.is_ok() {
-            result = self.policy.sealed(&*self.store).map_err(|source| {
-                let layers = &self.geometry.layers;
-                Error::Policy {
-                    policy: self.policy.name().to_owned(),
-                    il: layers.first().map_or(0, |l| l.il),
-                    source,
-                }
-            });
+            let told = self.policy.sealed(&*self.store);
+            result = told.map_err(|source| self.policy_error(source));
         }
         if result.is_ok() {
             self.n_sealed += count;
@@ -424,6 +563,11 @@ impl Slot {
         }
         Ok(())
     }
+}
+
+/// Bytes of a row of one KV head.
+pub(crate) fn row_bytes(cache: &CacheTensor, dim: usize) -> usize {
+    cache.format().row_bytes(dim)
 }
 
 fn layer_caches(

@@ -342,6 +342,39 @@ impl<H: GraphHook> Context<H> {
         }
     }
 
+    /// The sequence's cells, positions and rows, as llama.cpp writes them.
+    pub(crate) fn dump(&mut self) -> Vec<u8> {
+        // SAFETY: the context is live, and does not compute.
+        let size = unsafe { sys::llama_state_seq_get_size(self.context, 0) };
+        let mut bytes = vec![0; size];
+        // SAFETY: `bytes` has room for `size` bytes.
+        let n = unsafe {
+            sys::llama_state_seq_get_data(self.context, bytes.as_mut_ptr(), bytes.len(), 0)
+        };
+        bytes.truncate(n);
+        bytes
+    }
+
+    /// Puts cells into the cache, in place of all that are there: those of the
+    /// dump in order, from the first cell on.
+    ///
+    /// # Errors
+    /// llama.cpp's reason; the cache is empty then.
+    pub(crate) fn undump(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.clear();
+        log::clear();
+        // SAFETY: the context is live; llama.cpp reads at most `bytes.len()`
+        // bytes and checks what they say.
+        let n =
+            unsafe { sys::llama_state_seq_set_data(self.context, bytes.as_ptr(), bytes.len(), 0) };
+        if n == bytes.len() {
+            return Ok(());
+        }
+        self.clear();
+        let why = log::last_error();
+        Err(why.unwrap_or_else(|| "llama.cpp refused the cells of the hot window".to_owned()))
+    }
+
     /// Empties the cache.
     pub(crate) fn clear(&mut self) {
         // SAFETY: the context is live and has a memory.
