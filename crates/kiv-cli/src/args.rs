@@ -8,6 +8,10 @@ use kiv_runtime::{RopeScaling, Sampling};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod store;
+
+pub(crate) use store::{ContextArgs, ContextCommand, StoreArgs};
+
 /// llama.cpp's short flags of several letters, which clap cannot declare.
 const LONG_SHORTS: [(&str, &str); 7] = [
     ("-tb", "--threads-batch"),
@@ -56,6 +60,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Check this model against stock llama.cpp, bit by bit
     Verify(VerifyArgs),
+    /// Look at, check, copy and remove contexts on disk
+    Context(ContextArgs),
 }
 
 /// Which model, and how it is run.
@@ -163,41 +169,6 @@ impl CacheArgs {
     }
 }
 
-/// Where rows go that leave the window, and in which types.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct StoreArgs {
-    /// Type of rows in host memory and on disk: f16, q8_0, q4_0, or one for K
-    /// and one for V (q8_0,q4_0) [default: the cache's]
-    #[arg(long, value_parser = store_types, value_name = "TYPE")]
-    pub kv_store: Option<StoreTypes>,
-}
-
-/// Types of cold K and V rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StoreTypes {
-    pub k: RowFormat,
-    pub v: RowFormat,
-}
-
-impl StoreArgs {
-    /// Types of cold rows of these caches.
-    pub fn types(&self, model: &ModelArgs) -> StoreTypes {
-        let cache = StoreTypes {
-            k: model.cache_type_k,
-            v: model.cache_type_v,
-        };
-        self.kv_store.unwrap_or(cache)
-    }
-}
-
-fn store_types(text: &str) -> Result<StoreTypes, String> {
-    let (k, v) = text.split_once(',').unwrap_or((text, text));
-    Ok(StoreTypes {
-        k: cache_type(k)?,
-        v: cache_type(v)?,
-    })
-}
-
 /// One policy.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyArg {
@@ -259,6 +230,9 @@ pub(crate) struct RunArgs {
     /// File with the text to read (- is standard input)
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Leave the context in --kv-dir as it is
+    #[arg(long, requires = "kv_dir")]
+    pub kv_no_save: bool,
     /// Most tokens to generate; -1 is until the text ends
     #[arg(
         short = 'n',

@@ -168,9 +168,11 @@ pub(crate) fn plan(
         .as_ref()
         .map_or(0, |p| p.planned_index_bytes(&geometry, cold));
     let options = PlanOptions {
-        cold_rows: shipped.is_some_and(|p| p.retrieves()),
+        cold_rows: keeps_rows(policy),
         index_bytes: index as u64,
         store_types: Some((store.k, store.v)),
+        on_disk: cache.store.kv_dir.is_some(),
+        host_limit: cache.store.kv_host_limit.map(|n| n as u64),
         ..PlanOptions::default()
     };
     Ok(MemoryPlan::new(file, &layout, n_tokens, k, v, &options))
@@ -242,6 +244,27 @@ pub(crate) fn builder(
         .threads(threads, args.threads_batch.unwrap_or(threads))
         .offload_kv(!args.no_kv_offload)
         .rope(args.rope_scaling, args.rope_freq_base, args.rope_freq_scale)
+        .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
+}
+
+/// Whether a policy has cold rows.
+fn keeps_rows(policy: &str) -> bool {
+    kiv_policies::by_name(policy).is_some_and(|p| p.retrieves())
+}
+
+/// As [`builder`], for commands that make many sessions or one for the moment: a
+/// folder that is given is used while it lasts, by policies that have cold rows.
+pub(crate) fn passing_builder(
+    model: &Model,
+    args: &ModelArgs,
+    cache: &CacheArgs,
+    policy: &str,
+) -> SessionBuilder {
+    let builder = builder(model, args, cache, policy);
+    match &cache.store.kv_dir {
+        Some(folder) if keeps_rows(policy) => builder.scratch_dir(folder),
+        _ => builder,
+    }
 }
 
 /// Builds a session that Ctrl-C stops.

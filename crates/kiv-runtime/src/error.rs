@@ -140,7 +140,7 @@ pub enum Error {
     },
     /// The context on disk failed.
     #[error(transparent)]
-    Disk(#[from] ContextError),
+    Disk(Box<ContextError>),
     /// A part of the context on disk is whole, but not what was expected.
     #[error(
         "the {what} of the context cannot be taken up: {why} (--kv-dir). Read the text again into \
@@ -171,7 +171,7 @@ pub enum Error {
     },
     /// The model file's header could not be read again.
     #[error(transparent)]
-    Gguf(#[from] GgufError),
+    Gguf(Box<GgufError>),
     /// llama.cpp failed on a micro-batch.
     #[error("llama.cpp failed at position {position}: {reason}")]
     Decode {
@@ -211,4 +211,16 @@ pub enum Error {
         /// Tokens to read.
         total: usize,
     },
+}
+
+impl From<ContextError> for Error {
+    fn from(error: ContextError) -> Self {
+        Self::Disk(Box::new(error))
+    }
+}
+
+impl From<GgufError> for Error {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }
