@@ -4,6 +4,7 @@ use crate::args::{CacheArgs, ModelArgs};
 use crate::output::bytes;
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result, anyhow, bail};
+use kiv_context::{Identity, RecordLayout};
 use kiv_gguf::{LayerKind, MemoryPlan, ModelFile, PlanOptions, Untierable};
 use kiv_policy::{Geometry, LayerGeometry};
 use kiv_pool::{PoolError, PoolLayout};
@@ -171,7 +172,10 @@ pub(crate) fn plan(
         cold_rows: keeps_rows(policy),
         index_bytes: index as u64,
         store_types: Some((store.k, store.v)),
-        on_disk: cache.store.kv_dir.is_some(),
+        disk_bytes_per_block: cache.store.kv_dir.as_ref().map(|_| {
+            let identity = Identity::new([0; 32], String::new(), &geometry, Vec::new());
+            RecordLayout::new(&identity).record_bytes() as u64
+        }),
         host_limit: cache.store.kv_host_limit.map(|n| n as u64),
         ..PlanOptions::default()
     };

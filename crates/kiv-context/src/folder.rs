@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// A folder of files that are written once, front to back.
 pub trait Folder: Send + Sync {
-    /// Where a file is, for messages.
+    /// Where a file is, or the folder itself (no name), for messages.
     fn path(&self, name: &str) -> PathBuf;
 
     /// Names of all files.
@@ -96,7 +96,12 @@ impl DiskFolder {
 
 impl Folder for DiskFolder {
     fn path(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+        // Joining nothing would leave a slash at the end.
+        if name.is_empty() {
+            self.path.clone()
+        } else {
+            self.path.join(name)
+        }
     }
 
     fn names(&self) -> io::Result<Vec<String>> {

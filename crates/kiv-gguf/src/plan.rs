@@ -130,8 +130,8 @@ pub struct PlanOptions {
     pub index_bytes: u64,
     /// Types of cold K and V rows, if not the cache's.
     pub store_types: Option<(RowFormat, RowFormat)>,
-    /// Whether all cold rows go to disk.
-    pub on_disk: bool,
+    /// Bytes that a sealed block takes on disk, if rows go there.
+    pub disk_bytes_per_block: Option<u64>,
     /// Most bytes of cold rows in memory, if they are on disk.
     pub host_limit: Option<u64>,
     /// Rows of logits that are kept of a micro-batch.
@@ -144,7 +144,7 @@ impl Default for PlanOptions {
             cold_rows: true,
             index_bytes: 0,
             store_types: None,
-            on_disk: false,
+            disk_bytes_per_block: None,
             host_limit: None,
             n_outputs: 1,
         }
@@ -208,8 +208,10 @@ impl MemoryPlan {
         };
         let (store_k, store_v) = options.store_types.unwrap_or((k, v));
         let cold_bytes = cold.saturating_mul(model.kv_bytes_per_token(store_k, store_v));
-        let disk_bytes = if options.on_disk { cold_bytes } else { 0 };
-        let limit = options.host_limit.filter(|_| options.on_disk);
+        let on_disk = options.disk_bytes_per_block;
+        let blocks = cold / layout.block.max(1) as u64;
+        let disk_bytes = on_disk.map_or(0, |bytes| bytes.saturating_mul(blocks));
+        let limit = options.host_limit.filter(|_| on_disk.is_some());
         let host_kv_bytes = limit.map_or(cold_bytes, |limit| limit.min(cold_bytes));
         let compute_bytes = model.compute_bytes(layout.n_cells, layout.ubatch, options.n_outputs);
         let parts = [
