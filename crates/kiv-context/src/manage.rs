@@ -93,8 +93,21 @@ pub fn list(path: &Path) -> Result<Vec<PathBuf>, ContextError> {
 /// all other damage is told in [`Verified::faults`].
 pub fn verify(path: &Path) -> Result<Verified, ContextError> {
     let manifest = info(path)?.manifest;
-    let _lock = lock(path)?;
+    let _lock = lock_to_read(path)?;
     verify_in(Arc::new(DiskFolder::new(path)), &manifest)
+}
+
+/// Takes the lock, unless nobody can have it because nothing can be written.
+fn lock_to_read(path: &Path) -> Result<Option<fs::File>, ContextError> {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match lock(path) {
+        Err(ContextError::Io { source, .. })
+            if [PermissionDenied, ReadOnlyFilesystem].contains(&source.kind()) =>
+        {
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
 }
 
 /// As [`verify`], in any folder.
@@ -184,7 +197,7 @@ fn told(error: &ContextError) -> String {
 /// [`ContextError`].
 pub fn fork(from: &Path, to: &Path) -> Result<(), ContextError> {
     let manifest = info(from)?.manifest;
-    let _lock = lock(from)?;
+    let _lock = lock_to_read(from)?;
     link(from, to, &manifest)
 }
 

@@ -134,7 +134,6 @@ impl Identity {
             }
             let [n_head, n_head_kv, key_dim, value_dim] = sizes;
             let (il, scale, cap) = (take.u32()?, take.f32()?, take.f32()?);
-            // A block of a head in f32 takes less than 2^40 bytes.
             let sane = (1..=1 << 16).contains(&n_head_kv)
                 && (1..=1 << 16).contains(&key_dim)
                 && (1..=1 << 16).contains(&value_dim)
@@ -154,7 +153,14 @@ impl Identity {
             })
         };
         let layers: Vec<_> = (0..n).map(layer).collect::<Result<_, _>>()?;
-        if !(1..=1 << 20).contains(&block) || layers.len() > 1 << 12 {
+        // Larger ones would not fit the numbers that they are reckoned with.
+        let heads: usize = layers.iter().map(|l| l.n_head_kv).sum();
+        let longest = layers.iter().map(|l| l.key_dim.max(l.value_dim)).max();
+        let sane = (1..=1 << 20).contains(&block)
+            && layers.len() <= 1 << 12
+            && heads <= 1 << 20
+            && block * longest.unwrap_or(0) <= 1 << 28;
+        if !sane {
             return Err(WireError::invalid("impossible sizes"));
         }
         let n = take.len_of(16)?;
