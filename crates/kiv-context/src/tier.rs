@@ -67,8 +67,10 @@ impl DiskTier {
     pub fn open(options: &DiskOptions, identity: Identity) -> Result<Self, ContextError> {
         let path = &options.folder;
         std::fs::create_dir_all(path).map_err(ContextError::io("make the folder", path))?;
-        let lock = lock(path)?;
         let folder = Arc::new(DiskFolder::new(path));
+        // Nothing is left in a folder of somebody else's, a lock neither.
+        refuse_foreign(&*folder)?;
+        let lock = lock(path)?;
         let mut tier = Self::open_in(folder, identity, options.host_limit)?;
         tier._lock = Some(lock);
         Ok(tier)
@@ -84,13 +86,7 @@ impl DiskTier {
         host_limit: Option<usize>,
     ) -> Result<Self, ContextError> {
         let here = folder.path("");
-        let names = folder.names().map_err(ContextError::io("read", &here))?;
-        if let Some(name) = names.iter().find(|n| !is_ours(n)) {
-            return Err(ContextError::Foreign {
-                path: here,
-                name: name.clone(),
-            });
-        }
+        let names = refuse_foreign(&*folder)?;
         let manifest = match read_manifest(&*folder)? {
             Some(manifest) => {
                 manifest.identity.check(&identity, &here)?;
@@ -543,6 +539,19 @@ impl Commit<'_> {
         folder.sync().map_err(ContextError::io("write", &here))?;
         tier.remove_unnamed();
         Ok(())
+    }
+}
+
+/// Names of all files, if all are a context's.
+fn refuse_foreign(folder: &dyn Folder) -> Result<Vec<String>, ContextError> {
+    let path = folder.path("");
+    let names = folder.names().map_err(ContextError::io("read", &path))?;
+    match names.iter().find(|n| !is_ours(n)) {
+        None => Ok(names),
+        Some(name) => Err(ContextError::Foreign {
+            path,
+            name: name.clone(),
+        }),
     }
 }
 

@@ -237,6 +237,7 @@ fn others_are_refused() {
     std::fs::write(other.path().join("thesis.txt"), "precious").unwrap();
     let error = open(other.path()).err().unwrap().to_string();
     assert!(error.contains("holds `thesis.txt`"), "{error}");
+    assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 1);
     let file = other.path().join("thesis.txt");
     let error = open(&file).err().unwrap().to_string();
     assert!(error.contains("cannot make the folder"), "{error}");

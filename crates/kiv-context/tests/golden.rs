@@ -51,7 +51,10 @@ fn assert_golden(tier: &DiskTier) {
             let keys = tier.keys(layer, head, block as u32, 1).unwrap();
             let values = tier.values(layer, head, block as u32, 1).unwrap();
             assert_eq!(keys.rows().bytes, pattern(block, stream, 0, salt, lens[0]));
-            assert_eq!(values.rows().bytes, pattern(block, stream, 1, salt, lens[1]));
+            assert_eq!(
+                values.rows().bytes,
+                pattern(block, stream, 1, salt, lens[1])
+            );
         }
     }
 }
