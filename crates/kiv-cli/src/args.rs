@@ -303,8 +303,8 @@ pub(crate) struct BenchArgs {
     /// Context lengths
     #[arg(long, default_value = "8192,32768", value_delimiter = ',', value_parser = positive, value_name = "N,…")]
     pub ctx: Vec<usize>,
-    /// text: read generated text; synthetic: fill the cold store with copies
-    /// of real rows instead of reading
+    /// text: read generated text; synthetic: fill the cold store (of `full`,
+    /// the cache) with copies of real rows instead of reading
     #[arg(long, default_value = "text", value_name = "KIND")]
     pub fill: Fill,
     /// Tokens decoded at each length

@@ -1,6 +1,6 @@
 //! Sums of all keys of packed groups.
 
-use crate::arch::{self, PAIR};
+use crate::arch::{self, Groups, PAIR};
 use crate::{GROUP, Isa, Lut, group_bytes};
 
 /// Sums of one query for all keys of `packed`: `out[key]` is the sum of the
@@ -29,12 +29,28 @@ pub fn scan_many(isa: Isa, luts: &[Lut], packed: &[u8], outs: &mut [u16]) {
     scan_any(isa, luts, packed, outs);
 }
 
+/// As [`scan_many`], of the listed groups of `packed` only, in their order:
+/// `outs` is `[n_luts, 32 * groups.len()]`. The next ones are prefetched while one
+/// is scanned, so that they may lie anywhere.
+///
+/// # Panics
+///
+/// As [`scan_many`], or if there is no such group.
+pub fn scan_groups(isa: Isa, luts: &[Lut], packed: &[u8], groups: &[u32], outs: &mut [u16]) {
+    isa.assert_available();
+    scan_these(isa, luts, packed, Some(groups), outs);
+}
+
 /// Codes that are scanned for all queries before the next: what leaves room for
 /// tables and sums in the smallest L1 caches (32 KiB).
 const BLOCK_BYTES: usize = 16 << 10;
 
 /// As [`scan_many`], with a kernel that may not have passed its self-test.
 pub(crate) fn scan_any(isa: Isa, luts: &[Lut], packed: &[u8], outs: &mut [u16]) {
+    scan_these(isa, luts, packed, None, outs);
+}
+
+fn scan_these(isa: Isa, luts: &[Lut], packed: &[u8], listed: Option<&[u32]>, outs: &mut [u16]) {
     let Some(first) = luts.first() else {
         assert!(outs.is_empty(), "sums of no table were asked for");
         return;
@@ -48,24 +64,30 @@ pub(crate) fn scan_any(isa: Isa, luts: &[Lut], packed: &[u8], outs: &mut [u16]) 
         packed.len().is_multiple_of(group_bytes(m)),
         "packed codes must be whole groups"
     );
-    let keys = packed.len() / group_bytes(m) * GROUP;
+    let groups = Groups {
+        codes: packed.as_chunks::<PAIR>().0,
+        listed,
+    };
+    let pairs = m / 2;
+    let n = groups.len(pairs);
     assert_eq!(
         outs.len(),
-        luts.len() * keys,
+        luts.len() * n * GROUP,
         "sums must have 32 places per group and table"
     );
-    if keys == 0 {
+    if n == 0 {
         return;
     }
-    let codes = packed.as_chunks::<PAIR>().0;
     if let [lut] = luts {
-        return arch::scan(isa, [lut.table()], codes, [outs]);
+        return arch::scan(isa, [lut.table()], groups, [outs]);
     }
-    let groups = (BLOCK_BYTES / group_bytes(m)).max(1);
-    for (block, codes) in codes.chunks(groups * m / 2).enumerate() {
-        let start = block * groups * GROUP;
-        let end = start + codes.len() / (m / 2) * GROUP;
-        let mut outs = outs.chunks_exact_mut(keys).map(|row| &mut row[start..end]);
+    let at_once = (BLOCK_BYTES / group_bytes(m)).max(1);
+    for start in (0..n).step_by(at_once) {
+        let end = (start + at_once).min(n);
+        let codes = groups.part(pairs, start..end);
+        let mut outs = outs
+            .chunks_exact_mut(n * GROUP)
+            .map(|row| &mut row[start * GROUP..end * GROUP]);
         let mut luts = luts.iter().map(Lut::table);
         let mut next = || luts.next().zip(outs.next());
         loop {

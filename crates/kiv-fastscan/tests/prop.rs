@@ -1,8 +1,8 @@
 //! Every instruction set that this CPU has against a naive oracle.
 
 use kiv_fastscan::{
-    CENTROIDS, GROUP, Isa, Lut, LutError, at_least, group_bytes, pack, scan, scan_many, scan_top_k,
-    top_k, unpack_key,
+    CENTROIDS, GROUP, Isa, Lut, LutError, at_least, group_bytes, pack, scan, scan_groups,
+    scan_many, scan_top_k, top_k, unpack_key,
 };
 use proptest::prelude::*;
 
@@ -112,6 +112,22 @@ fn check_tables(m: usize, n: usize, highest: impl Fn(usize) -> u8, noise: &mut N
             scan(isa, lut, packed, &mut out[1..]);
             assert_eq!(out[1..], expected[..], "{isa}, m {m}, {n} keys");
             assert_eq!(out[0], 0xaaaa);
+        }
+        // Groups in any order, some twice, some not at all.
+        let listed: Vec<u32> = (0..keys / GROUP)
+            .map(|_| noise.next() as u32 % (keys / GROUP) as u32)
+            .collect();
+        for queries in 0..=luts.len() {
+            let mut outs = vec![0xaaaa; queries * listed.len() * GROUP + 1];
+            scan_groups(isa, &luts[..queries], packed, &listed, &mut outs[1..]);
+            let of = |sums: &Vec<u16>| {
+                let groups = listed.iter().map(|group| *group as usize * GROUP);
+                groups
+                    .flat_map(|at| sums[at..at + GROUP].to_vec())
+                    .collect::<Vec<_>>()
+            };
+            let expected: Vec<u16> = expected[..queries].iter().flat_map(of).collect();
+            assert_eq!(outs[1..], expected[..], "{isa}, m {m}, {n} keys, listed");
         }
         for queries in 0..=luts.len() {
             let mut outs = vec![0xaaaa; queries * keys + 1];

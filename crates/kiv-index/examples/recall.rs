@@ -72,6 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cluster: int("cluster", base.cluster),
         era: int("era", base.era),
     };
+    let reuse = get("reuse", 0.0) > 0.0;
     let isa = Isa::detect();
     println!("{effort:?} {params:?} {}", isa.name());
     let (mut all_exact, mut all_found, mut rows) = (0.0, 0.0, 0);
@@ -108,7 +109,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let all = asked.len() / (dim * group);
             let n_queries = int("queries", 40).min(all);
             let (mut scratch, mut hits) = (Scratch::default(), Hits::default());
-            let (mut exact, mut found, mut time) = (0.0, 0.0, 0.0);
+            let (mut exact, mut found, mut reused, mut time) = (0.0, 0.0, 0.0, 0.0);
             let started = Instant::now();
             for i in 0..int("timed", 0) {
                 let at = (i % all) * dim * group;
@@ -125,17 +126,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     .iter()
                     .map(|v| v * scale)
                     .collect();
-                let mut share = vec![0f32; n / block];
-                for query in queries.chunks(dim) {
-                    let mut logits: Vec<f32> = keys
-                        .chunks(dim)
-                        .map(|k| k.iter().zip(query).map(|(a, b)| a * b).sum())
-                        .collect();
-                    softmax(&mut logits);
-                    for (share, masses) in share.iter_mut().zip(logits.chunks(block)) {
-                        *share += masses.iter().sum::<f32>() / group as f32;
+                let shares = |queries: &[f32]| {
+                    let mut share = vec![0f32; n / block];
+                    for query in queries.chunks(dim) {
+                        let mut logits: Vec<f32> = keys
+                            .chunks(dim)
+                            .map(|k| k.iter().zip(query).map(|(a, b)| a * b).sum())
+                            .collect();
+                        softmax(&mut logits);
+                        for (share, masses) in share.iter_mut().zip(logits.chunks(block)) {
+                            *share += masses.iter().sum::<f32>() / group as f32;
+                        }
                     }
-                }
+                    share
+                };
+                let share = shares(&queries);
                 let started = Instant::now();
                 index.search(isa, &queries, effort, &mut scratch, &mut hits)?;
                 time += started.elapsed().as_secs_f64() * 1e6;
@@ -151,6 +156,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let held =
                     |blocks: &[usize]| blocks.iter().map(|b| f64::from(share[*b])).sum::<f64>();
                 exact += held(&best(&share, budget / block));
+                if reuse && i > 0 {
+                    let before: Vec<f32> = asked[at - dim * group..at]
+                        .iter()
+                        .map(|v| v * scale)
+                        .collect();
+                    reused += held(&best(&shares(&before), budget / block));
+                }
                 found += held(&best(&mass, budget / block));
             }
             println!(
@@ -160,6 +172,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 time / n_queries as f64,
                 index.bytes() as f64 / n as f64,
             );
+            if reuse {
+                println!(
+                    "  the best blocks of the token before: {:.4}",
+                    reused / exact
+                );
+            }
             all_exact += exact;
             all_found += found;
             rows += n_queries;

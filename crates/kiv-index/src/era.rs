@@ -278,11 +278,17 @@ impl Era {
         start..self.ends[cluster] as usize
     }
 
-    /// Token at a place, if it is in a cluster.
-    pub fn clustered_token(&self, place: usize, segment: usize) -> Option<usize> {
-        let start = segment * self.segment;
-        let is_clustered = place - start < self.clustered[segment] as usize;
-        is_clustered.then(|| self.first + start + usize::from(self.order[place]))
+    /// Where a segment's places that are in clusters end.
+    pub fn clustered_end(&self, segment: usize) -> usize {
+        segment * self.segment + self.clustered[segment] as usize
+    }
+
+    /// Turns places of a segment into tokens.
+    pub fn places_to_tokens(&self, segment: usize, places: &mut [u32]) {
+        let start = (self.first + segment * self.segment) as u32;
+        for place in places {
+            *place = start + u32::from(self.order[*place as usize]);
+        }
     }
 
     /// Table of the logarithm of what a cluster's keys weigh together in the

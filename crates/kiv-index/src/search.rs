@@ -4,15 +4,12 @@ use crate::era::Era;
 use crate::head::{HeadIndex, IndexError};
 use crate::outliers::OutlierTables;
 use crate::packed::PackedCodes;
-use kiv_fastscan::{GROUP, Isa, Lut, LutError, at_least, group_bytes, scan, scan_many};
+use kiv_fastscan::{GROUP, Isa, Lut, LutError, at_least, scan, scan_groups, scan_many};
 use kiv_numeric::dot;
 use std::ops::Range;
 
 /// Scores looked at to find out where the best few begin.
 const SAMPLE: usize = 1024;
-
-/// Groups scanned for one query before the next.
-const RUN: usize = 32;
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,13 +321,17 @@ impl HeadIndex {
             for (segment, scores) in key_scores(s, query) {
                 ids.clear();
                 scores.at_least(isa, threshold, ids);
+                // Places first, then tokens: these lie anywhere in memory, and a
+                // loop of nothing else waits for many of them at a time.
+                let known = hits.tokens.len();
+                let end = era.clustered_end(segment);
                 for id in &*ids {
-                    let id = *id as usize;
-                    let place = s.keys.place(segment, id);
-                    if let Some(token) = era.clustered_token(place, segment) {
-                        hits.push(token, scores.score(id));
+                    let place = s.keys.place(segment, *id as usize);
+                    if place < end {
+                        hits.push(place, scores.score(*id as usize));
                     }
                 }
+                era.places_to_tokens(segment, &mut hits.tokens[known..]);
             }
             let products = &s.queries[query].outlier_products;
             for (token, product) in era.outliers.tokens().zip(products) {
@@ -378,20 +379,8 @@ impl Opened {
     }
 
     fn scan(&mut self, isa: Isa, luts: &[Lut], codes: &PackedCodes) {
-        let (n, bytes) = (self.n_keys(), group_bytes(codes.m()));
-        self.sums.resize(luts.len() * n, 0);
-        let mut at = 0;
-        for run in self.groups.chunk_by(|a, b| a + 1 == *b) {
-            // Not too much at a time: the next query finds it in the cache.
-            for run in run.chunks(RUN) {
-                let first = run[0] as usize * bytes;
-                let codes = &codes.groups()[first..first + run.len() * bytes];
-                for (lut, sums) in luts.iter().zip(self.sums.chunks_exact_mut(n)) {
-                    scan(isa, lut, codes, &mut sums[at..at + run.len() * GROUP]);
-                }
-                at += run.len() * GROUP;
-            }
-        }
+        self.sums.resize(luts.len() * self.n_keys(), 0);
+        scan_groups(isa, luts, codes.groups(), &self.groups, &mut self.sums);
     }
 
     /// Sums for each query.

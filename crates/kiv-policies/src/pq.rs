@@ -11,7 +11,7 @@
 //! the whole past, at a cost that does not grow with its length.
 
 use crate::local::LocalKeys;
-use crate::top::top_k;
+use crate::top::top_of;
 use kiv_fastscan::Isa;
 use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, groups};
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
@@ -71,8 +71,9 @@ struct Head {
     local: LocalKeys,
     scratch: Scratch,
     hits: Hits,
-    /// Share of the softmax by block.
+    /// Share of the softmax by block, 0 of all but the touched ones.
     shares: Vec<f32>,
+    touched: Vec<BlockId>,
     /// The same of one query.
     one: Vec<f32>,
 }
@@ -102,6 +103,7 @@ impl Policy for Pq {
                 scratch: Scratch::default(),
                 hits: Hits::default(),
                 shares: Vec::new(),
+                touched: Vec::new(),
                 one: Vec::new(),
             };
             Ok((0..layer.n_head_kv).map(head).collect())
@@ -171,17 +173,15 @@ impl Policy for Pq {
             if n_blocks <= n_slots {
                 wanted.extend(0..n_blocks as BlockId);
             } else if n_slots > 0 {
-                head.shares.clear();
-                head.shares.resize(n_blocks, 0.0);
-                head.one.resize(n_blocks, 0.0);
+                head.forget(n_blocks);
                 head.local.update(request, kv_head, layer.key_dim);
                 match request.phase {
                     Phase::Decode => ask.decode(head),
                     Phase::Prefill => ask.prefill(head),
                 }?;
-                top_k(&head.shares, n_slots, wanted);
                 // Nothing is known of blocks without a hit.
-                wanted.retain(|b| head.shares[*b as usize] > 0.0);
+                let touched = head.touched.iter().copied();
+                top_of(&head.shares, touched, n_slots, wanted);
             }
             Ok(())
         })
@@ -258,6 +258,19 @@ impl Pq {
     fn state(&mut self) -> Result<&mut State, PolicyError> {
         let missing = || PolicyError("used before start".to_owned());
         self.state.as_mut().ok_or_else(missing)
+    }
+}
+
+impl Head {
+    /// Makes room for the shares of so many blocks, all 0.
+    fn forget(&mut self, n_blocks: usize) {
+        for block in self.touched.drain(..) {
+            if let Some(share) = self.shares.get_mut(block as usize) {
+                *share = 0.0;
+            }
+        }
+        self.shares.resize(n_blocks, 0.0);
+        self.one.resize(n_blocks, 0.0);
     }
 }
 
@@ -437,6 +450,7 @@ impl Ask<'_> {
             scratch,
             hits,
             shares,
+            touched,
             one,
         } = head;
         let mut logits = Vec::new();
@@ -462,7 +476,13 @@ impl Ask<'_> {
                 }
                 for token in tokens {
                     let block = *token as usize / self.block;
-                    add(&mut shares[block], std::mem::take(&mut one[block]));
+                    let more = std::mem::take(&mut one[block]);
+                    if more > 0.0 {
+                        if shares[block] == 0.0 {
+                            touched.push(block as BlockId);
+                        }
+                        add(&mut shares[block], more);
+                    }
                 }
             }
         }

@@ -5,8 +5,18 @@ use kiv_policy::BlockId;
 /// Ids of the `k` highest scores; ties and non-numbers go to the lower id and
 /// the end, so that the answer never depends on chance.
 pub(crate) fn top_k(scores: &[f32], k: usize, out: &mut Vec<BlockId>) {
+    top_of(scores, 0..scores.len() as BlockId, k, out);
+}
+
+/// The same of some ids.
+pub(crate) fn top_of(
+    scores: &[f32],
+    ids: impl Iterator<Item = BlockId>,
+    k: usize,
+    out: &mut Vec<BlockId>,
+) {
     let first = out.len();
-    out.extend(0..scores.len() as BlockId);
+    out.extend(ids);
     let ids = &mut out[first..];
     let key = |id: &BlockId| {
         let score = scores[*id as usize];

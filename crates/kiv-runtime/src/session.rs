@@ -20,6 +20,9 @@ use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Tokens that a stock context reads before it is filled synthetically.
+const REPEATED: usize = 1024;
+
 /// A token number of the model's vocabulary.
 pub type Token = i32;
 
@@ -443,9 +446,12 @@ impl Session {
         if !self.tokens.is_empty() {
             return Err(Error::NotEmpty);
         }
+        if self.context.hook().tiers.is_none() {
+            return self.fill_stock(text);
+        }
         let invented = end.saturating_sub(start) / self.layout.block * self.layout.block;
         let slots = self.layout.n_slots;
-        if invented == 0 || slots == 0 || self.context.hook().tiers.is_none() {
+        if invented == 0 || slots == 0 {
             return self.read(text);
         }
         self.read(&text[..start])?;
@@ -473,6 +479,22 @@ impl Session {
         self.tokens
             .extend_from_slice(&text[start..start + invented]);
         self.read(&text[start + invented..])
+    }
+
+    /// The same for a stock context: rows of the beginning are repeated.
+    fn fill_stock(&mut self, text: &[Token]) -> Result<(), Error> {
+        let read = text.len().min(REPEATED);
+        self.read(&text[..read])?;
+        if let Some(last) = text.len().checked_sub(1).filter(|last| *last > read) {
+            let failed = |reason| Error::Decode {
+                position: read,
+                reason,
+            };
+            self.context.repeat(last).map_err(failed)?;
+            self.tokens.extend_from_slice(&text[read..last]);
+            self.read(&text[last..])?;
+        }
+        Ok(())
     }
 
     /// Logits after the last token read, `[n_vocab]`; empty before the first,

@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use std::time::{Duration, Instant};
 
 /// From this on a selection is slow; see [`Tiers::is_slow`].
-const SLOW: Duration = Duration::from_millis(2);
+const SLOW: Duration = Duration::from_micros(300);
 
 /// What is being computed.
 #[derive(Clone, Debug)]

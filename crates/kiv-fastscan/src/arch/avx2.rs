@@ -10,7 +10,7 @@ use std::arch::x86_64::{
     _mm256_srli_epi32, _mm256_storeu_si256, _mm256_sub_epi16,
 };
 
-use super::{AHEAD, Pair, Table, generic};
+use super::{Groups, Pair, Table, generic};
 use crate::GROUP;
 
 #[inline]
@@ -28,7 +28,7 @@ fn store(values: __m128i, to: &mut [u16; 8]) {
 }
 
 #[target_feature(enable = "avx2")]
-pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&mut [u16]; Q]) {
+pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: Groups<'_>, outs: [&mut [u16]; Q]) {
     match tables.iter().map(|table| table.summable()).min() {
         Some(4..) => scan_summing::<Q, 4>(tables, codes, outs),
         Some(2..) => scan_summing::<Q, 2>(tables, codes, outs),
@@ -40,14 +40,15 @@ pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&
 #[target_feature(enable = "avx2")]
 fn scan_summing<const Q: usize, const N: usize>(
     tables: [&Table; Q],
-    codes: &[Pair],
+    codes: Groups<'_>,
     mut outs: [&mut [u16]; Q],
 ) {
     let pairs = tables[0].pairs().len();
     assert!(tables.iter().all(|table| table.pairs().len() == pairs));
     let tables = tables.map(|table| table.pairs().as_ptr());
-    for (group, codes) in codes.chunks_exact(pairs).enumerate() {
-        let codes = codes.as_ptr();
+    for group in 0..codes.len(pairs) {
+        let ahead = codes.ahead(group, pairs);
+        let codes = (codes.at(group, pairs).as_ptr(), ahead);
         // Registers suffice for one query of both nibbles, or for three queries
         // of one. Loading codes twice is the lesser evil.
         //
@@ -79,11 +80,12 @@ struct Sums {
 ///
 /// # Safety
 ///
-/// `codes` and each of `tables` must be valid for reads of `pairs` pairs.
+/// `codes.0` and each of `tables` must be valid for reads of `pairs` pairs.
+/// `codes.1` is prefetched.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn sum<const Q: usize, const N: usize, const H: usize, const FIRST: usize>(
-    codes: *const Pair,
+    codes: (*const Pair, *const Pair),
     tables: [*const Pair; Q],
     pairs: usize,
 ) -> [[Sums; H]; Q] {
@@ -116,7 +118,7 @@ unsafe fn sum<const Q: usize, const N: usize, const H: usize, const FIRST: usize
 #[target_feature(enable = "avx2")]
 unsafe fn add<const Q: usize, const N: usize, const H: usize, const FIRST: usize>(
     sums: &mut [[Sums; H]; Q],
-    codes: *const Pair,
+    (codes, ahead): (*const Pair, *const Pair),
     tables: [*const Pair; Q],
     first: usize,
 ) {
@@ -124,7 +126,7 @@ unsafe fn add<const Q: usize, const N: usize, const H: usize, const FIRST: usize
     if FIRST == 0 {
         // A line of codes is 64 bytes: two pairs. It may be behind their end.
         for i in (0..N).step_by(2) {
-            let ahead = codes.wrapping_add(first + i).wrapping_byte_add(AHEAD);
+            let ahead = ahead.wrapping_add(first + i);
             // SAFETY: prefetching never faults, wherever it points to. It is safe to
             // call in later versions of Rust only.
             #[allow(unused_unsafe)]

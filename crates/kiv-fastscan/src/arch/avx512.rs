@@ -11,11 +11,11 @@ use std::arch::x86_64::{
     _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_storeu_si512,
 };
 
-use super::{AHEAD, Pair, Quad, Table, generic};
+use super::{Groups, Pair, Quad, Table, generic};
 use crate::GROUP;
 
 #[target_feature(enable = "avx512f,avx512bw,avx2")]
-pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&mut [u16]; Q]) {
+pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: Groups<'_>, outs: [&mut [u16]; Q]) {
     match tables.iter().map(|table| table.summable()).min() {
         Some(4..) => scan_summing::<Q, 4>(tables, codes, outs),
         Some(2..) => scan_summing::<Q, 2>(tables, codes, outs),
@@ -35,7 +35,7 @@ struct Sums {
 #[target_feature(enable = "avx512f,avx512bw,avx2")]
 fn scan_summing<const Q: usize, const N: usize>(
     tables: [&Table; Q],
-    codes: &[Pair],
+    codes: Groups<'_>,
     mut outs: [&mut [u16]; Q],
 ) {
     let pairs = tables[0].pairs().len();
@@ -44,8 +44,9 @@ fn scan_summing<const Q: usize, const N: usize>(
     let zero = _mm512_setzero_si512();
     let quads = pairs / 2;
     let whole = quads - quads % N;
-    for (group, codes) in codes.chunks_exact(pairs).enumerate() {
-        let codes = codes.as_ptr();
+    for group in 0..codes.len(pairs) {
+        let ahead = codes.ahead(group, pairs);
+        let codes = codes.at(group, pairs).as_ptr();
         // Per query, of low and of high nibbles.
         let mut sums = [[Sums {
             all: zero,
@@ -55,18 +56,18 @@ fn scan_summing<const Q: usize, const N: usize>(
         while quad < whole {
             // SAFETY: `codes` has `pairs` pairs, each table half as many quads,
             // rounded up. `quad` and the `N - 1` after it are whole ones.
-            unsafe { add::<Q, N, 0xff>(&mut sums, codes, tables, quad) };
+            unsafe { add::<Q, N, 0xff>(&mut sums, (codes, ahead), tables, quad) };
             quad += N;
         }
         while quad < quads {
             // SAFETY: as above, of one quad.
-            unsafe { add::<Q, 1, 0xff>(&mut sums, codes, tables, quad) };
+            unsafe { add::<Q, 1, 0xff>(&mut sums, (codes, ahead), tables, quad) };
             quad += 1;
         }
         if pairs % 2 == 1 {
             // SAFETY: only the half of the last quad that is there is read of
             // the codes; tables are filled up to whole quads.
-            unsafe { add::<Q, 1, 0x0f>(&mut sums, codes, tables, quads) };
+            unsafe { add::<Q, 1, 0x0f>(&mut sums, (codes, ahead), tables, quads) };
         }
         for (sums, out) in sums.into_iter().zip(&mut outs) {
             let (out, _) = out[group * GROUP..][..GROUP].as_chunks_mut::<8>();
@@ -82,7 +83,7 @@ fn scan_summing<const Q: usize, const N: usize>(
 }
 
 /// Adds what `N` quads of subquantizers give, from the `first` on; of their
-/// codes only the 8-byte words in `MASK`.
+/// codes only the 8-byte words in `MASK`. `ahead` is prefetched.
 ///
 /// # Safety
 ///
@@ -92,14 +93,14 @@ fn scan_summing<const Q: usize, const N: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx2")]
 unsafe fn add<const Q: usize, const N: usize, const MASK: u8>(
     sums: &mut [[Sums; 2]; Q],
-    codes: *const Pair,
+    (codes, ahead): (*const Pair, *const Pair),
     tables: [*const Quad; Q],
     first: usize,
 ) {
     let nibble = _mm512_set1_epi8(15);
     let mut bytes = [[_mm512_setzero_si512(); 2]; Q];
     for i in 0..N {
-        let ahead = codes.wrapping_add(2 * (first + i)).wrapping_byte_add(AHEAD);
+        let ahead = ahead.wrapping_add(2 * (first + i));
         // SAFETY: prefetching never faults, wherever it points to. It is safe to
         // call in later versions of Rust only.
         #[allow(unused_unsafe)]

@@ -1,13 +1,14 @@
 //! Portable kernels: the reference for all others.
 
-use super::{Pair, Table};
+use super::{Groups, Table};
 use crate::GROUP;
 
-pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&mut [u16]; Q]) {
+pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: Groups<'_>, outs: [&mut [u16]; Q]) {
     for (table, out) in tables.into_iter().zip(outs) {
         let pairs = table.pairs();
         let out = out.as_chunks_mut::<GROUP>().0;
-        for (codes, out) in codes.chunks_exact(pairs.len()).zip(out) {
+        let groups = (0..codes.len(pairs.len())).map(|group| codes.at(group, pairs.len()));
+        for (codes, out) in groups.zip(out) {
             // Sums of bytes of either subquantizer of the pairs, in their order
             // in memory.
             let (mut low, mut high) = ([0; 16], [0; 16]);

@@ -21,6 +21,10 @@ pub(crate) const PAIR: usize = 32;
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 2048;
 
+/// How many groups ahead, where they are scattered.
+#[cfg(target_arch = "x86_64")]
+const LISTED_AHEAD: usize = 4;
+
 /// Codes or tables of two subquantizers, of 16 bytes each.
 pub(crate) type Pair = [u8; PAIR];
 
@@ -113,11 +117,64 @@ macro_rules! dispatch {
     }};
 }
 
-/// Sums of `Q` queries, `outs` `[Q][32 * groups]`, for `codes` `[groups, m / 2]`.
+/// Groups that are scanned, of `codes` `[n, m / 2]`: all, or those listed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Groups<'a> {
+    pub codes: &'a [Pair],
+    pub listed: Option<&'a [u32]>,
+}
+
+impl<'a> Groups<'a> {
+    /// How many, of so many pairs each.
+    pub fn len(&self, pairs: usize) -> usize {
+        self.listed.map_or(self.codes.len() / pairs, <[u32]>::len)
+    }
+
+    /// Some of them.
+    pub fn part(&self, pairs: usize, range: std::ops::Range<usize>) -> Self {
+        match self.listed {
+            Some(listed) => Self {
+                listed: Some(&listed[range]),
+                ..*self
+            },
+            None => Self {
+                codes: &self.codes[range.start * pairs..range.end * pairs],
+                listed: None,
+            },
+        }
+    }
+
+    /// The codes of one.
+    #[inline(always)]
+    fn at(&self, group: usize, pairs: usize) -> &'a [Pair] {
+        let group = match self.listed {
+            Some(listed) => listed[group] as usize,
+            None => group,
+        };
+        &self.codes[group * pairs..(group + 1) * pairs]
+    }
+
+    /// What will be read when this one is done and some more: an address, no
+    /// promise that something is there.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn ahead(&self, group: usize, pairs: usize) -> *const Pair {
+        let first = self.codes.as_ptr();
+        match self.listed {
+            Some(listed) => {
+                let next = listed.get(group + LISTED_AHEAD).or(listed.last());
+                first.wrapping_add(next.map_or(0, |next| *next as usize) * pairs)
+            }
+            None => first.wrapping_add(group * pairs).wrapping_byte_add(AHEAD),
+        }
+    }
+}
+
+/// Sums of `Q` queries, `outs` `[Q][32 * groups]`.
 pub(crate) fn scan<const Q: usize>(
     isa: Isa,
     tables: [&Table; Q],
-    codes: &[Pair],
+    codes: Groups<'_>,
     outs: [&mut [u16]; Q],
 ) {
     dispatch!(isa, scan(tables, codes, outs));

@@ -6,7 +6,7 @@ use std::arch::aarch64::{
     vshrq_n_u8, vst1q_u16, vsubq_u16, vuzp1q_u16, vuzp2q_u16,
 };
 
-use super::{Pair, Table, generic};
+use super::{Groups, Table, generic};
 use crate::GROUP;
 
 #[inline]
@@ -24,7 +24,7 @@ fn store(values: uint16x8_t, to: &mut [u16; 8]) {
 }
 
 #[target_feature(enable = "neon")]
-pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&mut [u16]; Q]) {
+pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: Groups<'_>, outs: [&mut [u16]; Q]) {
     match tables.iter().map(|table| table.summable()).min() {
         Some(4..) => scan_summing::<Q, 4>(tables, codes, outs),
         Some(2..) => scan_summing::<Q, 2>(tables, codes, outs),
@@ -36,7 +36,7 @@ pub(super) fn scan<const Q: usize>(tables: [&Table; Q], codes: &[Pair], outs: [&
 #[target_feature(enable = "neon")]
 fn scan_summing<const Q: usize, const N: usize>(
     tables: [&Table; Q],
-    codes: &[Pair],
+    codes: Groups<'_>,
     mut outs: [&mut [u16]; Q],
 ) {
     let pairs = tables[0].pairs().len();
@@ -44,8 +44,8 @@ fn scan_summing<const Q: usize, const N: usize>(
     let tables = tables.map(|table| table.pairs().as_flattened().as_ptr().cast::<[u8; 16]>());
     let m = 2 * pairs;
     let whole = m - m % N;
-    for (group, codes) in codes.chunks_exact(pairs).enumerate() {
-        let codes = codes.as_ptr().cast::<[u8; 16]>();
+    for group in 0..codes.len(pairs) {
+        let codes = codes.at(group, pairs).as_ptr().cast::<[u8; 16]>();
         // Per query, of low and of high nibbles, the first and last 8 bytes.
         let mut sums = [[[vdupq_n_u16(0); 2]; 2]; Q];
         let mut i = 0;

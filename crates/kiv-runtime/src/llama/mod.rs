@@ -11,6 +11,7 @@ mod graph;
 mod log;
 mod model;
 mod quantize;
+mod state;
 mod tensor;
 mod threads;
 
