@@ -223,3 +223,94 @@ impl Hot {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::persist::slots_at_home;
+    use kiv_policy::{LayerGeometry, RowFormat};
+    use kiv_pool::PoolConfig;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    fn shape() -> (Geometry, PoolLayout, DumpForm) {
+        let layout = PoolLayout::new(&PoolConfig {
+            sinks: 2,
+            window: 40,
+            budget: 8,
+            block: 4,
+            ubatch: 16,
+        });
+        let layout = layout.unwrap();
+        let layer = |il| LayerGeometry {
+            il,
+            n_head: 2,
+            n_head_kv: 2,
+            key_dim: 2,
+            value_dim: 1,
+            scale: 1.0,
+            soft_cap: None,
+        };
+        let geometry = Geometry {
+            layers: vec![layer(0), layer(1)],
+            block: layout.block,
+            n_slots: layout.n_slots,
+            first_position: layout.sinks,
+            key_format: RowFormat::F16,
+            value_format: RowFormat::F16,
+            n_threads: 1,
+        };
+        // A dump of one cell: 8 bytes of K, 4 of V.
+        let mut dump = Vec::new();
+        for word in [7u32, 0, 1, 1, 0, 1, 0, 0, 2, 0, 0] {
+            dump.put_u32(word);
+        }
+        for len in [8, 8, 4, 4] {
+            dump.put_i32(1);
+            dump.put_u64(len);
+            dump.resize(dump.len() + len as usize, 9);
+        }
+        (geometry, layout, DumpForm::learn(&dump).unwrap())
+    }
+
+    #[test]
+    fn what_was_put_is_taken_and_damage_is_refused() {
+        let (geometry, layout, form) = shape();
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        for n in [0, 1, 9, 10, 200, 256, 300, 1001] {
+            let cells = CellMap::replay(&layout, n);
+            let used = by_cell(&cells).len();
+            let n_blocks = if n > layout.n_cells {
+                (cells.window_first() - layout.sinks) / layout.block
+            } else {
+                0
+            };
+            let hot = Hot {
+                step: 9,
+                slots: slots_at_home(&geometry),
+                cells,
+                rows: vec![[vec![1; 8 * used], vec![2; 4 * used]]; 2],
+                logits: vec![0.5; 3],
+            };
+            let bytes = hot.put();
+            let take = |bytes: &[u8]| {
+                let hot = Hot::take(bytes, (&geometry, &layout, &form), n, n_blocks);
+                hot.map(|hot| hot.put())
+            };
+            assert_eq!(take(&bytes).unwrap(), bytes, "{n} tokens");
+            for cut in [0, 3, 11, bytes.len() / 2, bytes.len() - 1] {
+                assert!(take(&bytes[..cut]).is_err());
+            }
+            assert!(Hot::take(&bytes, (&geometry, &layout, &form), n + 1, n_blocks).is_err());
+            for _ in 0..300 {
+                let mut bad = bytes.clone();
+                let at = rng.random_range(0..bad.len());
+                bad[at] ^= 1 << rng.random_range(0..8);
+                // Refused, or other numbers of the same form.
+                if let Ok(put) = take(&bad) {
+                    assert_eq!(put, bad);
+                }
+            }
+        }
+    }
+}
