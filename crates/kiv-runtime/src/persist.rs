@@ -21,10 +21,13 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Disk`]; the last commit stays what it was, and the session is
-    /// whole.
+    /// whole. [`Error::Broken`] if it is not.
     pub fn commit(&mut self) -> Result<(), Error> {
         if self.committed == Some(self.tokens.len()) || self.tokens.is_empty() {
             return Ok(());
+        }
+        if self.broken {
+            return Err(Error::Broken);
         }
         if self.invented > 0 {
             // Rows that no text has.
