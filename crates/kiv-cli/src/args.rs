@@ -8,6 +8,10 @@ use kiv_runtime::{RopeScaling, Sampling};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod store;
+
+pub(crate) use store::{ContextArgs, ContextCommand, StoreArgs};
+
 /// llama.cpp's short flags of several letters, which clap cannot declare.
 const LONG_SHORTS: [(&str, &str); 7] = [
     ("-tb", "--threads-batch"),
@@ -56,6 +60,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Check this model against stock llama.cpp, bit by bit
     Verify(VerifyArgs),
+    /// Look at, check, copy and remove contexts on disk
+    Context(ContextArgs),
 }
 
 /// Which model, and how it is run.
@@ -146,6 +152,8 @@ pub(crate) struct CacheArgs {
     /// First tokens that stay resident
     #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
     pub kv_sinks: usize,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 impl CacheArgs {
@@ -222,6 +230,9 @@ pub(crate) struct RunArgs {
     /// File with the text to read (- is standard input)
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Leave the context in --kv-dir as it is
+    #[arg(long, requires = "kv_dir")]
+    pub kv_no_save: bool,
     /// Most tokens to generate; -1 is until the text ends
     #[arg(
         short = 'n',
@@ -390,6 +401,8 @@ pub(crate) struct EvalCacheArgs {
     /// First tokens that stay resident
     #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
     pub kv_sinks: usize,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 impl EvalCacheArgs {
@@ -400,6 +413,7 @@ impl EvalCacheArgs {
             kv_budget,
             kv_block: self.kv_block,
             kv_sinks: self.kv_sinks,
+            store: self.store.clone(),
         }
     }
 }

@@ -33,6 +33,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
+        Command::Context(args) => commands::context::run(&args),
     };
     match result {
         Ok(code) => code,

@@ -26,6 +26,7 @@ mod era;
 mod head;
 mod outliers;
 mod packed;
+mod saved;
 mod search;
 mod space;
 

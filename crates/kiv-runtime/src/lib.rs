@@ -13,12 +13,17 @@
 
 mod cells;
 mod chat;
+mod cold;
+mod disk;
+mod dump;
 mod error;
 mod generate;
 mod hook;
+mod hot;
 mod llama;
 mod model;
 mod options;
+mod persist;
 mod sampling;
 mod session;
 mod stats;

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod context;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod inspect;
