@@ -92,9 +92,7 @@ impl DiskTier {
                 manifest.identity.check(&identity, &here)?;
                 // Its name may not be safe yet, if the sync after it failed. What
                 // only an older one names must not be removed before it is.
-                folder
-                    .sync()
-                    .map_err(ContextError::io("write to", &here))?;
+                folder.sync().map_err(ContextError::io("write to", &here))?;
                 manifest
             }
             None => Manifest::new(identity),
