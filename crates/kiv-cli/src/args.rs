@@ -62,13 +62,29 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Look at, check, copy and remove contexts on disk
     Context(ContextArgs),
+    /// List models that other programs have downloaded
+    Models(ModelsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    /// Only those whose names hold this
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Read the files and compare them with their checksums
+    #[arg(long)]
+    pub verify: bool,
+    /// JSON lines on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which model, and how it is run.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// GGUF file; of a split model the first. Default: the bundled model
-    #[arg(short, long, value_name = "FILE")]
+    /// GGUF file (of a split model the first), or the name of a downloaded model
+    /// (`kiv models`). Default: the bundled model
+    #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Most tokens of text; 0 is what the model was trained for
     #[arg(short, long, default_value_t = 0, value_name = "N")]

@@ -34,6 +34,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Context(args) => commands::context::run(&args),
+        Command::Models(args) => commands::models::run(&args),
     };
     match result {
         Ok(code) => code,

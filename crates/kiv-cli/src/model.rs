@@ -23,7 +23,13 @@ pub(crate) struct Opened {
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
     kiv_runtime::set_verbose(args.verbose);
     let (path, bundled): (PathBuf, bool) = match &args.model {
-        Some(path) => (path.clone(), false),
+        Some(path) if kiv_models::is_path(path) => (path.clone(), false),
+        Some(name) => {
+            let name = name.to_string_lossy();
+            let found = kiv_models::Stores::from_env().find(&name)?;
+            eprintln!("{name}: {} from {}", found.name, found.source);
+            (found.path, false)
+        }
         None => {
             eprintln!(
                 "no -m: using the bundled model tiny-needle (2.9 M parameters, finds facts, writes poorly)"

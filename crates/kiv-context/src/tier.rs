@@ -90,6 +90,11 @@ impl DiskTier {
         let manifest = match read_manifest(&*folder)? {
             Some(manifest) => {
                 manifest.identity.check(&identity, &here)?;
+                // Its name may not be safe yet, if the sync after it failed. What
+                // only an older one names must not be removed before it is.
+                folder
+                    .sync()
+                    .map_err(ContextError::io("write to", &here))?;
                 manifest
             }
             None => Manifest::new(identity),

@@ -6,5 +6,6 @@ pub(crate) mod context;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod inspect;
+pub(crate) mod models;
 pub(crate) mod run;
 pub(crate) mod verify;
