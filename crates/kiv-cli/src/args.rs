@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Talk to a model
     Chat(ChatArgs),
+    /// Serve OpenAI, ollama and llama-server clients
+    Serve(ServeArgs),
     /// Hide needles in a long generated text and ask for them
     Demo(DemoArgs),
     /// Measure speed and memory, policies side by side
@@ -286,6 +288,40 @@ pub(crate) struct ChatArgs {
     /// Most tokens of an answer; -1 is until it ends
     #[arg(short = 'n', long = "predict", alias = "n-predict", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
     pub predict: i64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub policy: PolicyArg,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "HOST")]
+    pub host: String,
+    /// Port to listen on; 0 is any that is free
+    #[arg(long, default_value_t = 8080, value_name = "N")]
+    pub port: u16,
+    /// Key that clients must send (Authorization: Bearer KEY)
+    #[arg(long, env = "KIV_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Host names that requests and pages may be of, besides the loopback's; * is any
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// Sessions kept, and requests served in turn
+    #[arg(long, default_value_t = 4, value_parser = positive, value_name = "N")]
+    pub parallel: usize,
+    /// Requests that may wait
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub queue: usize,
+    /// Name of the model for clients [default: its file's]
+    #[arg(short, long, value_name = "NAME")]
+    pub alias: Option<String>,
+    /// Chat template: Jinja, or a name that llama.cpp knows [default: the model's]
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
 }
 
 #[derive(Debug, Args)]

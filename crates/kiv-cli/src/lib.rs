@@ -35,6 +35,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => commands::verify::run(&args),
         Command::Context(args) => commands::context::run(&args),
         Command::Models(args) => commands::models::run(&args),
+        Command::Serve(args) => commands::serve::run(args),
     };
     match result {
         Ok(code) => code,

@@ -8,4 +8,5 @@ pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod models;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod verify;
