@@ -92,9 +92,7 @@ impl DiskTier {
                 manifest.identity.check(&identity, &here)?;
                 // Its name may not be safe yet, if the sync after it failed. What
                 // only an older one names must not be removed before it is.
-                folder
-                    .sync()
-                    .map_err(ContextError::io("write to", &here))?;
+                folder.sync().map_err(ContextError::io("write to", &here))?;
                 manifest
             }
             None => Manifest::new(identity),
@@ -607,6 +605,18 @@ pub(crate) fn open_segments(
                 &path,
                 "its header is not what it should be",
             ));
+        }
+        // Room is made for as many blocks as a manifest says: they must be there.
+        let record = reader.layout.record_bytes() as u64;
+        let end = record.checked_mul(entry.blocks as u64);
+        let last = end.and_then(|end| (HEADER as u64 - SUM as u64).checked_add(end));
+        let whole = last.is_some_and(|at| file.read_exact_at(&mut [0; SUM], at).is_ok());
+        if !whole {
+            let what = format!(
+                "it ends before its last block, {}",
+                entry.first + entry.blocks - 1
+            );
+            return Err(ContextError::damaged(&path, what));
         }
         Ok(Segment {
             entry: *entry,
