@@ -145,7 +145,7 @@ fn a_hundred_killed_writers_leave_their_last_commits() {
 const SMALL: &str =
     "-n 2 --temp 0 --kv-sinks 4 --kv-window 64 --kv-block 16 --kv-budget 64 -ub 32 -t 1";
 
-fn line<'a>(words: &'a str) -> Vec<&'a str> {
+fn line(words: &str) -> Vec<&str> {
     words.split_whitespace().collect()
 }
 

@@ -606,6 +606,18 @@ pub(crate) fn open_segments(
                 "its header is not what it should be",
             ));
         }
+        // Room is made for as many blocks as a manifest says: they must be there.
+        let record = reader.layout.record_bytes() as u64;
+        let end = record.checked_mul(entry.blocks as u64);
+        let last = end.and_then(|end| (HEADER as u64 - SUM as u64).checked_add(end));
+        let whole = last.is_some_and(|at| file.read_exact_at(&mut [0; SUM], at).is_ok());
+        if !whole {
+            let what = format!(
+                "it ends before its last block, {}",
+                entry.first + entry.blocks - 1
+            );
+            return Err(ContextError::damaged(&path, what));
+        }
         Ok(Segment {
             entry: *entry,
             file,

@@ -191,7 +191,7 @@ mod tests {
         };
         assert_eq!(swaps, [swap]);
         let mut other = SlotTable::restore(table.blocks().to_vec(), table.last_wanted().to_vec());
-        for (block, leaving) in [(5, 9), (6, 0)] {
+        for (block, leaving) in [(5, 0), (6, 9)] {
             table.want(&[2, block], 4, &mut swaps);
             let swap = swaps.clone();
             other.want(&[2, block], 4, &mut swaps);
