@@ -31,6 +31,18 @@ setup: ## check for cmake, a C++ compiler, libclang and Rust; install them on De
 clean: ## remove what was built
 	cargo clean
 
+# The server under other people's clients; Python packages, in an environment of their own.
+.PHONY: test-clients
+
+test-clients: tests/clients/venv/bin/python ## the server under the clients of openai, ollama and LangChain; needs Python
+	cargo build --release --locked
+	tests/clients/venv/bin/python tests/clients/check.py
+
+tests/clients/venv/bin/python: tests/clients/requirements.txt
+	python3 -m venv tests/clients/venv
+	$@ -m pip install --quiet -r tests/clients/requirements.txt
+	touch $@
+
 # Training of the reference models (training/README.md), apart from all else: Python,
 # in an environment of its own. TRAIN_PYTHON may name one that has the packages.
 TRAIN_PYTHON ?= $(CURDIR)/training/venv/bin/python

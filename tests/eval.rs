@@ -30,7 +30,8 @@ impl Policy for Worst {
             let mut scores: Vec<(f32, BlockId)> = Vec::new();
             for block in 0..r.cold.n_blocks() as BlockId {
                 r.cold
-                    .keys(r.layer, kv_head, block, 1)
+                    .keys(r.layer, kv_head, block, 1)?
+                    .rows()
                     .decode_into(&mut keys);
                 let mut best = f32::NEG_INFINITY;
                 for token in 0..r.queries.n_tokens() {

@@ -73,7 +73,7 @@ def command_train(args: argparse.Namespace) -> None:
     config = CONFIGS[args.config]
     changes = {k: v for k in ("steps", "seed", "batch") if (v := getattr(args, k)) is not None}
     config = replace(config, **changes)
-    if config.name.endswith("-continued") and not args.init:
+    if config.name == "tiny-tasks" and not args.init:
         raise SystemExit(f"{config.name} continues a model: give one with --init FILE.gguf")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "pid").write_text(str(os.getpid()))

@@ -107,11 +107,11 @@ CONFIGS: dict[str, Config] = {
     "tiny": _TINY,
     "tiny-2": replace(_TINY, name="tiny-2", seed=2),
     # From the weights of a model of the same shape: adds tasks, keeps retrieval.
-    "tiny-continued": replace(
+    "tiny-tasks": replace(
         _TINY,
-        name="tiny-continued",
+        name="tiny-tasks",
         seed=3,
-        steps=700,
+        steps=900,
         lr_muon=0.008,
         lr_adam=1e-3,
         warmup=30,

@@ -8,6 +8,10 @@ use kiv_runtime::{RopeScaling, Sampling};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod store;
+
+pub(crate) use store::{ContextArgs, ContextCommand, StoreArgs};
+
 /// llama.cpp's short flags of several letters, which clap cannot declare.
 const LONG_SHORTS: [(&str, &str); 7] = [
     ("-tb", "--threads-batch"),
@@ -46,6 +50,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Talk to a model
     Chat(ChatArgs),
+    /// Serve OpenAI, ollama and llama-server clients
+    Serve(ServeArgs),
     /// Hide needles in a long generated text and ask for them
     Demo(DemoArgs),
     /// Measure speed and memory, policies side by side
@@ -56,13 +62,31 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Check this model against stock llama.cpp, bit by bit
     Verify(VerifyArgs),
+    /// Look at, check, copy and remove contexts on disk
+    Context(ContextArgs),
+    /// List models that other programs have downloaded
+    Models(ModelsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    /// Only those whose names hold this
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Read the files and compare them with their checksums
+    #[arg(long)]
+    pub verify: bool,
+    /// JSON lines on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which model, and how it is run.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// GGUF file; of a split model the first. Default: the bundled model
-    #[arg(short, long, value_name = "FILE")]
+    /// GGUF file (of a split model the first), or the name of a downloaded model
+    /// (`kiv models`). Default: the bundled model
+    #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Most tokens of text; 0 is what the model was trained for
     #[arg(short, long, default_value_t = 0, value_name = "N")]
@@ -146,6 +170,8 @@ pub(crate) struct CacheArgs {
     /// First tokens that stay resident
     #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
     pub kv_sinks: usize,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 impl CacheArgs {
@@ -222,6 +248,9 @@ pub(crate) struct RunArgs {
     /// File with the text to read (- is standard input)
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Leave the context in --kv-dir as it is
+    #[arg(long, requires = "kv_dir")]
+    pub kv_no_save: bool,
     /// Most tokens to generate; -1 is until the text ends
     #[arg(
         short = 'n',
@@ -259,6 +288,40 @@ pub(crate) struct ChatArgs {
     /// Most tokens of an answer; -1 is until it ends
     #[arg(short = 'n', long = "predict", alias = "n-predict", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
     pub predict: i64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub policy: PolicyArg,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "HOST")]
+    pub host: String,
+    /// Port to listen on; 0 is any that is free
+    #[arg(long, default_value_t = 8080, value_name = "N")]
+    pub port: u16,
+    /// Key that clients must send (Authorization: Bearer KEY)
+    #[arg(long, env = "KIV_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Host names that requests and pages may be of, besides the loopback's; * is any
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// Sessions kept, and requests served in turn
+    #[arg(long, default_value_t = 4, value_parser = positive, value_name = "N")]
+    pub parallel: usize,
+    /// Requests that may wait
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub queue: usize,
+    /// Name of the model for clients [default: its file's]
+    #[arg(short, long, value_name = "NAME")]
+    pub alias: Option<String>,
+    /// Chat template: Jinja, or a name that llama.cpp knows [default: the model's]
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -390,6 +453,8 @@ pub(crate) struct EvalCacheArgs {
     /// First tokens that stay resident
     #[arg(long, default_value_t = PoolConfig::default().sinks, value_name = "N")]
     pub kv_sinks: usize,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 impl EvalCacheArgs {
@@ -400,6 +465,7 @@ impl EvalCacheArgs {
             kv_budget,
             kv_block: self.kv_block,
             kv_sinks: self.kv_sinks,
+            store: self.store.clone(),
         }
     }
 }

@@ -33,6 +33,9 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
+        Command::Context(args) => commands::context::run(&args),
+        Command::Models(args) => commands::models::run(&args),
+        Command::Serve(args) => commands::serve::run(args),
     };
     match result {
         Ok(code) => code,

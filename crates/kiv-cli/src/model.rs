@@ -4,6 +4,7 @@ use crate::args::{CacheArgs, ModelArgs};
 use crate::output::bytes;
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result, anyhow, bail};
+use kiv_context::{Identity, RecordLayout};
 use kiv_gguf::{LayerKind, MemoryPlan, ModelFile, PlanOptions, Untierable};
 use kiv_policy::{Geometry, LayerGeometry};
 use kiv_pool::{PoolError, PoolLayout};
@@ -22,7 +23,13 @@ pub(crate) struct Opened {
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
     kiv_runtime::set_verbose(args.verbose);
     let (path, bundled): (PathBuf, bool) = match &args.model {
-        Some(path) => (path.clone(), false),
+        Some(path) if kiv_models::is_path(path) => (path.clone(), false),
+        Some(name) => {
+            let name = name.to_string_lossy();
+            let found = kiv_models::Stores::from_env().find(&name)?;
+            eprintln!("{name}: {} from {}", found.name, found.source);
+            (found.path, false)
+        }
         None => {
             eprintln!(
                 "no -m: using the bundled model tiny-needle (2.9 M parameters, finds facts, writes poorly)"
@@ -141,6 +148,7 @@ pub(crate) fn plan(
 ) -> Result<MemoryPlan> {
     let layout = layout(file, cache, policy, n_ctx, args.ubatch())?;
     let (k, v) = (args.cache_type_k, args.cache_type_v);
+    let store = cache.store.types(args);
     let shipped = kiv_policies::by_name(policy);
     let geometry = Geometry {
         layers: file
@@ -158,8 +166,8 @@ pub(crate) fn plan(
         block: layout.block,
         n_slots: layout.n_slots,
         first_position: layout.sinks,
-        key_format: k,
-        value_format: v,
+        key_format: store.k,
+        value_format: store.v,
         n_threads: 1,
     };
     let cold = layout.cold_tokens(n_tokens);
@@ -167,8 +175,14 @@ pub(crate) fn plan(
         .as_ref()
         .map_or(0, |p| p.planned_index_bytes(&geometry, cold));
     let options = PlanOptions {
-        cold_rows: shipped.is_some_and(|p| p.retrieves()),
+        cold_rows: keeps_rows(policy),
         index_bytes: index as u64,
+        store_types: Some((store.k, store.v)),
+        disk_bytes_per_block: cache.store.kv_dir.as_ref().map(|_| {
+            let identity = Identity::new([0; 32], String::new(), &geometry, Vec::new());
+            RecordLayout::new(&identity).record_bytes() as u64
+        }),
+        host_limit: cache.store.kv_host_limit.map(|n| n as u64),
         ..PlanOptions::default()
     };
     Ok(MemoryPlan::new(file, &layout, n_tokens, k, v, &options))
@@ -225,8 +239,10 @@ pub(crate) fn builder(
 ) -> SessionBuilder {
     let threads = threads(args);
     let pool = cache.pool(args.ubatch());
+    let store = cache.store.types(args);
     model
         .session()
+        .store_types(store.k, store.v)
         .policy(policy)
         .ctx_size(args.ctx_size)
         .sinks(pool.sinks)
@@ -238,6 +254,27 @@ pub(crate) fn builder(
         .threads(threads, args.threads_batch.unwrap_or(threads))
         .offload_kv(!args.no_kv_offload)
         .rope(args.rope_scaling, args.rope_freq_base, args.rope_freq_scale)
+        .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
+}
+
+/// Whether a policy has cold rows.
+fn keeps_rows(policy: &str) -> bool {
+    kiv_policies::by_name(policy).is_some_and(|p| p.retrieves())
+}
+
+/// As [`builder`], for commands that make many sessions or one for the moment: a
+/// folder that is given is used while it lasts, by policies that have cold rows.
+pub(crate) fn passing_builder(
+    model: &Model,
+    args: &ModelArgs,
+    cache: &CacheArgs,
+    policy: &str,
+) -> SessionBuilder {
+    let builder = builder(model, args, cache, policy);
+    match &cache.store.kv_dir {
+        Some(folder) if keeps_rows(policy) => builder.scratch_dir(folder),
+        _ => builder,
+    }
 }
 
 /// Builds a session that Ctrl-C stops.

@@ -8,6 +8,7 @@
 //! and over all of them.
 
 use crate::ask::Reader;
+use kiv_policy::ColdError;
 use kiv_runtime::{Attended, AttentionTap, Error};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -71,11 +72,11 @@ struct Sample {
 struct Measure(Arc<Mutex<Vec<Sample>>>);
 
 impl AttentionTap for Measure {
-    fn attended(&mut self, view: &mut Attended<'_>) {
+    fn attended(&mut self, view: &mut Attended<'_>) -> Result<(), ColdError> {
         let g = view.geometry;
         let mut samples = Vec::new();
         for kv_head in 0..g.n_head_kv {
-            let keys = Keys::collect(view, kv_head);
+            let keys = Keys::collect(view, kv_head)?;
             for token in 0..view.queries.n_tokens() {
                 for head in kv_head * g.group()..(kv_head + 1) * g.group() {
                     let (mass, topk) = keys.recall(view, token, head);
@@ -89,6 +90,7 @@ impl AttentionTap for Measure {
             }
         }
         self.0.lock().extend(samples);
+        Ok(())
     }
 }
 
@@ -100,7 +102,7 @@ struct Keys {
 }
 
 impl Keys {
-    fn collect(view: &Attended<'_>, kv_head: usize) -> Self {
+    fn collect(view: &Attended<'_>, kv_head: usize) -> Result<Self, ColdError> {
         let dim = view.geometry.key_dim;
         let (mut rows, mut resident) = (Vec::new(), Vec::new());
         // Sinks, window and micro-batch; what is in the slots is cold as well
@@ -122,7 +124,8 @@ impl Keys {
         while at < wanted.len() {
             let run = view
                 .cold
-                .keys(view.layer, kv_head, at as u32, wanted.len() - at);
+                .keys(view.layer, kv_head, at as u32, wanted.len() - at)?;
+            let run = run.rows();
             run.decode_into(&mut decoded);
             rows.extend_from_slice(&decoded);
             let blocks = run.n_rows() / block;
@@ -131,11 +134,11 @@ impl Keys {
             }
             at += blocks;
         }
-        Self {
+        Ok(Self {
             dim,
             rows,
             resident,
-        }
+        })
     }
 
     /// Mass and top-k recall of one query. All keys are older than it: these

@@ -115,7 +115,7 @@ fn check_tables(m: usize, n: usize, highest: impl Fn(usize) -> u8, noise: &mut N
         }
         // Groups in any order, some twice, some not at all.
         let listed: Vec<u32> = (0..keys / GROUP)
-            .map(|_| noise.next() as u32 % (keys / GROUP) as u32)
+            .map(|_| noise.next() % (keys / GROUP) as u32)
             .collect();
         for queries in 0..=luts.len() {
             let mut outs = vec![0xaaaa; queries * listed.len() * GROUP + 1];

@@ -9,6 +9,7 @@
 //! file's own before anything is allocated, and a bad file is a [`GgufError`].
 
 mod error;
+mod fingerprint;
 mod hparams;
 mod layers;
 mod memory;

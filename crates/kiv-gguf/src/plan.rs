@@ -128,8 +128,12 @@ pub struct PlanOptions {
     pub cold_rows: bool,
     /// Bytes of the policy's index at this context length.
     pub index_bytes: u64,
-    /// Bytes of cold rows that go to disk instead of memory.
-    pub disk_bytes: u64,
+    /// Types of cold K and V rows, if not the cache's.
+    pub store_types: Option<(RowFormat, RowFormat)>,
+    /// Bytes that a sealed block takes on disk, if rows go there.
+    pub disk_bytes_per_block: Option<u64>,
+    /// Most bytes of cold rows in memory, if they are on disk.
+    pub host_limit: Option<u64>,
     /// Rows of logits that are kept of a micro-batch.
     pub n_outputs: usize,
 }
@@ -139,7 +143,9 @@ impl Default for PlanOptions {
         Self {
             cold_rows: true,
             index_bytes: 0,
-            disk_bytes: 0,
+            store_types: None,
+            disk_bytes_per_block: None,
+            host_limit: None,
             n_outputs: 1,
         }
     }
@@ -200,9 +206,13 @@ impl MemoryPlan {
         } else {
             0
         };
-        let host_kv_bytes = cold
-            .saturating_mul(per_token)
-            .saturating_sub(options.disk_bytes);
+        let (store_k, store_v) = options.store_types.unwrap_or((k, v));
+        let cold_bytes = cold.saturating_mul(model.kv_bytes_per_token(store_k, store_v));
+        let on_disk = options.disk_bytes_per_block;
+        let blocks = cold / layout.block.max(1) as u64;
+        let disk_bytes = on_disk.map_or(0, |bytes| bytes.saturating_mul(blocks));
+        let limit = options.host_limit.filter(|_| on_disk.is_some());
+        let host_kv_bytes = limit.map_or(cold_bytes, |limit| limit.min(cold_bytes));
         let compute_bytes = model.compute_bytes(layout.n_cells, layout.ubatch, options.n_outputs);
         let parts = [
             resident_kv_bytes,
@@ -216,7 +226,7 @@ impl MemoryPlan {
             other_kv_bytes,
             host_kv_bytes,
             index_bytes: options.index_bytes,
-            disk_bytes: options.disk_bytes,
+            disk_bytes,
             weights_bytes: model.weights_bytes,
             compute_bytes,
             stock_kv_bytes: model.stock_kv_bytes(n_ctx, k, v, layout.ubatch),

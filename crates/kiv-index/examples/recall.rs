@@ -96,6 +96,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let segment = params.segment;
             let mut read_back = |first: usize, out: &mut Vec<f32>| {
                 out.extend_from_slice(&keys[first * dim..(first + segment) * dim]);
+                true
             };
             for (i, keys) in keys.chunks(512 * dim).enumerate() {
                 if get("observe", 1.0) > 0.0 {

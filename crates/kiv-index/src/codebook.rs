@@ -1,8 +1,11 @@
 //! Product quantisation (Jégou et al., PAMI 2011): a vector is cut into
 //! subvectors, and each is replaced by the nearest of 16 centroids.
 
+use crate::head::Params;
+use crate::saved::{Saved, expect};
 use crate::space::Split;
 use kiv_fastscan::CENTROIDS;
+use kiv_wire::{Put, Take, WireError};
 
 /// Rounds of k-means in training. More gain nothing measurable.
 const ROUNDS: usize = 8;
@@ -247,6 +250,32 @@ fn train_subspace(vectors: &[f32], sub_dim: usize) -> Vec<[f32; CENTROIDS]> {
         }
     }
     book
+}
+
+impl Codebook {
+    pub(crate) fn is_of(&self, m: usize, dim: usize) -> bool {
+        (self.split.m(), self.split.dim()) == (m, dim)
+    }
+}
+
+impl Saved for Codebook {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { split, centroids } = self;
+        split.put(out);
+        out.put_f32s(centroids.as_flattened());
+    }
+
+    fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let split = Split::take(params, take)?;
+        let values = take.f32s()?;
+        let (centroids, rest) = values.as_chunks::<CENTROIDS>();
+        let whole = rest.is_empty() && centroids.len() == split.dim();
+        expect(whole, "a codebook of an impossible size")?;
+        Ok(Self {
+            split,
+            centroids: centroids.to_vec(),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@ use crate::codebook::Codebook;
 use crate::head::Params;
 use crate::outliers::{ERROR_RATIO, Grid, Outliers};
 use crate::packed::PackedCodes;
+use crate::saved::{Saved, expect};
 use crate::space::{QueryMoments, Space};
 use kiv_fastscan::{CENTROIDS, GROUP};
+use kiv_wire::{Put, Take, WireError};
 use std::ops::Range;
 
 /// Subquantizers of the coarse codes beyond those of the means: one for the
@@ -395,4 +397,126 @@ fn nearest(values: &[f32; CENTROIDS], value: f32) -> u8 {
         }
     }
     best as u8
+}
+impl Saved for Era {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self {
+            first,
+            dim: _,
+            segment: _,
+            space,
+            fine,
+            coarse,
+            grid,
+            outlier_error,
+            far,
+            spreads,
+            log_sizes,
+            widths,
+            centres,
+            order,
+            clustered,
+            ends,
+            segment_ends,
+            parts,
+            clusters,
+            keys,
+            outliers,
+        } = self;
+        out.put_u64(*first as u64);
+        space.put(out);
+        fine.put(out);
+        coarse.put(out);
+        grid.put(out);
+        out.put_f32s(&[*outlier_error, *far]);
+        for values in [spreads, log_sizes, widths] {
+            out.put_f32s(values);
+        }
+        out.put_f32s(centres);
+        out.put_u16s(order);
+        out.put_u32s(clustered);
+        out.put_u32s(ends);
+        out.put_u32s(segment_ends);
+        for codes in [parts, clusters, keys] {
+            codes.put(out);
+        }
+        outliers.put(out);
+    }
+
+    fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let first = usize::try_from(take.u64()?).map_err(|_| WireError::Short)?;
+        let (space, fine, coarse, grid) = (
+            Saved::take(params, take)?,
+            Saved::take(params, take)?,
+            Saved::take(params, take)?,
+            Saved::take(params, take)?,
+        );
+        let [outlier_error, far] = values(take)?;
+        let era = Self {
+            first,
+            dim: params.dim,
+            segment: params.segment,
+            space,
+            fine,
+            coarse,
+            grid,
+            outlier_error,
+            far,
+            spreads: values(take)?,
+            log_sizes: values(take)?,
+            widths: values(take)?,
+            centres: take.f32s()?,
+            order: take.u16s()?,
+            clustered: take.u32s()?,
+            ends: take.u32s()?,
+            segment_ends: take.u32s()?,
+            parts: Saved::take(params, take)?,
+            clusters: Saved::take(params, take)?,
+            keys: Saved::take(params, take)?,
+            outliers: Saved::take(params, take)?,
+        };
+        expect(era.is_whole(params), "an era that does not fit together")?;
+        Ok(era)
+    }
+}
+
+/// So many values after their number.
+fn values<const N: usize>(take: &mut Take<'_>) -> Result<[f32; N], WireError> {
+    let values = take.f32s()?;
+    let wrong = |_| WireError::invalid("another number of values");
+    values.try_into().map_err(wrong)
+}
+
+impl Era {
+    /// Whether everything that points somewhere points into the era.
+    fn is_whole(&self, params: &Params) -> bool {
+        let (n, dim, segment) = (self.n_segments(), self.dim, self.segment);
+        let sizes = self.fine.is_of(params.fine, dim)
+            && self.coarse.is_of(params.coarse, dim)
+            && self.parts.is_of(params.parts_m())
+            && self.clusters.is_of(params.coarse_m())
+            && self.keys.is_of(params.fine)
+            && n <= params.era
+            && self.centres.len() == (n + 1) * dim
+            && self.order.len() == n * segment
+            && self.keys.len() == self.order.len()
+            && self.segment_ends.len() == n
+            && self.clusters.len() == self.ends.len()
+            && self.parts.len() * GROUP == self.ends.len()
+            && self.segment_ends.last().map_or(0, |end| *end as usize) == self.ends.len();
+        sizes
+            && self.order.iter().all(|t| usize::from(*t) < segment)
+            && self.outliers.are_below(self.order.len())
+            && self.segment_ends.is_sorted()
+            && (0..n).all(|i| {
+                let ends = self.clusters_of(i);
+                let places = i * segment..=i * segment + self.clustered[i] as usize;
+                self.clustered[i] as usize <= segment
+                    && ends.start.is_multiple_of(GROUP)
+                    && self.ends[ends.clone()].is_sorted()
+                    && self.ends[ends]
+                        .iter()
+                        .all(|end| places.contains(&(*end as usize)))
+            })
+    }
 }

@@ -109,6 +109,9 @@ pub enum IndexError {
     /// numbers.
     #[error("a query's scores are not numbers")]
     BadQuery,
+    /// Keys that were given before could not be read again.
+    #[error("keys could not be read again")]
+    Unread,
     /// The system gave no memory.
     #[error("no memory for {bytes} more bytes of the index")]
     NoMemory {
@@ -144,11 +147,11 @@ impl Tail {
 /// Keys of one layer and KV head; see the crate's description.
 #[derive(Clone, Debug)]
 pub struct HeadIndex {
-    params: Params,
-    moments: QueryMoments,
+    pub(crate) params: Params,
+    pub(crate) moments: QueryMoments,
     pub(crate) eras: Vec<Era>,
     pub(crate) tail: Tail,
-    n_tokens: usize,
+    pub(crate) n_tokens: usize,
 }
 
 impl HeadIndex {
@@ -193,18 +196,19 @@ impl HeadIndex {
     }
 
     /// Appends keys `[n, dim]`. Whenever a segment is whole, `read` is asked for
-    /// its keys, `[segment, dim]`, from this token on: the index does not keep
-    /// them.
+    /// its keys, `[segment, dim]`, from this token on, and answers whether it
+    /// could read them: the index does not keep them.
     ///
     /// # Errors
-    /// [`IndexError::BadKey`] or [`IndexError::NoMemory`]; nothing has changed
-    /// then.
+    /// [`IndexError::BadKey`], [`IndexError::NoMemory`] or
+    /// [`IndexError::Unread`]; the index holds what it held then.
     pub fn append(
         &mut self,
         keys: &[f32],
-        read: &mut dyn FnMut(usize, &mut Vec<f32>),
+        read: &mut dyn FnMut(usize, &mut Vec<f32>) -> bool,
     ) -> Result<(), IndexError> {
         let Params { dim, segment, .. } = self.params;
+        let before = self.n_tokens;
         if let Some(bad) = keys.iter().position(|v| !v.is_finite()) {
             return Err(IndexError::BadKey {
                 token: self.n_tokens + bad / dim,
@@ -224,7 +228,10 @@ impl HeadIndex {
             self.n_tokens += n;
             if self.tail_len() == segment {
                 room.clear();
-                read(self.tail_first(), &mut room);
+                if !read(self.tail_first(), &mut room) {
+                    self.truncate(before);
+                    return Err(IndexError::Unread);
+                }
                 self.seal_segment(&room);
             }
             keys = later;

@@ -2,14 +2,16 @@
 //! query, without looking at most of them.
 //!
 //! One [`HeadIndex`] holds the keys of one layer and KV head, in the order in
-//! which they were read. Three levels, each cheaper per key than the next:
+//! which they were read. Four levels, each cheaper per key than the next:
 //!
-//! 1. *Clusters* of about 16 similar keys per segment of some thousand tokens
-//!    ([`Clusters`]). Their means are themselves product-quantized, so that all
-//!    of them are scored by byte shuffles (`kiv-fastscan`).
-//! 2. *Codes* of the keys in the best clusters: 4 bits for every dimension or
+//! 1. *Parts* of 32 similar clusters. All of them are scored.
+//! 2. *Clusters* of about 8 similar keys per segment of some thousand tokens
+//!    ([`Clusters`]); those of the best parts are scored. Means of both are
+//!    themselves product-quantized, so that byte shuffles score them
+//!    (`kiv-fastscan`).
+//! 3. *Codes* of the keys in the best clusters: 4 bits for every dimension or
 //!    two, in a space in which the error is that of the logit ([`Space`]).
-//! 3. The best keys' approximate logits go to the caller ([`Hits`]), who knows
+//! 4. The best keys' approximate logits go to the caller ([`Hits`]), who knows
 //!    how to turn them into blocks.
 //!
 //! Keys come as they are cached, rotated by their positions. Codebooks are
@@ -24,6 +26,7 @@ mod era;
 mod head;
 mod outliers;
 mod packed;
+mod saved;
 mod search;
 mod space;
 

@@ -8,9 +8,12 @@
 //! beyond the grid are kept as they are. Outliers belong to no cluster; all of
 //! them are scored for every query.
 
+use crate::head::Params;
 use crate::packed::PackedCodes;
+use crate::saved::{Saved, expect};
 use kiv_fastscan::{CENTROIDS, Isa, Lut, LutError, MAX_M, scan};
 use kiv_numeric::dot;
+use kiv_wire::{Put, Take, WireError};
 
 /// Mean squared error, over the usual one, that makes a key an outlier.
 pub(crate) const ERROR_RATIO: f32 = 9.0;
@@ -211,6 +214,65 @@ impl OutlierTables {
             lut.quantize(part)?;
         }
         Ok(())
+    }
+}
+
+impl Outliers {
+    /// Whether they are all of the first `n` tokens.
+    pub fn are_below(&self, n: usize) -> bool {
+        self.tokens().all(|t| (t as usize) < n)
+    }
+}
+
+impl Saved for Outliers {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self {
+            dim: _,
+            tokens,
+            beyond,
+            vectors,
+            parts,
+        } = self;
+        out.put_u32s(tokens);
+        out.put_u32s(beyond);
+        out.put_f32s(vectors);
+        parts.iter().for_each(|part| part.put(out));
+    }
+
+    fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let dim = params.dim;
+        let (tokens, beyond, vectors) = (take.u32s()?, take.u32s()?, take.f32s()?);
+        let mut parts = Self::new(dim).parts;
+        let mut whole = vectors.len() == beyond.len() * dim;
+        for part in &mut parts {
+            let m = part.m();
+            *part = PackedCodes::take(params, take)?;
+            whole &= part.is_of(m) && part.len() == tokens.len();
+        }
+        for list in [&tokens, &beyond] {
+            whole &= list.windows(2).all(|pair| pair[0] < pair[1]);
+        }
+        expect(whole, "impossible outliers")?;
+        Ok(Self {
+            dim,
+            tokens,
+            beyond,
+            vectors,
+            parts,
+        })
+    }
+}
+
+impl Saved for Grid {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { step } = self;
+        out.put_f32(*step);
+    }
+
+    fn take(_: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let step = take.f32()?;
+        expect(step > 0.0 && step.is_finite(), "an impossible grid")?;
+        Ok(Self { step })
     }
 }
 

@@ -1,6 +1,9 @@
 //! A growing list of packed codes.
 
-use kiv_fastscan::{GROUP, group_bytes, pack, unpack_key};
+use crate::head::Params;
+use crate::saved::{Saved, expect};
+use kiv_fastscan::{GROUP, MAX_M, group_bytes, pack, unpack_key};
+use kiv_wire::{Put, Take, WireError};
 
 /// Codes of `n` vectors with `m` subquantizers each, in groups of 32, the last
 /// one filled up.
@@ -83,6 +86,37 @@ impl PackedCodes {
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+}
+
+impl PackedCodes {
+    /// Whether its codes are of `m` subquantizers.
+    pub fn is_of(&self, m: usize) -> bool {
+        self.m == m
+    }
+}
+
+impl Saved for PackedCodes {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { m, n, bytes } = self;
+        out.put_u32(*m as u32);
+        out.put_u64(*n as u64);
+        out.put_u8s(bytes);
+    }
+
+    fn take(_: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let (m, n) = (take.u32()? as usize, take.u64()?);
+        let bytes = take.byte_list()?;
+        let groups = n.div_ceil(GROUP as u64);
+        let whole = (2..=MAX_M).contains(&m)
+            && m.is_multiple_of(2)
+            && groups.checked_mul(group_bytes(m) as u64) == Some(bytes.len() as u64);
+        expect(whole, "codes of an impossible length")?;
+        Ok(Self {
+            m,
+            n: n as usize,
+            bytes: bytes.to_vec(),
+        })
     }
 }
 

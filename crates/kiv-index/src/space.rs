@@ -14,7 +14,10 @@
 //! others share ([`Split`]). (OPQ, Ge et al., CVPR 2013, balances subspaces of
 //! equal size instead.)
 
+use crate::head::Params;
+use crate::saved::{Saved, expect};
 use kiv_numeric::dot;
+use kiv_wire::{Put, Take, WireError};
 use nalgebra::{DMatrix, SymmetricEigen};
 
 /// Share of the mean eigenvalue that is added to every eigenvalue of the
@@ -291,6 +294,70 @@ fn quantisation_error(variances: &[f64], axes: &[u16]) -> f64 {
         }
     }
     best
+}
+
+impl Saved for QueryMoments {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { dim: _, sum, count } = self;
+        out.put_f64s(sum);
+        out.put_u64(*count);
+    }
+
+    fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let (dim, sum, count) = (params.dim, take.f64s()?, take.u64()?);
+        expect(sum.len() == dim * dim, "moments of an impossible size")?;
+        Ok(Self { dim, sum, count })
+    }
+}
+
+impl Saved for Space {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self {
+            dim: _,
+            key_map,
+            query_map,
+            variances,
+        } = self;
+        out.put_f32s(key_map);
+        out.put_f32s(query_map);
+        out.put_f64s(variances);
+    }
+
+    fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let dim = params.dim;
+        let space = Self {
+            dim,
+            key_map: take.f32s()?,
+            query_map: take.f32s()?,
+            variances: take.f64s()?,
+        };
+        let lengths = [space.key_map.len(), space.query_map.len()];
+        let whole = lengths == [dim * dim; 2] && space.variances.len() == dim;
+        expect(whole, "a space of an impossible size")?;
+        Ok(space)
+    }
+}
+
+impl Saved for Split {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { axes, ends } = self;
+        out.put_u16s(axes);
+        out.put_u16s(ends);
+    }
+
+    fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let (axes, ends) = (take.u16s()?, take.u16s()?);
+        let mut seen = axes.clone();
+        seen.sort_unstable();
+        let all = seen.iter().copied().eq(0..params.dim as u16);
+        let ascend = ends.windows(2).all(|pair| pair[0] < pair[1])
+            && ends.first().is_some_and(|end| *end > 0)
+            && ends
+                .last()
+                .is_some_and(|end| usize::from(*end) == axes.len());
+        expect(all && ascend, "an impossible split of the axes")?;
+        Ok(Self { axes, ends })
+    }
 }
 
 #[cfg(test)]

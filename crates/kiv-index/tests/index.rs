@@ -74,6 +74,7 @@ fn append(index: &mut HeadIndex, keys: &[f32], at_once: usize) -> Result<(), Ind
     let Params { dim, segment, .. } = *index.params();
     let mut read = |first: usize, out: &mut Vec<f32>| {
         out.extend_from_slice(&keys[first * dim..(first + segment) * dim]);
+        true
     };
     for more in keys[index.len() * dim..].chunks(at_once * dim) {
         index.append(more, &mut read)?;

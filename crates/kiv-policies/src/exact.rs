@@ -10,7 +10,9 @@
 
 use crate::top::top_k;
 use kiv_numeric::{TILE, column_log_sum_exp, dot, exp_nonpositive, log_sum_exp, tile_logits};
-use kiv_policy::{BlockId, Geometry, LayerGeometry, Policy, PolicyError, SelectRequest, Selection};
+use kiv_policy::{
+    BlockId, ColdError, Geometry, LayerGeometry, Policy, PolicyError, SelectRequest, Selection,
+};
 use rayon::prelude::*;
 
 /// Most (query, block) scores kept at once: 32 MiB.
@@ -83,9 +85,9 @@ impl Policy for Exact {
                 let products =
                     n_blocks * head.block * request.queries.n_tokens() * head.layer.group();
                 let shares = if products < SERIAL_PRODUCTS {
-                    head.block_shares::<false>(log_mass)
+                    head.block_shares::<false>(log_mass)?
                 } else {
-                    threads.install(|| head.block_shares::<true>(log_mass))
+                    threads.install(|| head.block_shares::<true>(log_mass))?
                 };
                 top_k(&shares, n_slots, wanted);
             }
@@ -108,7 +110,10 @@ struct Head<'a> {
 impl Head<'_> {
     /// Largest attention share of each block over the micro-batch's tokens,
     /// `[n_blocks]`.
-    fn block_shares<const PARALLEL: bool>(&self, log_mass: &mut Vec<f32>) -> Vec<f32> {
+    fn block_shares<const PARALLEL: bool>(
+        &self,
+        log_mass: &mut Vec<f32>,
+    ) -> Result<Vec<f32>, ColdError> {
         let (group, n_blocks) = (self.layer.group(), self.request.cold.n_blocks());
         let n_tokens = self.request.queries.n_tokens();
         let mut local_keys = Vec::new();
@@ -121,9 +126,9 @@ impl Head<'_> {
                 .flat_map(|t| (0..group).map(move |h| (t, self.kv_head * group + h)))
                 .map(|(t, head)| (t, self.request.queries.get(t, head)))
                 .collect();
-            self.raise_shares::<PARALLEL>(&queries, &local_keys, log_mass, &mut best);
+            self.raise_shares::<PARALLEL>(&queries, &local_keys, log_mass, &mut best)?;
         }
-        best
+        Ok(best)
     }
 
     /// Raises `best` by these queries' shares.
@@ -133,28 +138,28 @@ impl Head<'_> {
         local_keys: &[f32],
         log_mass: &mut Vec<f32>,
         best: &mut [f32],
-    ) {
+    ) -> Result<(), ColdError> {
         let n_queries = queries.len();
         // Every element is written before it is read.
         log_mass.resize(best.len() * n_queries, 0.0);
         let blocks_at_once = (KEYS_AT_ONCE / self.block).max(1);
         let chunk_len = blocks_at_once * n_queries;
         let score = |(chunk, out): (usize, &mut [f32])| {
-            self.score_blocks(chunk * blocks_at_once, queries, out);
-            column_log_sum_exp(out, n_queries)
+            self.score_blocks(chunk * blocks_at_once, queries, out)?;
+            Ok(column_log_sum_exp(out, n_queries))
         };
         let mut totals: Vec<Vec<f32>> = if PARALLEL {
             log_mass
                 .par_chunks_mut(chunk_len)
                 .enumerate()
                 .map(score)
-                .collect()
+                .collect::<Result<_, ColdError>>()?
         } else {
             log_mass
                 .chunks_mut(chunk_len)
                 .enumerate()
                 .map(score)
-                .collect()
+                .collect::<Result<_, ColdError>>()?
         };
         totals.push(self.local_log_mass::<PARALLEL>(queries, local_keys));
         // Softmax denominators over cold and local keys together.
@@ -174,11 +179,17 @@ impl Head<'_> {
                 .zip(log_mass.chunks_exact(n_queries))
                 .for_each(raise);
         }
+        Ok(())
     }
 
     /// Log-sum-exp of every query over every block from `first` on:
     /// `out[b][q]`, as many blocks as `out` holds.
-    fn score_blocks(&self, first: usize, queries: &[Query<'_>], out: &mut [f32]) {
+    fn score_blocks(
+        &self,
+        first: usize,
+        queries: &[Query<'_>],
+        out: &mut [f32],
+    ) -> Result<(), ColdError> {
         let (n_queries, block) = (queries.len(), self.block);
         let n_blocks = out.len() / n_queries;
         let (mut keys, mut logits) = (Vec::new(), vec![0f32; block * n_queries]);
@@ -188,8 +199,8 @@ impl Head<'_> {
             let run = self
                 .request
                 .cold
-                .keys(layer, self.kv_head, first, n_blocks - at);
-            run.decode_into(&mut keys);
+                .keys(layer, self.kv_head, first, n_blocks - at)?;
+            run.rows().decode_into(&mut keys);
             for block_keys in keys.chunks_exact(block * self.layer.key_dim) {
                 self.logits(block_keys, queries, &mut logits);
                 let out = &mut out[at * n_queries..(at + 1) * n_queries];
@@ -199,6 +210,7 @@ impl Head<'_> {
                 at += 1;
             }
         }
+        Ok(())
     }
 
     /// Log-sum-exp of each query over the local keys that it may see.

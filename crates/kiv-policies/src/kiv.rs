@@ -94,7 +94,7 @@ impl Policy for Kiv {
         }
         let heads = &mut self.means[request.layer];
         for (kv_head, means) in heads.iter_mut().enumerate() {
-            add_means(request.cold, (request.layer, kv_head), layer.key_dim, means);
+            add_means(request.cold, (request.layer, kv_head), layer.key_dim, means)?;
         }
         let candidates = candidates(request, heads, n_slots, layer.group());
         let mut scores = vec![f32::NEG_INFINITY; candidates.len()];
@@ -105,7 +105,10 @@ impl Policy for Kiv {
                 // Candidates come in whole pages, so runs are long.
                 let first = candidates[at];
                 let page_left = PAGE - first as usize % PAGE;
-                let rows = request.cold.keys(request.layer, kv_head, first, page_left);
+                let run = request
+                    .cold
+                    .keys(request.layer, kv_head, first, page_left)?;
+                let rows = run.rows();
                 rows.decode_into(&mut keys);
                 for (key, score) in keys.chunks_exact(layer.key_dim).zip(&mut scores[at..]) {
                     for query in group_queries(request, kv_head, layer.group()) {
@@ -155,13 +158,14 @@ fn add_means(
     (layer, kv_head): (usize, usize),
     dim: usize,
     means: &mut Vec<f32>,
-) {
+) -> Result<(), PolicyError> {
     let mut keys = Vec::new();
     for page in means.len() / dim..cold.n_blocks() / PAGE {
         let mut sum = vec![0f64; dim];
         let mut at = 0;
         while at < PAGE {
-            let rows = cold.keys(layer, kv_head, (page * PAGE + at) as BlockId, PAGE - at);
+            let run = cold.keys(layer, kv_head, (page * PAGE + at) as BlockId, PAGE - at)?;
+            let rows = run.rows();
             rows.decode_into(&mut keys);
             for key in keys.chunks_exact(dim) {
                 sum.iter_mut()
@@ -172,6 +176,7 @@ fn add_means(
         }
         means.extend(sum.iter().map(|s| (s / PAGE as f64) as f32));
     }
+    Ok(())
 }
 
 /// Tokens of the pages that any head wants, and of the last incomplete page.
@@ -207,7 +212,7 @@ fn candidates(
 mod tests {
     use super::*;
     use kiv_policy::{LayerGeometry, LocalRows, Queries, RowFormat};
-    use kiv_store::HostStore;
+    use kiv_store::{ColdTier, HostStore};
 
     struct NoLocal;
     impl LocalRows for NoLocal {
@@ -254,7 +259,7 @@ mod tests {
             store
                 .append(0, 0, &RowFormat::F32.encode(&keys), &vec![0; n * 4])
                 .unwrap();
-            store.commit(n);
+            store.publish(n).unwrap();
             let mut policy = Kiv::default();
             policy.start(&g).unwrap();
             let mut selection = Selection::default();

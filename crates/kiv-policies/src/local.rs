@@ -58,7 +58,7 @@ impl LocalKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiv_policy::{ColdRows, LocalRows, Phase, Queries, Rows};
+    use kiv_policy::{ColdError, ColdRows, ColdRun, LocalRows, Phase, Queries};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     struct NoCold;
@@ -66,10 +66,10 @@ mod tests {
         fn n_blocks(&self) -> usize {
             0
         }
-        fn keys(&self, _: usize, _: usize, _: u32, _: usize) -> Rows<'_> {
+        fn keys(&self, _: usize, _: usize, _: u32, _: usize) -> Result<ColdRun<'_>, ColdError> {
             unreachable!("nothing is sealed")
         }
-        fn values(&self, _: usize, _: usize, _: u32, _: usize) -> Rows<'_> {
+        fn values(&self, _: usize, _: usize, _: u32, _: usize) -> Result<ColdRun<'_>, ColdError> {
             unreachable!("nothing is sealed")
         }
     }

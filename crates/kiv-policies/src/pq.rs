@@ -16,9 +16,10 @@ use kiv_fastscan::Isa;
 use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, groups};
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
 use kiv_policy::{
-    BlockId, ColdRows, Geometry, LayerGeometry, Phase, Policy, PolicyError, SelectRequest,
-    Selection,
+    BlockId, ColdRows, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy, PolicyError,
+    SelectRequest, Selection,
 };
+use kiv_wire::{Put, Take};
 use rayon::prelude::*;
 
 /// Keys looked at for a decoded token's queries, and told.
@@ -186,6 +187,60 @@ impl Policy for Pq {
         })
     }
 
+    fn save(&self, keep: &mut KeepPart<'_>) -> Result<bool, PolicyError> {
+        let Some(state) = &self.state else {
+            return Err(PolicyError("used before start".to_owned()));
+        };
+        let heads = || state.heads.iter().flatten().map(|head| &head.index);
+        let mut bytes = Vec::new();
+        let n_eras = heads().map(HeadIndex::n_eras).max().unwrap_or(0);
+        bytes.put_u64(n_eras as u64);
+        heads().for_each(|index| index.put_rest(&mut bytes));
+        keep("rest", &bytes)?;
+        for era in 0..n_eras {
+            bytes.clear();
+            heads().for_each(|index| index.put_era(era, &mut bytes));
+            keep(&format!("era {era}"), &bytes)?;
+        }
+        Ok(true)
+    }
+
+    fn load(&mut self, part: &mut FindPart<'_>) -> Result<bool, PolicyError> {
+        let state = self.state()?;
+        let Some(rest) = part("rest")? else {
+            return Ok(false);
+        };
+        let mut rest = Take::new(&rest);
+        let mut eras = Vec::new();
+        // Their number is only believed as far as they are there.
+        for era in 0..rest.u64().unwrap_or(0) {
+            match part(&format!("era {era}"))? {
+                Some(bytes) => eras.push(bytes),
+                None => return Ok(false),
+            }
+        }
+        let mut eras: Vec<Take<'_>> = eras.iter().map(|bytes| Take::new(bytes)).collect();
+        let mut indices = Vec::new();
+        for head in state.heads.iter().flatten() {
+            let params = head.index.params().clone();
+            match HeadIndex::take(params, &mut rest, &mut eras) {
+                Ok(index) => indices.push(index),
+                Err(_) => return Ok(false),
+            }
+        }
+        let left = eras
+            .into_iter()
+            .chain([rest])
+            .any(|take| take.end().is_err());
+        if left {
+            return Ok(false);
+        }
+        for (head, index) in state.heads.iter_mut().flatten().zip(indices) {
+            head.index = index;
+        }
+        Ok(true)
+    }
+
     fn index_bytes(&self) -> usize {
         let heads = self.state.iter().flat_map(|s| s.heads.iter().flatten());
         heads.map(|head| head.index.bytes()).sum()
@@ -244,14 +299,15 @@ fn take_up(
     let block = geometry.block;
     let end = cold.n_blocks() * block;
     let segment = index.params().segment;
-    let read = |first: usize, end: usize, out: &mut Vec<f32>| {
+    let read = |first: usize, end: usize, out: &mut Vec<f32>| -> Result<(), PolicyError> {
         out.clear();
         let dim = geometry.layers[layer].key_dim;
         let mut at = first;
         while at < end {
             let (from, skip) = (at / block, at % block);
             let blocks = (end - from * block).div_ceil(block);
-            let rows = cold.keys(layer, kv_head, from as BlockId, blocks);
+            let run = cold.keys(layer, kv_head, from as BlockId, blocks)?;
+            let rows = run.rows();
             let n = (rows.n_rows() - skip).min(end - at);
             let rows = rows.slice(skip, n);
             let start = out.len();
@@ -259,12 +315,22 @@ fn take_up(
             rows.format.decode(rows.bytes, &mut out[start..]);
             at += n;
         }
+        Ok(())
     };
     let mut keys = Vec::new();
-    read(index.len(), end, &mut keys);
-    let mut read_back = |first: usize, out: &mut Vec<f32>| read(first, first + segment, out);
+    read(index.len(), end, &mut keys)?;
+    let mut unread = None;
+    let mut read_back = |first: usize, out: &mut Vec<f32>| {
+        let result = read(first, first + segment, out);
+        let is_read = result.is_ok();
+        unread = unread.take().or(result.err());
+        is_read
+    };
     index.append(&keys, &mut read_back).map_err(|error| {
         let il = geometry.layers[layer].il;
+        if let Some(unread) = unread {
+            return unread;
+        }
         PolicyError(match error {
             IndexError::BadKey { token } => format!(
                 "the key at position {} of layer {il}, KV head {kv_head} is not a number: the \

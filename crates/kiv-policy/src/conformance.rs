@@ -28,8 +28,8 @@
 //! ```
 
 use crate::{
-    BlockId, ColdRows, Geometry, LayerGeometry, LocalRows, Phase, Policy, Queries, RowFormat, Rows,
-    SealedBlocks, SelectRequest, Selection,
+    BlockId, ColdError, ColdRows, ColdRun, Geometry, LayerGeometry, LocalRows, Phase, Policy,
+    Queries, RowFormat, Rows, SealedBlocks, SelectRequest, Selection,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -62,7 +62,7 @@ impl Cold {
         bytes: &'a [u8],
         first: BlockId,
         max: usize,
-    ) -> Rows<'a> {
+    ) -> Result<ColdRun<'a>, ColdError> {
         // One block at a time when the id is odd: policies must not count on
         // long runs.
         let first = first as usize;
@@ -72,11 +72,11 @@ impl Cold {
             max.min(self.n_blocks - first)
         };
         let block = format.row_bytes(row_len) * self.geometry.block;
-        Rows {
+        Ok(ColdRun::Lent(Rows {
             format,
             row_len,
             bytes: &bytes[first * block..(first + n) * block],
-        }
+        }))
     }
 }
 
@@ -84,7 +84,13 @@ impl ColdRows for Cold {
     fn n_blocks(&self) -> usize {
         self.n_blocks
     }
-    fn keys(&self, layer: usize, kv_head: usize, first: BlockId, max: usize) -> Rows<'_> {
+    fn keys(
+        &self,
+        layer: usize,
+        kv_head: usize,
+        first: BlockId,
+        max: usize,
+    ) -> Result<ColdRun<'_>, ColdError> {
         let dim = self.geometry.layers[layer].key_dim;
         self.run(
             (self.geometry.key_format, dim),
@@ -93,7 +99,13 @@ impl ColdRows for Cold {
             max,
         )
     }
-    fn values(&self, layer: usize, kv_head: usize, first: BlockId, max: usize) -> Rows<'_> {
+    fn values(
+        &self,
+        layer: usize,
+        kv_head: usize,
+        first: BlockId,
+        max: usize,
+    ) -> Result<ColdRun<'_>, ColdError> {
         let dim = self.geometry.layers[layer].value_dim;
         self.run(
             (self.geometry.value_format, dim),
@@ -219,12 +231,82 @@ pub fn check(mut make: impl FnMut() -> Box<dyn Policy>) -> Result<(), Breach> {
                 }
             }
         }
+        reload(&cold, &mut pair, &mut make).map_err(|e| breach("saved and loaded", e))?;
+        for layer in 0..cold.geometry.layers.len() {
+            let at = format!("saved and loaded, layer {layer}");
+            for queries in [(1, 1.0), (5, 3.0)] {
+                ask(&cold, &mut pair, layer, queries, 6, &mut rng).map_err(|e| breach(&at, e))?;
+            }
+        }
+        seal(&mut cold, &mut pair, 3, &mut rng).map_err(|e| breach("sealed after loading", e))?;
+        for layer in 0..cold.geometry.layers.len() {
+            let at = format!("sealed after loading, layer {layer}");
+            ask(&cold, &mut pair, layer, (1, 1.0), 7, &mut rng).map_err(|e| breach(&at, e))?;
+        }
         let [a, b] = pair.map(|p| p.index_bytes());
         if a != b {
             return Err(breach("end", format!("index_bytes differs: {a} and {b}")));
         }
     }
     Ok(())
+}
+
+/// Puts a policy that loads what the second one saved in its place.
+fn reload(
+    cold: &Cold,
+    pair: &mut [Box<dyn Policy>; 2],
+    make: &mut impl FnMut() -> Box<dyn Policy>,
+) -> Result<(), String> {
+    let mut parts: Vec<(String, Vec<u8>)> = Vec::new();
+    let saved = pair[1].save(&mut |name, bytes| {
+        parts.push((name.to_owned(), bytes.to_vec()));
+        Ok(())
+    });
+    if !saved.map_err(|e| e.to_string())? {
+        return if parts.is_empty() {
+            Ok(())
+        } else {
+            Err("parts were given by a policy that says it saves none".to_owned())
+        };
+    }
+    let mut names: Vec<&String> = parts.iter().map(|p| &p.0).collect();
+    names.sort();
+    if names.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err("two parts have the same name".to_owned());
+    }
+    // Without its parts, or with broken ones, it says so, and can start anew.
+    let broken: Vec<_> = parts
+        .iter()
+        .map(|(name, bytes)| (name.clone(), bytes[..bytes.len() / 2].to_vec()))
+        .collect();
+    for parts in [Vec::new(), broken] {
+        let mut policy = make();
+        policy.start(&cold.geometry).map_err(|e| e.to_string())?;
+        let loaded = policy.load(&mut |name| Ok(find(&parts, name)));
+        if loaded.map_err(|e| e.to_string())? {
+            return Err("parts that are missing or cut were loaded".to_owned());
+        }
+        if policy.index_bytes() != {
+            let mut new = make();
+            new.start(&cold.geometry).map_err(|e| e.to_string())?;
+            new.index_bytes()
+        } {
+            return Err("parts that were refused left something behind".to_owned());
+        }
+    }
+    let mut policy = make();
+    policy.start(&cold.geometry).map_err(|e| e.to_string())?;
+    let loaded = policy.load(&mut |name| Ok(find(&parts, name)));
+    if !loaded.map_err(|e| e.to_string())? {
+        return Err("its own parts were refused".to_owned());
+    }
+    pair[1] = policy;
+    Ok(())
+}
+
+fn find(parts: &[(String, Vec<u8>)], name: &str) -> Option<Vec<u8>> {
+    let found = parts.iter().find(|part| part.0 == name);
+    found.map(|part| part.1.clone())
 }
 
 fn truncate(cold: &mut Cold, n_blocks: usize) {

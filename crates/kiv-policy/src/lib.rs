@@ -24,10 +24,12 @@
 //!
 //! An implementation can be run through [`conformance::check`].
 
+mod cold;
 pub mod conformance;
 mod rows;
 mod selection;
 
+pub use cold::{ColdError, ColdRows, ColdRun};
 pub use rows::{RowFormat, Rows};
 pub use selection::{InvalidSelection, Selection};
 
@@ -82,9 +84,9 @@ pub struct Geometry {
     pub n_slots: usize,
     /// Position of the first token of block 0 (the number of sinks).
     pub first_position: usize,
-    /// Type of K rows.
+    /// Type of cold K rows: the cache's, or another that they are stored in.
     pub key_format: RowFormat,
-    /// Type of V rows.
+    /// Type of cold V rows.
     pub value_format: RowFormat,
     /// Threads that a policy may use while the model waits for it.
     pub n_threads: usize,
@@ -101,29 +103,11 @@ pub struct SealedBlocks<'a> {
     pub first: BlockId,
     /// How many.
     pub count: usize,
-    /// K rows `[count * block, key_dim]`, rotated by their positions (post-RoPE).
+    /// K rows `[count * block, key_dim]`, rotated by their positions (post-RoPE),
+    /// as the cold store will give them back.
     pub keys: Rows<'a>,
     /// V rows `[count * block, value_dim]`.
     pub values: Rows<'a>,
-}
-
-/// Read access to every sealed row, wherever it is stored.
-pub trait ColdRows: Sync {
-    /// Sealed blocks per layer and KV head.
-    fn n_blocks(&self) -> usize;
-
-    /// K rows of a run of blocks from `first` on that lie together in memory:
-    /// at least one block, at most `max`.
-    ///
-    /// # Panics
-    /// If `layer`, `kv_head` or `first` is out of range, or `max` is 0.
-    fn keys(&self, layer: usize, kv_head: usize, first: BlockId, max: usize) -> Rows<'_>;
-
-    /// V rows of a run of blocks, as [`ColdRows::keys`].
-    ///
-    /// # Panics
-    /// As [`ColdRows::keys`].
-    fn values(&self, layer: usize, kv_head: usize, first: BlockId, max: usize) -> Rows<'_>;
 }
 
 /// The resident tokens that are not in slots: sinks, recent window and the
@@ -211,6 +195,12 @@ pub struct SelectRequest<'a> {
     pub local: &'a dyn LocalRows,
 }
 
+/// Keeps a part of an index under a name; see [`Policy::save`].
+pub type KeepPart<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PolicyError> + 'a;
+
+/// Finds a part of an index by its name; see [`Policy::load`].
+pub type FindPart<'a> = dyn FnMut(&str) -> Result<Option<Vec<u8>>, PolicyError> + 'a;
+
 /// Chooses the resident blocks.
 ///
 /// Implementations are deterministic: the same calls give the same answers.
@@ -284,6 +274,30 @@ pub trait Policy: Send {
         0
     }
 
+    /// Gives what the policy knows of the sealed blocks to `keep`, as named
+    /// parts, so that [`Policy::load`] can take it up in another process. Parts
+    /// that have not changed since the last time are not written again.
+    /// Answers `false`, having given nothing, if its index is rebuilt from the
+    /// rows instead: then blocks are sealed again one after another.
+    ///
+    /// # Errors
+    /// Those of `keep`.
+    fn save(&self, keep: &mut KeepPart<'_>) -> Result<bool, PolicyError> {
+        let _ = keep;
+        Ok(false)
+    }
+
+    /// Takes up what [`Policy::save`] gave, right after [`Policy::start`] with
+    /// the same geometry. Answers `false`, as if it had not been called, if the
+    /// parts are of another version or for other sizes.
+    ///
+    /// # Errors
+    /// Those of `part`.
+    fn load(&mut self, part: &mut FindPart<'_>) -> Result<bool, PolicyError> {
+        let _ = part;
+        Ok(false)
+    }
+
     /// Host memory that the index will take at `n_tokens`, in bytes: the
     /// plan that is shown before anything is read.
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
@@ -323,6 +337,12 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
     }
     fn index_bytes(&self) -> usize {
         (**self).index_bytes()
+    }
+    fn save(&self, keep: &mut KeepPart<'_>) -> Result<bool, PolicyError> {
+        (**self).save(keep)
+    }
+    fn load(&mut self, part: &mut FindPart<'_>) -> Result<bool, PolicyError> {
+        (**self).load(part)
     }
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
         (**self).planned_index_bytes(geometry, n_tokens)

@@ -128,14 +128,24 @@ impl RowFormat {
         }
     }
 
-    /// Encodes `values` in this format (tests and conformance data; the cache
-    /// itself is written by llama.cpp).
+    /// Encodes `values` in this format, as ggml's reference code does (the
+    /// cache itself is written by llama.cpp).
     ///
     /// # Panics
     /// If `values.len()` is not a multiple of [`RowFormat::group_len`].
     #[must_use]
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.row_bytes(values.len()));
+        let mut out = Vec::new();
+        self.encode_into(values, &mut out);
+        out
+    }
+
+    /// Appends `values` in this format to `out`, as [`RowFormat::encode`].
+    ///
+    /// # Panics
+    /// As [`RowFormat::encode`].
+    pub fn encode_into(self, values: &[f32], out: &mut Vec<u8>) {
+        out.reserve(self.row_bytes(values.len()));
         match self {
             Self::F32 => values.iter().for_each(|v| out.extend(v.to_le_bytes())),
             Self::F16 => values
@@ -170,7 +180,6 @@ impl RowFormat {
                 }
             }
         }
-        out
     }
 }
 

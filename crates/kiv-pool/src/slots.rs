@@ -7,6 +7,8 @@ pub struct Swap {
     pub slot: u32,
     /// Block that comes in.
     pub block: u32,
+    /// Block that it replaces.
+    pub leaving: u32,
 }
 
 /// The slots of one layer and KV head.
@@ -71,9 +73,13 @@ impl SlotTable {
             .collect();
         free.sort_by_key(|&s| (self.last_wanted[s as usize], s));
         for (block, slot) in missing.into_iter().zip(free) {
-            self.blocks[slot as usize] = block;
+            let leaving = std::mem::replace(&mut self.blocks[slot as usize], block);
             self.last_wanted[slot as usize] = stamp;
-            swaps.push(Swap { slot, block });
+            swaps.push(Swap {
+                slot,
+                block,
+                leaving,
+            });
         }
         self.index();
     }
@@ -85,14 +91,46 @@ impl SlotTable {
     /// If there is not one block per slot.
     pub fn place_all(&mut self, blocks: &[u32], swaps: &mut Vec<Swap>) {
         assert_eq!(blocks.len(), self.blocks.len(), "one block per slot");
-        self.blocks.copy_from_slice(blocks);
         swaps.clear();
-        swaps.extend(
-            (0u32..)
-                .zip(blocks)
-                .map(|(slot, &block)| Swap { slot, block }),
-        );
+        let slots = (0u32..).zip(blocks).zip(&self.blocks);
+        swaps.extend(slots.map(|((slot, &block), &leaving)| Swap {
+            slot,
+            block,
+            leaving,
+        }));
+        self.blocks.copy_from_slice(blocks);
         self.index();
+    }
+
+    /// Says that `slot` holds `block` after all: what was to come did not.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn put(&mut self, slot: u32, block: u32) {
+        self.blocks[slot as usize] = block;
+        self.index();
+    }
+
+    /// Step, plus one, at which each slot's block was last asked for; 0 never.
+    #[must_use]
+    pub fn last_wanted(&self) -> &[u64] {
+        &self.last_wanted
+    }
+
+    /// Slots as [`SlotTable::blocks`] and [`SlotTable::last_wanted`] told them.
+    ///
+    /// # Panics
+    /// If the lists differ in length.
+    #[must_use]
+    pub fn restore(blocks: Vec<u32>, last_wanted: Vec<u64>) -> Self {
+        assert_eq!(blocks.len(), last_wanted.len(), "one step per slot");
+        let mut table = Self {
+            blocks,
+            last_wanted,
+            resident: Vec::new(),
+        };
+        table.index();
+        table
     }
 
     fn index(&mut self) {
@@ -146,6 +184,21 @@ mod tests {
         table.want(&[0, 1, 2], 1, &mut swaps);
         table.want(&[0, 2], 2, &mut swaps);
         table.want(&[9], 3, &mut swaps);
-        assert_eq!(swaps, [Swap { slot: 1, block: 9 }]);
+        let swap = Swap {
+            slot: 1,
+            block: 9,
+            leaving: 1,
+        };
+        assert_eq!(swaps, [swap]);
+        let mut other = SlotTable::restore(table.blocks().to_vec(), table.last_wanted().to_vec());
+        for (block, leaving) in [(5, 0), (6, 9)] {
+            table.want(&[2, block], 4, &mut swaps);
+            let swap = swaps.clone();
+            other.want(&[2, block], 4, &mut swaps);
+            assert_eq!((swaps.as_slice(), swaps[0].leaving), (&swap[..], leaving));
+            table.put(swap[0].slot, leaving);
+            other.put(swap[0].slot, leaving);
+            assert!(table.blocks().contains(&leaving));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Which cell holds which position.
 
 use kiv_pool::PoolLayout;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Cells of the positions that are resident, as llama.cpp assigned them.
 #[derive(Clone, Debug)]
@@ -24,8 +24,53 @@ impl CellMap {
         }
     }
 
+    /// Cells as [`CellMap::parts`] told them.
+    pub(crate) fn restore(
+        layout: &PoolLayout,
+        fixed: Vec<u32>,
+        window_first: usize,
+        window: Vec<u32>,
+    ) -> Self {
+        Self {
+            fixed,
+            fixed_len: layout.window_start(),
+            window: window.into(),
+            window_first,
+        }
+    }
+
+    /// Cells before the window, the window's first position, and its cells.
+    pub(crate) fn parts(&self) -> (&[u32], usize, Vec<u32>) {
+        let window = self.window.iter().copied().collect();
+        (&self.fixed, self.window_first, window)
+    }
+
+    /// The cells that llama.cpp would have assigned had `n` tokens been read in
+    /// whole micro-batches: a token gets the lowest free cell, and the oldest
+    /// blocks of the window leave when there is no room.
+    pub(crate) fn replay(layout: &PoolLayout, n: usize) -> Self {
+        let mut map = Self::new(layout);
+        let mut free: BTreeSet<u32> = (0..layout.n_cells as u32).collect();
+        let mut read = 0;
+        while read < n {
+            let count = layout.ubatch.min(n - read);
+            let missing = (map.used() + count).saturating_sub(layout.n_cells);
+            if missing > 0 {
+                let leaving = missing.next_multiple_of(layout.block);
+                free.extend(map.window.range(..leaving));
+                map.evict(leaving);
+            }
+            let cells: Vec<u32> = free.iter().copied().take(count).collect();
+            cells.iter().for_each(|cell| {
+                free.remove(cell);
+            });
+            map.push(&cells);
+            read += count;
+        }
+        map
+    }
+
     /// Positions read so far.
-    #[cfg(test)]
     pub(crate) fn n_past(&self) -> usize {
         if self.fixed.len() < self.fixed_len {
             self.fixed.len()

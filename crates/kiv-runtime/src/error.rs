@@ -1,7 +1,9 @@
 //! What can go wrong, as types. Messages say what, which file or flag, and
 //! what to do.
 
-use kiv_policy::{InvalidSelection, PolicyError, RowFormat};
+use kiv_context::ContextError;
+use kiv_gguf::GgufError;
+use kiv_policy::{ColdError, InvalidSelection, PolicyError, RowFormat};
 use kiv_pool::PoolError;
 use kiv_store::StoreError;
 use std::path::PathBuf;
@@ -136,6 +138,55 @@ pub enum Error {
     /// The cold store failed.
     #[error("cannot store what leaves the recent window")]
     Store(#[from] StoreError),
+    /// Sealed rows could not be read.
+    #[error("cannot read what has left the recent window")]
+    Cold(#[from] ColdError),
+    /// A type for cold rows that rows of this length cannot have.
+    #[error(
+        "heads of {dim} values cannot be stored as {format}, which takes {} at a time: \
+         use --kv-store f16",
+        format.group_len()
+    )]
+    StoreType {
+        /// The type asked for.
+        format: RowFormat,
+        /// Values in a row.
+        dim: usize,
+    },
+    /// The context on disk failed.
+    #[error(transparent)]
+    Disk(Box<ContextError>),
+    /// A part of the context on disk is whole, but not what was expected.
+    #[error(
+        "the {what} of the context cannot be taken up: {why} (--kv-dir). Read the text again into \
+         another folder"
+    )]
+    Resume {
+        /// Which part.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The context on disk is longer than what was asked for.
+    #[error("the context holds {stored} tokens (--kv-dir), more than --ctx-size {n_ctx}: raise it")]
+    ContextLonger {
+        /// Its tokens.
+        stored: usize,
+        /// The context's size.
+        n_ctx: usize,
+    },
+    /// Something that needs a context on disk.
+    #[error("the session is not kept on disk: give a folder (--kv-dir)")]
+    NoContext,
+    /// A context on disk under a policy or model that cannot have one.
+    #[error("a context cannot be kept on disk (--kv-dir) {why}")]
+    NotKept {
+        /// Why, as the end of the sentence.
+        why: String,
+    },
+    /// The model file's header could not be read again.
+    #[error(transparent)]
+    Gguf(Box<GgufError>),
     /// llama.cpp failed on a micro-batch.
     #[error("llama.cpp failed at position {position}: {reason}")]
     Decode {
@@ -175,4 +226,16 @@ pub enum Error {
         /// Tokens to read.
         total: usize,
     },
+}
+
+impl From<ContextError> for Error {
+    fn from(error: ContextError) -> Self {
+        Self::Disk(Box::new(error))
+    }
+}
+
+impl From<GgufError> for Error {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }

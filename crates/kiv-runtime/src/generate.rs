@@ -58,6 +58,12 @@ pub struct Piece {
 /// chosen but is read by the model only when the next one is asked for.
 pub struct TokenStream<'s> {
     session: &'s mut Session,
+    generation: Generation,
+}
+
+/// A [`TokenStream`] that does not hold its session, for those who generate in
+/// several sessions in turn.
+pub struct Generation {
     sampler: Sampler,
     options: GenerateOptions,
     /// Chosen but not read yet.
@@ -73,8 +79,46 @@ impl Session {
     /// [`Error::NoLogits`].
     pub fn generate(&mut self, options: GenerateOptions) -> TokenStream<'_> {
         TokenStream {
-            sampler: Sampler::new(&options.sampling),
             session: self,
+            generation: Generation::new(options),
+        }
+    }
+}
+
+impl TokenStream<'_> {
+    /// Why it ended, once it has.
+    #[must_use]
+    pub fn finish(&self) -> Option<Finish> {
+        self.generation.finish()
+    }
+
+    /// Tokens generated so far.
+    #[must_use]
+    pub fn generated(&self) -> usize {
+        self.generation.generated()
+    }
+
+    /// See [`Generation::rest`].
+    #[must_use]
+    pub fn rest(&mut self) -> String {
+        self.generation.rest()
+    }
+}
+
+impl Iterator for TokenStream<'_> {
+    type Item = Result<Piece, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.generation.step(self.session)
+    }
+}
+
+impl Generation {
+    /// The beginning of a text.
+    #[must_use]
+    pub fn new(options: GenerateOptions) -> Self {
+        Self {
+            sampler: Sampler::new(&options.sampling),
             options,
             pending: None,
             held: Vec::new(),
@@ -82,9 +126,7 @@ impl Session {
             finish: None,
         }
     }
-}
 
-impl TokenStream<'_> {
     /// Why it ended, once it has.
     #[must_use]
     pub fn finish(&self) -> Option<Finish> {
@@ -148,12 +190,12 @@ impl TokenStream<'_> {
         self.held = rest;
         text
     }
-}
 
-impl Iterator for TokenStream<'_> {
-    type Item = Result<Piece, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+    /// The next piece, `None` once it has ended. Always of the same session.
+    ///
+    /// # Errors
+    /// Any [`Error`]; [`Error::NoLogits`] without a token to continue from.
+    pub fn step(&mut self, session: &mut Session) -> Option<Result<Piece, Error>> {
         if self.finish.is_some() {
             return None;
         }
@@ -164,14 +206,14 @@ impl Iterator for TokenStream<'_> {
         {
             return self.end(Finish::MaxTokens);
         }
-        if self.session.interrupt_flag().load(Ordering::Relaxed) {
+        if session.interrupt_flag().load(Ordering::Relaxed) {
             return self.end(Finish::Interrupted);
         }
         if let Some(token) = self.pending.take() {
-            if self.session.tokens().len() >= self.session.n_ctx() {
+            if session.tokens().len() >= session.n_ctx() {
                 return self.end(Finish::ContextFull);
             }
-            match self.session.read_one_by_one(&[token]) {
+            match session.read_one_by_one(&[token]) {
                 Ok(()) => {}
                 Err(Error::Interrupted { .. }) => return self.end(Finish::Interrupted),
                 Err(error) => {
@@ -180,19 +222,19 @@ impl Iterator for TokenStream<'_> {
                 }
             }
         }
-        if self.session.logits().is_empty() {
+        if session.logits().is_empty() {
             self.finish = Some(Finish::Interrupted);
             return Some(Err(Error::NoLogits));
         }
-        let Some(token) = self.sampler.sample(self.session.logits()) else {
+        let Some(token) = self.sampler.sample(session.logits()) else {
             return self.end(Finish::End);
         };
-        if self.session.model().is_end(token) && !self.options.ignore_end {
+        if session.model().is_end(token) && !self.options.ignore_end {
             return self.end(Finish::End);
         }
         self.pending = Some(token);
         self.generated += 1;
-        self.held.extend(self.session.model().piece(token, false));
+        self.held.extend(session.model().piece(token, false));
         let text = self.certain_text();
         Some(Ok(Piece { token, text }))
     }

@@ -13,12 +13,17 @@
 
 mod cells;
 mod chat;
+mod cold;
+mod disk;
+mod dump;
 mod error;
 mod generate;
 mod hook;
+mod hot;
 mod llama;
 mod model;
 mod options;
+mod persist;
 mod sampling;
 mod session;
 mod stats;
@@ -27,7 +32,7 @@ mod tiers;
 
 pub use chat::{ChatTemplate, Message};
 pub use error::Error;
-pub use generate::{Finish, GenerateOptions, Piece, TokenStream};
+pub use generate::{Finish, GenerateOptions, Generation, Piece, TokenStream};
 pub use llama::{QuantizeType, quantize};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
 pub use options::{RopeScaling, SessionBuilder, pool_layout};

@@ -2,9 +2,11 @@
 
 use crate::error::Error;
 use crate::model::Model;
+use crate::persist::COMMIT_EVERY;
 use crate::session::Session;
 use kiv_policy::{Policy, RowFormat};
 use kiv_pool::{PoolConfig, PoolError, PoolLayout};
+use std::path::PathBuf;
 
 /// How positions beyond the trained length are squeezed into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,14 @@ pub(crate) struct Rope {
     pub freq_scale: f32,
 }
 
+/// Where cold rows go on disk.
+pub(crate) enum Disk {
+    /// A context that stays.
+    Kept(PathBuf),
+    /// A folder to make one of the session's own in, which is removed with it.
+    Scratch(PathBuf),
+}
+
 /// Everything that a session is built from.
 pub(crate) struct SessionOptions {
     pub n_ctx: usize,
@@ -33,6 +43,12 @@ pub(crate) struct SessionOptions {
     pub policy: Option<Box<dyn Policy>>,
     pub type_k: RowFormat,
     pub type_v: RowFormat,
+    /// Types of cold K and V rows; `None`: the cache's.
+    pub store_types: Option<[RowFormat; 2]>,
+    pub disk: Option<Disk>,
+    /// Most bytes of cold rows in host memory, if they are on disk.
+    pub host_limit: Option<usize>,
+    pub commit_every: usize,
     pub threads: usize,
     pub threads_batch: usize,
     pub offload_kv: bool,
@@ -95,6 +111,10 @@ impl SessionBuilder {
                 policy: None,
                 type_k: RowFormat::F16,
                 type_v: RowFormat::F16,
+                store_types: None,
+                disk: None,
+                host_limit: None,
+                commit_every: COMMIT_EVERY,
                 threads,
                 threads_batch: threads,
                 offload_kv: true,
@@ -168,6 +188,43 @@ impl SessionBuilder {
     pub fn threads(mut self, decode: usize, prefill: usize) -> Self {
         self.options.threads = decode.max(1);
         self.options.threads_batch = prefill.max(1);
+        self
+    }
+
+    /// Types that cold K and V rows are stored in; the cache's own unless told
+    /// otherwise. A smaller type saves host memory and costs precision.
+    pub fn store_types(mut self, k: RowFormat, v: RowFormat) -> Self {
+        self.options.store_types = Some([k, v]);
+        self
+    }
+
+    /// Keeps the sequence in this folder. If it holds one already, the session
+    /// begins with it: [`Session::tokens`] is what was read then, and it goes on
+    /// bit by bit as the process that wrote it would have. Nothing is durable
+    /// before [`Session::commit`].
+    pub fn context_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.options.disk = Some(Disk::Kept(folder.into()));
+        self
+    }
+
+    /// Keeps cold rows in a new folder below this one, removed with the session:
+    /// for texts that are larger than the memory.
+    pub fn scratch_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.options.disk = Some(Disk::Scratch(folder.into()));
+        self
+    }
+
+    /// Most bytes of cold rows in host memory, if they are on disk; those that
+    /// have not been used for longest are on disk only.
+    pub fn host_limit(mut self, bytes: usize) -> Self {
+        self.options.host_limit = Some(bytes);
+        self
+    }
+
+    /// Tokens between two commits while a text is read, at least (and at least
+    /// an eighth of all).
+    pub fn commit_every(mut self, tokens: usize) -> Self {
+        self.options.commit_every = tokens.max(1);
         self
     }
 

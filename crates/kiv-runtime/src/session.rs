@@ -1,6 +1,9 @@
 //! One sequence being read and continued.
 
 use crate::cells::CellMap;
+use crate::cold::{Cold, Scratch};
+use crate::disk::open_disk;
+use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::hook::{Engine, Seen};
 use crate::llama::{Context, ContextParams};
@@ -9,8 +12,9 @@ use crate::options::{SessionOptions, pool_layout};
 use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
-use kiv_policy::{Geometry, Phase, Policy, RowFormat};
+use kiv_policy::{Geometry, LayerGeometry, Phase, Policy};
 use kiv_pool::PoolLayout;
+use kiv_store::HostStore;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -51,6 +55,8 @@ pub struct Memory {
     pub host_kv: usize,
     /// The policy's index.
     pub index: usize,
+    /// Sealed rows on disk.
+    pub disk: usize,
 }
 
 /// A sequence: tokens read so far, the resident pool, and everything that has
@@ -67,32 +73,40 @@ pub struct Memory {
 /// # Ok(()) }
 /// ```
 pub struct Session {
-    model: Model,
-    context: Context<Engine>,
+    pub(crate) model: Model,
+    pub(crate) context: Context<Engine>,
     /// Bytes of the KV cache of a stock context.
     stock_bytes: usize,
-    layout: PoolLayout,
-    n_ctx: usize,
-    tokens: Vec<Token>,
+    pub(crate) layout: PoolLayout,
+    pub(crate) n_ctx: usize,
+    pub(crate) tokens: Vec<Token>,
     /// Positions before the window that llama.cpp has never seen: it wants
     /// them without gaps, so its own count is behind by as many.
-    invented: usize,
-    step: u64,
+    pub(crate) invented: usize,
+    pub(crate) step: u64,
     /// A micro-batch failed and could not be taken back.
-    broken: bool,
-    last_logits: Vec<f32>,
+    pub(crate) broken: bool,
+    pub(crate) last_logits: Vec<f32>,
     interrupt: Arc<AtomicBool>,
+    /// How llama.cpp writes cells, if they can be put back.
+    pub(crate) form: Option<DumpForm>,
+    /// Tokens at the last commit, unless something before them has changed.
+    pub(crate) committed: Option<usize>,
+    pub(crate) commit_every: usize,
+    /// After the context, whose files are in it.
+    _scratch: Option<Scratch>,
 }
 
 impl Session {
-    pub(crate) fn new(model: &Model, options: SessionOptions) -> Result<Self, Error> {
+    pub(crate) fn new(model: &Model, mut options: SessionOptions) -> Result<Self, Error> {
         let n_train = model.n_ctx_train();
         let n_ctx = if options.n_ctx == 0 {
             n_train
         } else {
             options.n_ctx
         };
-        let SessionOptions { policy, pool, .. } = options;
+        let policy = options.policy.take();
+        let pool = options.pool.clone();
         let layout = pool_layout(pool, policy.as_deref(), n_ctx, model.raw().n_swa())?;
         if policy.is_some() && n_ctx < layout.n_cells {
             return Err(Error::ContextSmallerThanPool {
@@ -157,9 +171,13 @@ impl Session {
             broken: false,
             last_logits: Vec::new(),
             interrupt: Arc::default(),
+            form: None,
+            committed: None,
+            commit_every: options.commit_every,
+            _scratch: None,
         };
-        let formats = (options.type_k, options.type_v);
-        session.look_at_attention(policy, formats, options.threads_batch, options.shuffle)?;
+        session.look_at_attention(policy, options)?;
+        session.resume()?;
         Ok(session)
     }
 
@@ -167,9 +185,7 @@ impl Session {
     fn look_at_attention(
         &mut self,
         policy: Option<Box<dyn Policy>>,
-        (key_format, value_format): (RowFormat, RowFormat),
-        n_threads: usize,
-        shuffle: Option<u64>,
+        options: SessionOptions,
     ) -> Result<(), Error> {
         let decode = |reason| Error::Decode {
             position: 0,
@@ -177,6 +193,7 @@ impl Session {
         };
         self.context.decode(&[0], 0, &[true]).map_err(decode)?;
         let n_cells = self.context.n_cells();
+        let form = DumpForm::learn(&self.context.dump());
         self.context.clear();
         let (engine, _) = self.context.parts();
         let seen = engine.seen.take().unwrap_or_default();
@@ -185,8 +202,15 @@ impl Session {
             return Err(Error::Unhookable { reason });
         }
         engine.cells = Some(CellMap::new(&self.layout));
+        let not_kept = |why: &str| Error::NotKept {
+            why: why.to_owned(),
+        };
         let Some(policy) = policy else {
-            return Ok(());
+            return if options.disk.is_some() {
+                Err(not_kept("under full, which keeps everything on the device"))
+            } else {
+                Ok(())
+            };
         };
         if let Some(reason) = seen.obstacle {
             return Err(Error::Unhookable { reason });
@@ -197,6 +221,25 @@ impl Session {
         let (engine, _) = self.context.parts();
         let layers = global_layers(seen, self.model.raw().n_swa())?;
         engine.cells_from = layers.first().map(|l| l.il);
+        self.form = form.ok().filter(|form| {
+            let heads = |l: &LayerGeometry| [l.key_dim, l.value_dim].map(|dim| dim * l.n_head_kv);
+            let formats = [options.type_k, options.type_v];
+            let bytes = layers
+                .iter()
+                .map(heads)
+                .map(|lens| [0, 1].map(|which: usize| formats[which].row_bytes(lens[which])));
+            form.cell_bytes().eq(bytes)
+        });
+        let cache_types = [options.type_k, options.type_v];
+        let [key_format, value_format] = options.store_types.unwrap_or(cache_types);
+        for (format, dim) in layers.iter().flat_map(|l| {
+            let dims = [l.key_dim, l.value_dim];
+            [key_format, value_format].into_iter().zip(dims)
+        }) {
+            if !dim.is_multiple_of(format.group_len()) {
+                return Err(Error::StoreType { format, dim });
+            }
+        }
         let geometry = Geometry {
             layers,
             block: self.layout.block,
@@ -204,10 +247,29 @@ impl Session {
             first_position: self.layout.sinks,
             key_format,
             value_format,
-            n_threads,
+            n_threads: options.threads_batch,
         };
-        let shuffle = shuffle.map(ChaCha8Rng::seed_from_u64);
-        engine.tiers = Some(Tiers::new(geometry, self.layout.clone(), policy, shuffle)?);
+        if options.disk.is_some() && !policy.retrieves() {
+            return Err(not_kept("under a policy that drops rows"));
+        }
+        let store = match &options.disk {
+            None => Cold::Host(HostStore::new(&geometry)),
+            Some(disk) => {
+                if self.form.is_none() {
+                    return Err(not_kept(
+                        "of this model: it has sliding-window layers, or cells of another kind",
+                    ));
+                }
+                let (store, scratch) =
+                    open_disk(&self.model, disk, &options, &geometry, &self.layout)?;
+                self._scratch = scratch;
+                Cold::Disk(Box::new(store))
+            }
+        };
+        let shuffle = options.shuffle.map(ChaCha8Rng::seed_from_u64);
+        let layout = self.layout.clone();
+        let tiers = Tiers::new(geometry, cache_types, layout, policy, store, shuffle)?;
+        self.context.hook().tiers = Some(tiers);
         Ok(())
     }
 
@@ -272,7 +334,7 @@ impl Session {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let tiers = self.context.hook_ref().tiers.as_ref();
-        tiers.map(|t| t.stats.clone()).unwrap_or_default()
+        tiers.map(Tiers::stats).unwrap_or_default()
     }
 
     /// Memory taken now.
@@ -281,8 +343,9 @@ impl Session {
         let tiers = self.context.hook_ref().tiers.as_ref();
         Memory {
             resident_kv: self.stock_bytes + self.context.cache_bytes(),
-            host_kv: tiers.map_or(0, |t| t.store().bytes()),
+            host_kv: tiers.map_or(0, |t| t.store().host_bytes()),
             index: tiers.map_or(0, |t| t.policy().index_bytes()),
+            disk: tiers.map_or(0, |t| t.store().disk_bytes()),
         }
     }
 
@@ -359,6 +422,9 @@ impl Session {
                 logits(read + i, row);
             }
             read += ubatch.len();
+            if read < total {
+                self.commit_if_due()?;
+            }
             progress(Progress {
                 read,
                 total,
@@ -462,11 +528,13 @@ impl Session {
         &self.last_logits
     }
 
-    /// Cuts the sequence back to its first `n` tokens, which must reach into
-    /// the recent window (or be all that was read).
+    /// Cuts the sequence back to its first `n` tokens. What has left the recent
+    /// window comes back into it from the cold store, bit by bit if that keeps
+    /// the cache's own types.
     ///
     /// # Errors
-    /// [`Error::TruncateTooFar`].
+    /// [`Error::TruncateTooFar`] if the tokens have left the window and the
+    /// policy drops rows, or the model has sliding-window layers.
     pub fn truncate(&mut self, n: usize) -> Result<(), Error> {
         if n >= self.tokens.len() {
             return Ok(());
@@ -481,16 +549,14 @@ impl Session {
             .as_ref()
             .is_some_and(|t| t.n_sealed() > 0);
         if sealed && n < window_first {
-            return Err(Error::TruncateTooFar {
-                to: n,
-                window_first,
-            });
+            return self.cut_deep(n);
         }
         if !self.take_back(n) {
             return Err(Error::CannotTruncate);
         }
         self.tokens.truncate(n);
         self.last_logits.clear();
+        self.committed = None;
         Ok(())
     }
 
@@ -517,7 +583,7 @@ impl Session {
     /// If a layer has no cache.
     pub fn compare_slots(&mut self) -> Result<(usize, usize), Error> {
         let (engine, caches) = self.context.parts();
-        match (&engine.tiers, &engine.cells) {
+        match (&mut engine.tiers, &engine.cells) {
             (Some(tiers), Some(cells)) if tiers.selects() => tiers.compare_slots(caches, cells),
             _ => Ok((0, 0)),
         }
@@ -621,7 +687,7 @@ impl Session {
         if tiers.n_sealed() == 0 && slots_are_full && overwriting {
             // The slots' own first tokens stay where they are but are sealed
             // too, so that slots can be overwritten.
-            tiers.seal(&cells.cells(sinks, sinks + n_slots * block), caches)?;
+            tiers.seal_slots(caches, cells)?;
         }
         if missing == 0 {
             return Ok(());
@@ -686,7 +752,7 @@ fn stock_cache_bytes(
 /// The layers to be tiered: those of the one cache that spans the context.
 /// Sliding-window layers have a smaller cache of their own and are left to
 /// llama.cpp.
-fn global_layers(seen: Seen, n_swa: usize) -> Result<Vec<kiv_policy::LayerGeometry>, Error> {
+fn global_layers(seen: Seen, n_swa: usize) -> Result<Vec<LayerGeometry>, Error> {
     let unhookable = |reason: &str| Error::Unhookable {
         reason: reason.to_owned(),
     };

@@ -1,5 +1,6 @@
 //! Counters of a session.
 
+use kiv_store::ReadStats;
 use std::time::Duration;
 
 /// What retrieval has done and what it took.
@@ -19,6 +20,8 @@ pub struct Stats {
     pub seal: Duration,
     /// Time taking them up into the policy's index.
     pub index: Duration,
+    /// Reads of cold rows, if they are on disk.
+    pub reads: ReadStats,
 }
 
 impl Stats {
@@ -33,6 +36,12 @@ impl Stats {
             swap: self.swap.saturating_sub(earlier.swap),
             seal: self.seal.saturating_sub(earlier.seal),
             index: self.index.saturating_sub(earlier.index),
+            reads: ReadStats {
+                hits: self.reads.hits - earlier.reads.hits,
+                misses: self.reads.misses - earlier.reads.misses,
+                bytes: self.reads.bytes - earlier.reads.bytes,
+                waited: self.reads.waited.saturating_sub(earlier.reads.waited),
+            },
         }
     }
 }

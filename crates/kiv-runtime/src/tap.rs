@@ -3,12 +3,15 @@
 use crate::cells::{CellMap, stretches};
 use crate::llama::{CacheTensor, Caches, Node};
 use crate::tiers::{Batch, Tiers};
-use kiv_policy::{ColdRows, LayerGeometry, Phase, Queries, Rows};
+use kiv_policy::{ColdError, ColdRows, LayerGeometry, Phase, Queries, Rows};
 
 /// Is shown every tiered layer right after its attention.
 pub trait AttentionTap: Send {
     /// One layer has attended.
-    fn attended(&mut self, view: &mut Attended<'_>);
+    ///
+    /// # Errors
+    /// [`ColdError`] of [`Attended::cold`]; it fails the micro-batch.
+    fn attended(&mut self, view: &mut Attended<'_>) -> Result<(), ColdError>;
 }
 
 /// One layer's attention: what went in and what came out.
@@ -118,8 +121,9 @@ impl Attended<'_> {
             .copied()
             .zip(batch.cells.iter().copied());
         let (positions, cells) = old.chain(new).unzip();
+        let mut result = Ok(());
         node.edit_f32(|output| {
-            tap.attended(&mut Attended {
+            result = tap.attended(&mut Attended {
                 layer,
                 geometry,
                 phase: batch.phase,
@@ -137,6 +141,7 @@ impl Attended<'_> {
                 positions,
                 cells,
             });
-        })
+        })?;
+        result.map_err(|e| e.to_string())
     }
 }

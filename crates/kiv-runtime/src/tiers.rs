@@ -2,15 +2,18 @@
 //! in the cold store, and the policy that decides between them.
 
 use crate::cells::{CellMap, stretches};
+use crate::cold::Cold;
 use crate::error::Error;
 use crate::llama::{CacheTensor, Caches, Node};
+use crate::persist::slots_at_home;
 use crate::stats::Stats;
+use kiv_context::DiskTier;
 use kiv_policy::{
-    ColdRows, Geometry, LayerGeometry, LocalRows, Phase, Policy, Queries, RowFormat, Rows,
-    SealedBlocks, SelectRequest, Selection,
+    BlockId, Geometry, LayerGeometry, LocalRows, Phase, Policy, PolicyError, Queries, RowFormat,
+    Rows, SealedBlocks, SelectRequest, Selection,
 };
 use kiv_pool::{PoolLayout, SlotTable, Swap};
-use kiv_store::HostStore;
+use kiv_store::{ColdTier, Transcoder, Wanted};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::time::{Duration, Instant};
@@ -34,7 +37,9 @@ pub(crate) struct Tiers {
     geometry: Geometry,
     layout: PoolLayout,
     policy: Box<dyn Policy>,
-    store: HostStore,
+    store: Cold,
+    /// From the cache's types to the store's and back.
+    transcoder: Transcoder,
     /// `[layer][kv_head]`.
     slots: Vec<Vec<SlotTable>>,
     /// Blocks that have left the window (kept or, without retrieval, dropped).
@@ -47,14 +52,17 @@ pub(crate) struct Tiers {
     // Scratch, kept to allocate once.
     queries: Vec<f32>,
     selection: Selection,
-    swaps: Vec<Swap>,
+    swaps: Vec<Vec<Swap>>,
 }
 
 impl Tiers {
+    /// `geometry` says what types `store` keeps, `cache` those of the cache.
     pub(crate) fn new(
         geometry: Geometry,
+        cache: [RowFormat; 2],
         layout: PoolLayout,
         mut policy: Box<dyn Policy>,
+        store: Cold,
         shuffle: Option<ChaCha8Rng>,
     ) -> Result<Self, Error> {
         policy.start(&geometry).map_err(|source| Error::Policy {
@@ -62,10 +70,10 @@ impl Tiers {
             il: geometry.layers.first().map_or(0, |l| l.il),
             source,
         })?;
-        let tables = |l: &LayerGeometry| vec![SlotTable::new(layout.n_slots); l.n_head_kv];
         Ok(Self {
-            slots: geometry.layers.iter().map(tables).collect(),
-            store: HostStore::new(&geometry),
+            slots: slots_at_home(&geometry),
+            store,
+            transcoder: Transcoder::new(cache, [geometry.key_format, geometry.value_format]),
             last_select: vec![Duration::ZERO; geometry.layers.len()],
             geometry,
             layout,
@@ -87,8 +95,151 @@ impl Tiers {
         &*self.policy
     }
 
-    pub(crate) fn store(&self) -> &HostStore {
-        &self.store
+    pub(crate) fn store(&self) -> &dyn ColdTier {
+        &*self.store
+    }
+
+    /// The tier on disk, if rows go there.
+    pub(crate) fn disk(&mut self) -> Option<&mut DiskTier> {
+        self.store.disk()
+    }
+
+    /// Slot tables, `[layer][kv_head]`.
+    pub(crate) fn all_slots(&self) -> &[Vec<SlotTable>] {
+        &self.slots
+    }
+
+    /// Counters, those of the store included.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            reads: self.store.read_stats(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Makes the store, the policy's index and these parts durable.
+    pub(crate) fn commit(&mut self, parts: &[(&str, &[u8])], n_tokens: usize) -> Result<(), Error> {
+        let (policy, il) = (
+            &self.policy,
+            self.geometry.layers.first().map_or(0, |l| l.il),
+        );
+        let Some(disk) = self.store.disk() else {
+            return Ok(());
+        };
+        let mut commit = disk.commit();
+        for (name, bytes) in parts {
+            commit.part(name, bytes)?;
+        }
+        let prefix = format!("index {}", policy.name());
+        let mut failed = None;
+        let saved = policy.save(&mut |name, bytes| {
+            commit
+                .part(&format!("{prefix} {name}"), bytes)
+                .map_err(|error| {
+                    let told = PolicyError(error.to_string());
+                    failed = Some(error);
+                    told
+                })
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        saved.map_err(|source| Error::Policy {
+            policy: policy.name().to_owned(),
+            il,
+            source,
+        })?;
+        commit.finish(n_tokens)?;
+        Ok(())
+    }
+
+    /// Takes up the blocks that the store holds from an earlier process: slots as
+    /// they were then, and the policy's index, which is made anew if it was not
+    /// kept.
+    pub(crate) fn resume(&mut self, slots: Vec<Vec<SlotTable>>) -> Result<(), Error> {
+        let prefix = format!("index {}", self.policy.name());
+        let mut failed = None;
+        let disk = self.store.disk();
+        let loaded = self.policy.load(&mut |name| {
+            let part = disk
+                .as_ref()
+                .map(|disk| disk.part(&format!("{prefix} {name}")));
+            part.transpose().map(Option::flatten).map_err(|error| {
+                let told = PolicyError(error.to_string());
+                failed = Some(error);
+                told
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        if !loaded.map_err(|source| self.policy_error(source))? {
+            self.index_again()?;
+        }
+        self.n_sealed = self.store.n_blocks();
+        self.slots = slots;
+        Ok(())
+    }
+
+    /// Tells the policy of all blocks of the store.
+    fn index_again(&mut self) -> Result<(), Error> {
+        for first in 0..self.store.n_blocks() {
+            for (layer, l) in self.geometry.layers.iter().enumerate() {
+                for kv_head in 0..l.n_head_kv {
+                    let first = first as BlockId;
+                    let keys = self.store.keys(layer, kv_head, first, 1)?;
+                    let values = self.store.values(layer, kv_head, first, 1)?;
+                    let blocks = SealedBlocks {
+                        layer,
+                        kv_head,
+                        first,
+                        count: 1,
+                        keys: keys.rows(),
+                        values: values.rows(),
+                    };
+                    let told = self.policy.seal(&blocks);
+                    told.map_err(|source| self.policy_error(source))?;
+                }
+            }
+        }
+        let told = self.policy.sealed(&*self.store);
+        told.map_err(|source| self.policy_error(source))
+    }
+
+    /// Forgets blocks from `n_blocks` on; slots are at home again.
+    pub(crate) fn cut(&mut self, n_blocks: usize) -> Result<(), Error> {
+        self.store.truncate(n_blocks);
+        self.n_sealed = self.n_sealed.min(n_blocks);
+        self.slots = slots_at_home(&self.geometry);
+        let told = self.policy.truncate(n_blocks);
+        told.map_err(|source| self.policy_error(source))
+    }
+
+    /// Rows of a block as the cache wants them: K (`which` 0) or V.
+    pub(crate) fn read_block(
+        &mut self,
+        (layer, kv_head, block): (usize, usize, BlockId),
+        which: usize,
+        format: RowFormat,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let run = if which == 0 {
+            self.store.keys(layer, kv_head, block, 1)?
+        } else {
+            self.store.values(layer, kv_head, block, 1)?
+        };
+        let rows = self.transcoder.decode(run.rows(), format);
+        out.clear();
+        out.extend_from_slice(rows.bytes);
+        Ok(())
+    }
+
+    fn policy_error(&self, source: PolicyError) -> Error {
+        Error::Policy {
+            policy: self.policy.name().to_owned(),
+            il: self.geometry.layers.first().map_or(0, |l| l.il),
+            source,
+        }
     }
 
     pub(crate) fn slots(&self, layer: usize, kv_head: usize) -> &SlotTable {
@@ -135,15 +286,11 @@ impl Tiers {
         self.stats.seal += started.elapsed();
         let indexing = Instant::now();
         if result.is_ok() {
-            self.store.commit(count);
-            result = self.policy.sealed(&self.store).map_err(|source| {
-                let layers = &self.geometry.layers;
-                Error::Policy {
-                    policy: self.policy.name().to_owned(),
-                    il: layers.first().map_or(0, |l| l.il),
-                    source,
-                }
-            });
+            result = self.store.publish(count).map_err(Error::from);
+        }
+        if result.is_ok() {
+            let told = self.policy.sealed(&*self.store);
+            result = told.map_err(|source| self.policy_error(source));
         }
         if result.is_ok() {
             self.n_sealed += count;
@@ -172,7 +319,8 @@ impl Tiers {
                         cache.read(first, n, (kv_head * len, len), rows)
                     });
                 }
-                self.store.append(index, kv_head, &keys, &values)?;
+                let [keys, values] = self.transcoder.encode(&keys, &values);
+                self.store.append(index, kv_head, keys, values)?;
                 let rows = |format, row_len, bytes| Rows {
                     format,
                     row_len,
@@ -183,8 +331,8 @@ impl Tiers {
                     kv_head,
                     first: self.n_sealed as u32,
                     count,
-                    keys: rows(self.geometry.key_format, layer.key_dim, &keys[..]),
-                    values: rows(self.geometry.value_format, layer.value_dim, &values[..]),
+                    keys: rows(self.geometry.key_format, layer.key_dim, keys),
+                    values: rows(self.geometry.value_format, layer.value_dim, values),
                 };
                 self.policy.seal(&blocks).map_err(|source| Error::Policy {
                     policy: self.policy.name().to_owned(),
@@ -228,7 +376,7 @@ impl Tiers {
                 dim: geometry.key_dim,
                 positions: &batch.positions,
             },
-            cold: &self.store,
+            cold: &*self.store,
             local: &local,
         };
         let il = geometry.il;
@@ -253,29 +401,49 @@ impl Tiers {
         self.last_select[layer] = selected - started;
         self.stats.select += selected - started;
         self.stats.selections += 1;
+        self.swaps.resize_with(geometry.n_head_kv, Vec::new);
         for kv_head in 0..geometry.n_head_kv {
             let wanted = self.selection.head(kv_head);
-            let table = &mut self.slots[layer][kv_head];
+            let (table, swaps) = (&mut self.slots[layer][kv_head], &mut self.swaps[kv_head]);
             if let Some(rng) = &mut self.shuffle {
                 let mut blocks = table.blocks().to_vec();
                 blocks.shuffle(rng);
-                table.place_all(&blocks, &mut self.swaps);
+                table.place_all(&blocks, swaps);
             } else {
-                table.want(wanted, batch.step, &mut self.swaps);
+                table.want(wanted, batch.step, swaps);
             }
             self.stats.blocks_wanted += wanted.len() as u64;
-            self.stats.blocks_swapped += self.swaps.len() as u64;
-            for swap in &self.swaps {
-                let first = self.layout.sinks + swap.slot as usize * self.layout.block;
-                let slot_cells = cells.cells(first, first + self.layout.block);
-                let keys = self.store.keys(layer, kv_head, swap.block, 1);
-                let values = self.store.values(layer, kv_head, swap.block, 1);
-                write_rows(k, kv_head, &slot_cells, keys);
-                write_rows(v, kv_head, &slot_cells, values);
+            self.stats.blocks_swapped += swaps.len() as u64;
+        }
+        // Reading of all heads' blocks begins at once, and goes on while the
+        // first are copied.
+        let swaps = (0..).zip(&self.swaps);
+        let wanted: Vec<Wanted> = swaps
+            .flat_map(|(kv_head, swaps)| {
+                swaps.iter().map(move |swap| Wanted {
+                    layer,
+                    kv_head,
+                    block: swap.block,
+                })
+            })
+            .collect();
+        self.store.prefetch(&wanted);
+        let mut result = Ok(());
+        for (kv_head, swaps) in self.swaps.iter().enumerate() {
+            for swap in swaps {
+                if result.is_ok() {
+                    let slot = Slot::new(&self.layout, cells, swap.slot as usize);
+                    let at = (layer, kv_head, swap.block);
+                    result = slot.fill(&*self.store, &mut self.transcoder, at, (&mut *k, &mut *v));
+                }
+                if result.is_err() {
+                    // The slot still holds what it held.
+                    self.slots[layer][kv_head].put(swap.slot, swap.leaving);
+                }
             }
         }
         self.stats.swap += selected.elapsed();
-        Ok(())
+        result
     }
 
     /// Puts into every slot the block that was there first.
@@ -289,17 +457,15 @@ impl Tiers {
             let (k, v) = layer_caches(caches, geometry.il)?;
             for (kv_head, table) in self.slots[layer].iter_mut().enumerate() {
                 let moved = table.blocks().iter().zip(home.blocks()).enumerate();
-                for (slot, (_, &block)) in moved.filter(|(_, (is, home))| is != home) {
-                    let first = self.layout.sinks + slot * self.layout.block;
-                    let slot_cells = cells.cells(first, first + self.layout.block);
-                    write_rows(
-                        k,
-                        kv_head,
-                        &slot_cells,
-                        self.store.keys(layer, kv_head, block, 1),
-                    );
-                    let values = self.store.values(layer, kv_head, block, 1);
-                    write_rows(v, kv_head, &slot_cells, values);
+                let moved: Vec<(usize, BlockId)> = moved
+                    .filter(|(_, (is, home))| is != home)
+                    .map(|(slot, (_, home))| (slot, *home))
+                    .collect();
+                for (number, block) in moved {
+                    let slot = Slot::new(&self.layout, cells, number);
+                    let at = (layer, kv_head, block);
+                    slot.fill(&*self.store, &mut self.transcoder, at, (&mut *k, &mut *v))?;
+                    table.put(number as u32, block);
                 }
                 *table = home.clone();
             }
@@ -310,7 +476,7 @@ impl Tiers {
     /// Compares every slot's bytes with the cold rows of its block; returns
     /// the number of slots compared and of those that differ.
     pub(crate) fn compare_slots(
-        &self,
+        &mut self,
         caches: &mut Caches,
         cells: &CellMap,
     ) -> Result<(usize, usize), Error> {
@@ -319,20 +485,89 @@ impl Tiers {
             let (k, v) = layer_caches(caches, geometry.il)?;
             for kv_head in 0..geometry.n_head_kv {
                 for (slot, block) in self.slots[layer][kv_head].blocks().iter().enumerate() {
-                    let first = self.layout.sinks + slot * self.layout.block;
-                    let slot_cells = cells.cells(first, first + self.layout.block);
-                    let keys = self.store.keys(layer, kv_head, *block, 1);
-                    let values = self.store.values(layer, kv_head, *block, 1);
+                    let slot = Slot::new(&self.layout, cells, slot);
+                    let keys = self.store.keys(layer, kv_head, *block, 1)?;
+                    let values = self.store.values(layer, kv_head, *block, 1)?;
+                    let mut differ = false;
+                    for (cache, run) in [(&*k, keys), (&*v, values)] {
+                        let rows = self.transcoder.decode(run.rows(), cache.format());
+                        differ |= read_rows(cache, kv_head, &slot.cells, rows) != rows.bytes;
+                    }
                     compared += 1;
-                    wrong += usize::from(
-                        read_rows(k, kv_head, &slot_cells, keys) != keys.bytes
-                            || read_rows(v, kv_head, &slot_cells, values) != values.bytes,
-                    );
+                    wrong += usize::from(differ);
                 }
             }
         }
         Ok((compared, wrong))
     }
+
+    /// Overwrites the slots' own first tokens, which have just been sealed, with
+    /// what the store will give back for them, where that is not the same: a
+    /// block is the same from then on, wherever it is and however often it moves.
+    fn settle_slots(&mut self, caches: &mut Caches, cells: &CellMap) -> Result<(), Error> {
+        for (layer, geometry) in self.geometry.layers.iter().enumerate() {
+            let (k, v) = layer_caches(caches, geometry.il)?;
+            for kv_head in 0..geometry.n_head_kv {
+                for slot in 0..self.layout.n_slots {
+                    let at = (layer, kv_head, slot as BlockId);
+                    let slot = Slot::new(&self.layout, cells, slot);
+                    slot.fill(&*self.store, &mut self.transcoder, at, (&mut *k, &mut *v))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals the slots' own first tokens, so that slots can be overwritten.
+    pub(crate) fn seal_slots(&mut self, caches: &mut Caches, cells: &CellMap) -> Result<(), Error> {
+        let PoolLayout {
+            sinks,
+            block,
+            n_slots,
+            ..
+        } = self.layout;
+        self.seal(&cells.cells(sinks, sinks + n_slots * block), caches)?;
+        if self.transcoder.converts() && self.policy.retrieves() {
+            self.settle_slots(caches, cells)?;
+        }
+        Ok(())
+    }
+}
+
+/// The cells of a slot.
+struct Slot {
+    cells: Vec<u32>,
+}
+
+impl Slot {
+    fn new(layout: &PoolLayout, cells: &CellMap, slot: usize) -> Self {
+        let first = layout.sinks + slot * layout.block;
+        Self {
+            cells: cells.cells(first, first + layout.block),
+        }
+    }
+
+    /// Copies a block of a (layer, KV head) in.
+    fn fill(
+        &self,
+        store: &dyn ColdTier,
+        transcoder: &mut Transcoder,
+        (layer, kv_head, block): (usize, usize, BlockId),
+        (k, v): (&mut CacheTensor, &mut CacheTensor),
+    ) -> Result<(), Error> {
+        let keys = store.keys(layer, kv_head, block, 1)?;
+        let values = store.values(layer, kv_head, block, 1)?;
+        for (cache, run) in [(k, keys), (v, values)] {
+            let rows = transcoder.decode(run.rows(), cache.format());
+            write_rows(cache, kv_head, &self.cells, rows);
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a row of one KV head.
+pub(crate) fn row_bytes(cache: &CacheTensor, dim: usize) -> usize {
+    cache.format().row_bytes(dim)
 }
 
 fn layer_caches(

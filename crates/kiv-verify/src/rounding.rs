@@ -15,7 +15,7 @@
 //! no difference is excused.
 
 use crate::compare;
-use kiv_policy::RowFormat;
+use kiv_policy::{ColdError, RowFormat};
 use kiv_runtime::{Attended, AttentionTap, Error, Outputs, SessionBuilder, Token};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng};
@@ -99,7 +99,7 @@ struct Measure {
 }
 
 impl AttentionTap for Measure {
-    fn attended(&mut self, view: &mut Attended<'_>) {
+    fn attended(&mut self, view: &mut Attended<'_>) -> Result<(), ColdError> {
         let mut errors = self.errors.lock();
         if errors.len() <= view.layer {
             errors.resize(view.layer + 1, LayerError::default());
@@ -109,7 +109,7 @@ impl AttentionTap for Measure {
         }
         let n_tokens = view.queries.n_tokens();
         if n_tokens == 1 && !self.seen.is_multiple_of(SAMPLE) {
-            return;
+            return Ok(());
         }
         let step = n_tokens.div_ceil(SAMPLE);
         for kv_head in 0..view.geometry.n_head_kv {
@@ -123,6 +123,7 @@ impl AttentionTap for Measure {
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -212,11 +213,12 @@ struct Noise {
 }
 
 impl AttentionTap for Noise {
-    fn attended(&mut self, view: &mut Attended<'_>) {
+    fn attended(&mut self, view: &mut Attended<'_>) -> Result<(), ColdError> {
         let error = self.errors.get(view.layer).map_or(0.0, |e| e.error);
         let size = 2.0 * error as f32;
         for value in view.output.iter_mut() {
             *value += self.rng.random_range(-1.0..=1.0) * size;
         }
+        Ok(())
     }
 }

@@ -39,8 +39,8 @@
 //! gets plain SSE2, several times slower: see [`system_info`].
 
 pub use kiv_runtime::{
-    Attended, AttentionTap, ChatTemplate, Error, Finish, GenerateOptions, LoadOptions, Memory,
-    Message, Model, Outputs, Piece, Progress, QuantizeType, RopeScaling, Sampling, Session,
+    Attended, AttentionTap, ChatTemplate, Error, Finish, GenerateOptions, Generation, LoadOptions,
+    Memory, Message, Model, Outputs, Piece, Progress, QuantizeType, RopeScaling, Sampling, Session,
     SessionBuilder, Stats, Token, TokenStream, pool_layout, quantize, set_verbose, supports_gpu,
     system_info,
 };

@@ -1,7 +1,7 @@
 //! `kiv bench`: speed and memory, policies side by side in one run.
 
 use crate::args::{BenchArgs, Fill};
-use crate::model::{self, builder, session};
+use crate::model::{self, passing_builder, session};
 use crate::output::{ReadBar, bytes, peak_rss, print_json, reset_peak_rss};
 use anyhow::Result;
 use kiv_runtime::{Error, Model, Outputs, Token};
@@ -17,6 +17,9 @@ struct Sample {
     select_ms: f64,
     swap_ms: f64,
     blocks_swapped: f64,
+    disk_hits: f64,
+    disk_misses: f64,
+    disk_wait_ms: f64,
     seal_s: f64,
     index_s: f64,
 }
@@ -45,6 +48,12 @@ struct Row<'a> {
     resident_kv_bytes: usize,
     host_kv_bytes: usize,
     index_bytes: usize,
+    disk_bytes: usize,
+    /// Reads of cold rows that memory served, and that went to disk, and the
+    /// time for which the model waited for the disk; of a decoded token.
+    disk_hits_per_token: f64,
+    disk_misses_per_token: f64,
+    disk_wait_ms: f64,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -113,6 +122,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             row.select_ms = m.select_ms;
             row.swap_ms = m.swap_ms;
             row.blocks_swapped_per_token = m.blocks_swapped;
+            row.disk_hits_per_token = m.disk_hits;
+            row.disk_misses_per_token = m.disk_misses;
+            row.disk_wait_ms = m.disk_wait_ms;
             row.seal_s = m.seal_s;
             row.index_s = m.index_s;
             print(args, &row)?;
@@ -143,7 +155,7 @@ fn measure<'a>(
     let n_ctx = text.len();
     // Decoding repeats the text's end; there must be room for it.
     let decode = &text[n_ctx.saturating_sub(args.predict)..];
-    let mut builder = builder(model, &args.model, &args.cache, policy);
+    let mut builder = passing_builder(model, &args.model, &args.cache, policy);
     if policy == "full" {
         builder = builder.ctx_size(n_ctx + decode.len());
     }
@@ -175,6 +187,9 @@ fn measure<'a>(
         select_ms: spent.select.as_secs_f64() * per_token,
         swap_ms: spent.swap.as_secs_f64() * per_token,
         blocks_swapped: spent.blocks_swapped as f64 / decode.len().max(1) as f64,
+        disk_hits: spent.reads.hits as f64 / decode.len().max(1) as f64,
+        disk_misses: spent.reads.misses as f64 / decode.len().max(1) as f64,
+        disk_wait_ms: spent.reads.waited.as_secs_f64() * per_token,
         seal_s: before.seal.as_secs_f64(),
         index_s: before.index.as_secs_f64(),
     };
@@ -199,6 +214,10 @@ fn measure<'a>(
         resident_kv_bytes: memory.resident_kv,
         host_kv_bytes: memory.host_kv,
         index_bytes: memory.index,
+        disk_bytes: memory.disk,
+        disk_hits_per_token: 0.0,
+        disk_misses_per_token: 0.0,
+        disk_wait_ms: 0.0,
         peak_rss_bytes: peak_rss(),
     };
     Ok((sample, row))
@@ -222,6 +241,9 @@ fn median(samples: &[Sample]) -> Sample {
         select_ms: middle(|s| s.select_ms),
         swap_ms: middle(|s| s.swap_ms),
         blocks_swapped: middle(|s| s.blocks_swapped),
+        disk_hits: middle(|s| s.disk_hits),
+        disk_misses: middle(|s| s.disk_misses),
+        disk_wait_ms: middle(|s| s.disk_wait_ms),
         seal_s: middle(|s| s.seal_s),
         index_s: middle(|s| s.index_s),
     }

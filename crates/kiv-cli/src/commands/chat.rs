@@ -36,7 +36,11 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     model::check_length(read, n_ctx)?;
     let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, read)?;
     model::check_memory(&plan, &args.model)?;
-    let session = session(builder(&model, &args.model, &args.cache, policy))?;
+    let mut builder = builder(&model, &args.model, &args.cache, policy);
+    if let Some(folder) = &args.cache.store.kv_dir {
+        builder = builder.context_dir(folder);
+    }
+    let session = session(builder)?;
     let mut chat = Chat {
         args,
         model,
@@ -188,6 +192,7 @@ impl Chat<'_> {
             println!();
         }
         self.messages.push(Message::new("assistant", answer));
+        self.session.commit()?;
         Ok(())
     }
 }

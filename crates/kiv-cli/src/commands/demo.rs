@@ -1,7 +1,7 @@
 //! `kiv demo`: needles in a generated text far longer than the resident cache.
 
 use crate::args::DemoArgs;
-use crate::model::{self, builder, session};
+use crate::model::{self, passing_builder, session};
 use crate::output::{ReadBar, bytes, print_json};
 use anyhow::{Context, Result, bail};
 use kiv_haystack::{Haystack, HaystackSpec};
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
             )
         })?;
     let tokens = model.tokenize(&haystack.text, true);
-    let mut builder = builder(&model, &args.model, &args.cache, policy);
+    let mut builder = passing_builder(&model, &args.model, &args.cache, policy);
     if policy == "full" {
         builder = builder.ctx_size(tokens.len() + QUESTION);
     }

@@ -4,11 +4,18 @@ use crate::args::RunArgs;
 use crate::model::{self, builder, session};
 use crate::output::{ReadBar, peak_rss, print_json};
 use anyhow::{Result, bail};
-use kiv_runtime::{Error, Finish, GenerateOptions, Outputs};
+use kiv_context::ContextError;
+use kiv_runtime::{Error, Finish, GenerateOptions, Outputs, Session, Token};
 use serde::Serialize;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
+
+/// Tokens from which on what was read is committed before generation begins.
+const SAFE: usize = 4096;
+
+/// Tokens at the end of a question that are read one by one.
+const QUESTION: usize = 64;
 
 /// The JSON document of `kiv run --json`.
 #[derive(Serialize)]
@@ -28,27 +35,70 @@ struct Report<'a> {
     index_bytes: usize,
     disk_bytes: usize,
     blocks_swapped: u64,
+    /// Tokens that the context held at first (--kv-dir), and how many of them
+    /// were kept.
+    context_tokens: usize,
+    reused_tokens: usize,
+    /// From the start of the program.
+    first_token_s: Option<f64>,
+    commit_s: f64,
+    disk_hits: u64,
+    disk_misses: u64,
+    disk_read_bytes: u64,
+    disk_wait_s: f64,
     peak_rss_bytes: Option<u64>,
     seed: u32,
 }
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let folder = args.cache.store.kv_dir.as_deref();
+    // Looked at before anything is loaded; it may still be in use.
+    let stored = match folder.map(kiv_context::info) {
+        None | Some(Err(ContextError::Missing { .. })) => 0,
+        Some(info) => info?.manifest.n_tokens as usize,
+    };
+    // A context that is there is continued by a prompt; a file is the whole text.
+    let continues = stored > 0 && args.file.is_none();
     let prompt = prompt(args)?;
     let policy = &args.policy.kv_policy;
     let opened = model::open(&args.model)?;
     let model = opened.load(&args.model, policy)?;
-    let tokens = model.tokenize(&prompt, true);
+    let tokens = model.tokenize(&prompt, !continues);
     let n_ctx = opened.n_ctx(&args.model);
-    model::check_length(tokens.len(), n_ctx)?;
+    let before = if continues { stored } else { 0 };
+    model::check_length(before + tokens.len(), n_ctx)?;
     let wanted = usize::try_from(args.predict).ok();
-    let total = tokens.len().saturating_add(wanted.unwrap_or(0)).min(n_ctx);
+    let total = (before + tokens.len())
+        .saturating_add(wanted.unwrap_or(0))
+        .min(n_ctx);
     let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, total)?;
     model::check_memory(&plan, &args.model)?;
-    let mut session = session(builder(&model, &args.model, &args.cache, policy))?;
+    let mut builder = builder(&model, &args.model, &args.cache, policy);
+    if let Some(folder) = folder {
+        builder = builder.context_dir(folder);
+        if args.kv_no_save {
+            builder = builder.commit_every(usize::MAX);
+        }
+    }
+    let mut session = session(builder)?;
+    let held = session.tokens().len();
 
     let started = Instant::now();
-    let bar = ReadBar::new(tokens.len(), session.memory().resident_kv as u64);
-    let read = session.read_with(&tokens, Outputs::Last, |_, _| {}, |p| bar.update(p));
+    let (reused, new) = if continues {
+        (held, &tokens[..])
+    } else {
+        let reused = session.reuse(&tokens)?;
+        (reused, &tokens[reused..])
+    };
+    if held > 0 && !args.model.json {
+        eprintln!(
+            "{held} tokens in the context, {reused} of them kept, {} to read",
+            new.len()
+        );
+    }
+    let bar = ReadBar::new(new.len(), session.memory().resident_kv as u64);
+    let read = read(&mut session, new, continues, &bar);
     drop(bar);
     let interrupted = match read {
         Ok(()) => false,
@@ -59,6 +109,16 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     let prefill_s = started.elapsed().as_secs_f64();
+    let saves = folder.is_some() && !args.kv_no_save;
+    let mut commit_s = 0.0;
+    if saves {
+        // What took long to read is safe before anything else.
+        let started = Instant::now();
+        if new.len() >= SAFE || interrupted {
+            session.commit()?;
+        }
+        commit_s += started.elapsed().as_secs_f64();
+    }
 
     let sampling = args.sampling.sampling();
     if !args.model.json && args.sampling.seed < 0 && sampling.temperature > 0.0 {
@@ -66,6 +126,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     }
     let started = Instant::now();
     let mut text = String::new();
+    let mut first_token_s = None;
     let (mut generated, mut finish) = (0, Finish::Interrupted);
     if !interrupted {
         let options = GenerateOptions {
@@ -85,6 +146,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             Ok(())
         };
         for piece in &mut stream {
+            first_token_s.get_or_insert_with(|| begun.elapsed().as_secs_f64());
             show(&piece?.text)?;
         }
         show(&stream.rest())?;
@@ -95,8 +157,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         }
     }
     let decode_s = started.elapsed().as_secs_f64();
+    if saves {
+        let started = Instant::now();
+        session.commit()?;
+        commit_s += started.elapsed().as_secs_f64();
+    }
     if args.model.json {
-        let memory = session.memory();
+        let (memory, stats) = (session.memory(), session.stats());
         print_json(&Report {
             text: &text,
             finish: finish_name(finish),
@@ -111,8 +178,16 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             resident_kv_bytes: memory.resident_kv,
             host_kv_bytes: memory.host_kv,
             index_bytes: memory.index,
-            disk_bytes: 0,
-            blocks_swapped: session.stats().blocks_swapped,
+            disk_bytes: memory.disk,
+            blocks_swapped: stats.blocks_swapped,
+            context_tokens: held,
+            reused_tokens: reused,
+            first_token_s,
+            commit_s,
+            disk_hits: stats.reads.hits,
+            disk_misses: stats.reads.misses,
+            disk_read_bytes: stats.reads.bytes,
+            disk_wait_s: stats.reads.waited.as_secs_f64(),
             peak_rss_bytes: peak_rss(),
             seed: sampling.seed,
         })?;
@@ -124,6 +199,29 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     } else {
         0
     }))
+}
+
+/// Reads a text; one that continues a context is a question, whose last tokens
+/// look up one by one.
+fn read(
+    session: &mut Session,
+    tokens: &[Token],
+    continues: bool,
+    bar: &ReadBar,
+) -> Result<(), Error> {
+    let singly = if continues {
+        tokens.len().min(QUESTION)
+    } else {
+        0
+    };
+    let (text, question) = tokens.split_at(tokens.len() - singly);
+    if !text.is_empty() {
+        session.read_with(text, Outputs::Last, |_, _| {}, |p| bar.update(p))?;
+    }
+    if !question.is_empty() {
+        session.read_one_by_one(question)?;
+    }
+    Ok(())
 }
 
 fn finish_name(finish: Finish) -> &'static str {

@@ -1,6 +1,6 @@
 use super::*;
 use kiv_policy::{LocalRows, Phase, Queries, RowFormat};
-use kiv_store::HostStore;
+use kiv_store::{ColdTier, HostStore};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -97,7 +97,7 @@ fn shares_are_the_softmax() {
         store
             .append(0, 0, &RowFormat::F32.encode(&keys), &values)
             .unwrap();
-        store.commit(n_blocks);
+        store.publish(n_blocks).unwrap();
         let local = Local((1000..1020).collect(), random(20 * 48));
         let positions: Vec<i32> = (1010..).take(n_tokens).collect();
         let values = random(n_tokens * 3 * 48);
@@ -120,8 +120,8 @@ fn shares_are_the_softmax() {
             kv_head: 0,
             request: &request,
         };
-        let got = head.block_shares::<true>(&mut Vec::new());
-        assert_eq!(got, head.block_shares::<false>(&mut Vec::new()));
+        let got = head.block_shares::<true>(&mut Vec::new()).unwrap();
+        assert_eq!(got, head.block_shares::<false>(&mut Vec::new()).unwrap());
         let want = naive(&g, &keys, &request, &local, n_blocks);
         for (b, (got, want)) in got.iter().zip(&want).enumerate() {
             assert!(

@@ -342,31 +342,49 @@ impl<H: GraphHook> Context<H> {
         }
     }
 
+    /// The sequence's cells, positions and rows, as llama.cpp writes them.
+    pub(crate) fn dump(&mut self) -> Vec<u8> {
+        // SAFETY: the context is live, and does not compute.
+        let size = unsafe { sys::llama_state_seq_get_size(self.context, 0) };
+        let mut bytes = vec![0; size];
+        // SAFETY: `bytes` has room for `size` bytes.
+        let n = unsafe {
+            sys::llama_state_seq_get_data(self.context, bytes.as_mut_ptr(), bytes.len(), 0)
+        };
+        bytes.truncate(n);
+        bytes
+    }
+
+    /// Puts cells into the cache, in place of all that are there: those of the
+    /// dump in order, from the first cell on.
+    ///
+    /// # Errors
+    /// llama.cpp's reason; the cache is empty then.
+    pub(crate) fn undump(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.clear();
+        log::clear();
+        // SAFETY: the context is live; llama.cpp reads at most `bytes.len()`
+        // bytes and checks what they say.
+        let n =
+            unsafe { sys::llama_state_seq_set_data(self.context, bytes.as_ptr(), bytes.len(), 0) };
+        if n == bytes.len() {
+            return Ok(());
+        }
+        self.clear();
+        let why = log::last_error();
+        Err(why.unwrap_or_else(|| "llama.cpp refused the cells".to_owned()))
+    }
+
     /// Fills the cache of a stock context up to `n` tokens with copies of the rows
     /// that are there, at consecutive positions.
     ///
     /// # Errors
     /// What llama.cpp did not go along with.
     pub(crate) fn repeat(&mut self, n: usize) -> Result<(), String> {
-        // SAFETY: the context is live.
-        let size = unsafe { sys::llama_state_seq_get_size(self.context, 0) };
-        let mut saved = vec![0u8; size];
-        // SAFETY: the buffer has `size` bytes.
-        let got = unsafe {
-            sys::llama_state_seq_get_data(self.context, saved.as_mut_ptr(), saved.len(), 0)
-        };
-        saved.truncate(got);
-        let long = state::repeat(&saved, n).ok_or(
+        let long = state::repeat(&self.dump(), n).ok_or(
             "this model's cache cannot be filled synthetically: its saved form is unknown",
         )?;
-        // SAFETY: the buffer is live and of this size; llama.cpp checks what it reads.
-        let read =
-            unsafe { sys::llama_state_seq_set_data(self.context, long.as_ptr(), long.len(), 0) };
-        if read == long.len() {
-            Ok(())
-        } else {
-            Err("llama.cpp did not take up a synthetic cache".to_owned())
-        }
+        self.undump(&long)
     }
 
     /// Empties the cache.

@@ -71,6 +71,8 @@ pub(super) fn header(args: &EvalArgs, file: &ModelFile, sha256: &str, plan: &Pla
         "kv_budget": plan.budgets,
         "kv_block": args.cache.kv_block,
         "kv_sinks": args.cache.kv_sinks,
+        "kv_store_k": args.cache.store.types(model).k.to_string(),
+        "kv_store_v": args.cache.store.types(model).v.to_string(),
         "tasks": plan.tasks.iter().map(|t| t.name()).collect::<Vec<_>>(),
         "ctx": plan.lengths,
         "entries": plan.entries,
@@ -95,6 +97,9 @@ pub(super) fn settings(args: &EvalArgs, model_sha256: &str, task: Task, full: bo
     if !full {
         let (block, sinks) = (args.cache.kv_block, args.cache.kv_sinks);
         text += &format!(" {block} {sinks} {}", model.ubatch());
+        if let Some(store) = args.cache.store.kv_store {
+            text += &format!(" {} {}", store.k, store.v);
+        }
     }
     text + " " + task.name()
 }

@@ -5,7 +5,7 @@ mod report;
 mod resume;
 
 use crate::args::{EvalArgs, EvalCommand, Tasks};
-use crate::model::{self, Opened, builder};
+use crate::model::{self, Opened, passing_builder};
 use crate::output::{ReadBar, print_json};
 use anyhow::{Context, Result, bail};
 use kiv_eval::{Case, Contender, Env, Figures, Outcome, Plan, Record, Summary, Task};
@@ -83,16 +83,16 @@ fn session(
     let Contender { policy, budget } = contender;
     let mut cache = args.cache.with(budget.unwrap_or_default());
     if policy == "full" {
-        return builder(model, &args.model, &cache, policy).ctx_size(n_tokens);
+        return passing_builder(model, &args.model, &cache, policy).ctx_size(n_tokens);
     }
     if plan.tasks.contains(&Task::Recall) && drops(policy) {
         // The attention that dropped rows would have had can be told only if
         // they are kept: the same tokens are resident, and no others.
         cache.kv_window = cache.kv_window.saturating_add(cache.kv_budget);
         cache.kv_budget = 0;
-        return builder(model, &args.model, &cache, KEEPS);
+        return passing_builder(model, &args.model, &cache, KEEPS);
     }
-    builder(model, &args.model, &cache, policy)
+    passing_builder(model, &args.model, &cache, policy)
 }
 
 /// A policy that keeps every row, and has nothing to choose without slots.

@@ -1,0 +1,93 @@
+//! `kiv serve`: OpenAI, ollama and llama-server clients.
+
+use crate::args::ServeArgs;
+use crate::model::{self, builder};
+use crate::{bundled, interrupt};
+use anyhow::{Context, Result, bail};
+use kiv_runtime::{ChatTemplate, Message};
+use kiv_server::{Config, Engine, EngineOptions};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
+    let policy = args.policy.kv_policy.clone();
+    if args.cache.store.kv_dir.is_some() {
+        bail!("--kv-dir: the contexts of a server live in memory only, so far. Leave it out");
+    }
+    let opened = model::open(&args.model)?;
+    let n_ctx = opened.n_ctx(&args.model);
+    let plan = model::plan(&opened.file, &args.model, &args.cache, &policy, n_ctx, 0)?;
+    model::check_memory(&plan, &args.model)?;
+    let model = opened.load(&args.model, &policy)?;
+    let template = match &args.chat_template {
+        Some(text) => Some(ChatTemplate::parse(text)),
+        None if opened.bundled => Some(ChatTemplate::parse(bundled::CHAT_TEMPLATE)),
+        None => ChatTemplate::of(&model),
+    };
+    match &template {
+        Some(template) => {
+            // Told now, not after the first question.
+            template.apply(&model, &[Message::new("user", "?")]).context(
+                "this chat template cannot be used: give another with --chat-template (Jinja, or a name such as chatml)",
+            )?;
+        }
+        None => eprintln!(
+            "warning: the model carries no chat template: conversations are refused, plain prompts are not (--chat-template)"
+        ),
+    }
+    let is_bundled = args.chat_template.is_none() && opened.bundled;
+    let named = opened.file.path.file_stem().unwrap_or_default();
+    let config = Config {
+        name: args
+            .alias
+            .clone()
+            .unwrap_or_else(|| named.to_string_lossy().into_owned()),
+        bytes: std::fs::metadata(&opened.file.path).map_or(0, |found| found.len()),
+        template,
+        // The bundled model goes on with questions of its own.
+        stop: if is_bundled {
+            vec!["\n".to_owned()]
+        } else {
+            Vec::new()
+        },
+        n_ctx,
+        api_key: args.api_key.clone(),
+        hosts: args.allow_host.clone(),
+    };
+    let options = EngineOptions {
+        sessions: args.parallel,
+        queue: args.queue,
+    };
+    let address = (args.host.clone(), args.port);
+    let shared = Arc::new(args);
+    let engine = Engine::start(model.clone(), options, move |model| {
+        builder(model, &shared.model, &shared.cache, &policy).build()
+    })?;
+    let router = kiv_server::router(config, model, engine);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    let (host, port) = address;
+    runtime.block_on(async move {
+        let listener = TcpListener::bind((host.as_str(), port))
+            .await
+            .with_context(|| {
+                format!("cannot listen on {host}:{port} (--host, --port): is another server there?")
+            })?;
+        eprintln!("listening on http://{}", listener.local_addr()?);
+        let flag = interrupt::flag();
+        let stop = async move {
+            while !flag.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            eprintln!("stopping: running answers come to their end (again: at once)");
+        };
+        kiv_server::serve(listener, router, stop).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}

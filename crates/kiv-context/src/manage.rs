@@ -1,0 +1,264 @@
+//! Looking at contexts, checking, copying and removing them.
+
+use crate::error::ContextError;
+use crate::folder::{DiskFolder, Folder};
+use crate::manifest::{Manifest, is_ours};
+use crate::prefetch::Reader;
+use crate::record::HEADER;
+use crate::tier::{lock, open_segments, read_manifest, read_part_file};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A context, as its manifest tells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Info {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its last commit.
+    pub manifest: Manifest,
+    /// Bytes of its files; those that it shares with forks count in each.
+    pub disk_bytes: u64,
+}
+
+/// What [`verify`] looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Blocks.
+    pub blocks: usize,
+    /// Bytes, checksums included.
+    pub bytes: u64,
+    /// What is not as it was written.
+    pub faults: Vec<Fault>,
+}
+
+/// Damage: where, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The file.
+    pub path: PathBuf,
+    /// The block, if it is in one.
+    pub block: Option<usize>,
+    /// In words.
+    pub what: String,
+}
+
+/// The context in a folder.
+///
+/// # Errors
+/// [`ContextError`]; [`ContextError::Missing`] if there is none.
+pub fn info(path: &Path) -> Result<Info, ContextError> {
+    let folder = DiskFolder::new(path);
+    let manifest = read_manifest(&folder)?.ok_or_else(|| ContextError::Missing {
+        path: path.to_owned(),
+    })?;
+    let names = folder.names().map_err(ContextError::io("read", path))?;
+    let sizes = names.iter().filter(|n| is_ours(n)).filter_map(|name| {
+        let metadata = fs::metadata(folder.path(name)).ok()?;
+        Some(metadata.len())
+    });
+    Ok(Info {
+        path: path.to_owned(),
+        disk_bytes: sizes.sum(),
+        manifest,
+    })
+}
+
+/// Folders with contexts: this one, and those right below it, by name.
+///
+/// # Errors
+/// [`ContextError::Io`] if the folder cannot be read.
+pub fn list(path: &Path) -> Result<Vec<PathBuf>, ContextError> {
+    let mut found = Vec::new();
+    let is_context = |path: &Path| path.join("manifest").is_file();
+    if is_context(path) {
+        found.push(path.to_owned());
+    }
+    let read = ContextError::io("read", path);
+    let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let mut below: Vec<PathBuf> = entries
+        .map_err(read)?
+        .iter()
+        .map(fs::DirEntry::path)
+        .collect();
+    below.sort();
+    found.extend(below.into_iter().filter(|p| is_context(p)));
+    Ok(found)
+}
+
+/// Checks every byte of a context that nobody has open.
+///
+/// # Errors
+/// [`ContextError`] if it cannot be looked at, its manifest is damaged included;
+/// all other damage is told in [`Verified::faults`].
+pub fn verify(path: &Path) -> Result<Verified, ContextError> {
+    let manifest = info(path)?.manifest;
+    let _lock = lock_to_read(path)?;
+    verify_in(Arc::new(DiskFolder::new(path)), &manifest)
+}
+
+/// Takes the lock, unless nobody can have it because nothing can be written.
+fn lock_to_read(path: &Path) -> Result<Option<fs::File>, ContextError> {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match lock(path) {
+        Err(ContextError::Io { source, .. })
+            if [PermissionDenied, ReadOnlyFilesystem].contains(&source.kind()) =>
+        {
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// As [`verify`], in any folder.
+pub(crate) fn verify_in(
+    folder: Arc<dyn Folder>,
+    manifest: &Manifest,
+) -> Result<Verified, ContextError> {
+    let mut verified = Verified {
+        bytes: manifest.encode().len() as u64,
+        ..Verified::default()
+    };
+    for entry in &manifest.parts {
+        verified.bytes += entry.len;
+        if let Err(error) = read_part_file(&*folder, entry) {
+            verified.faults.push(Fault {
+                path: folder.path(&entry.file()),
+                block: None,
+                what: told(&error),
+            });
+        }
+    }
+    let reader = Reader::new(Arc::clone(&folder), &manifest.identity, Some(0));
+    let record = reader.layout.record_bytes();
+    for entry in &manifest.segments {
+        let path = folder.path(&entry.name());
+        let alone = Manifest {
+            segments: vec![*entry],
+            ..manifest.clone()
+        };
+        let segment = match open_segments(&reader, &alone) {
+            Ok(segments) => segments.into_iter().next(),
+            Err(error) => {
+                verified.faults.push(Fault {
+                    path: path.clone(),
+                    block: None,
+                    what: told(&error),
+                });
+                // The blocks themselves may be whole.
+                folder
+                    .open(&entry.name())
+                    .ok()
+                    .map(|file| crate::prefetch::Segment {
+                        entry: *entry,
+                        file,
+                    })
+            }
+        };
+        let Some(segment) = segment else {
+            continue;
+        };
+        for block in entry.first..entry.first + entry.blocks {
+            let start = HEADER + (block - entry.first) * record;
+            for (part, p) in reader.layout.parts.iter().enumerate() {
+                let offset = (start + p.offset) as u64;
+                if let Err(what) = reader.read_part(&segment, part, block, offset) {
+                    verified.faults.push(Fault {
+                        path: path.clone(),
+                        block: Some(block),
+                        what,
+                    });
+                }
+            }
+            verified.blocks += 1;
+            verified.bytes += record as u64;
+        }
+    }
+    Ok(verified)
+}
+
+/// An error with its cause.
+fn told(error: &ContextError) -> String {
+    use std::error::Error;
+    match error {
+        ContextError::Damaged { what, .. } => what.clone(),
+        other => match other.source() {
+            Some(cause) => format!("{other}: {cause}"),
+            None => other.to_string(),
+        },
+    }
+}
+
+/// Makes a copy of a context that nobody has open in another folder, which must
+/// be new or empty. Files are shared where the file system can (hard links), and
+/// copied otherwise; neither context ever changes them.
+///
+/// # Errors
+/// [`ContextError`].
+pub fn fork(from: &Path, to: &Path) -> Result<(), ContextError> {
+    let manifest = info(from)?.manifest;
+    let _lock = lock_to_read(from)?;
+    link(from, to, &manifest)
+}
+
+/// Links the files of a commit into another folder, its manifest last.
+pub(crate) fn link(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), ContextError> {
+    fs::create_dir_all(to).map_err(ContextError::io("make the folder", to))?;
+    let folder = DiskFolder::new(to);
+    let names = folder.names().map_err(ContextError::io("read", to))?;
+    if let Some(name) = names.first() {
+        return Err(ContextError::Foreign {
+            path: to.to_owned(),
+            name: name.clone(),
+        });
+    }
+    let _lock = lock(to)?;
+    let rows = manifest.segments.iter().map(|s| s.name());
+    for name in rows.chain(manifest.parts.iter().map(|p| p.file())) {
+        let (source, target) = (from.join(&name), to.join(&name));
+        if fs::hard_link(&source, &target).is_err() {
+            fs::copy(&source, &target).map_err(ContextError::io("copy", &source))?;
+            let copied = fs::File::open(&target).and_then(|f| f.sync_all());
+            copied.map_err(ContextError::io("write", &target))?;
+        }
+    }
+    let path = folder.path("manifest");
+    let write = || -> std::io::Result<()> {
+        folder.sync()?;
+        let mut out = folder.create("manifest.new")?;
+        out.append(&manifest.encode())?;
+        out.sync()?;
+        folder.rename("manifest.new", "manifest")?;
+        folder.sync()
+    };
+    write().map_err(ContextError::io("write", path))
+}
+
+/// Removes a context that nobody has open, and its folder if nothing else is in
+/// it.
+///
+/// # Errors
+/// [`ContextError`].
+pub fn remove(path: &Path) -> Result<(), ContextError> {
+    // One that is damaged can be removed, too.
+    if !path.join("manifest").is_file() {
+        return Err(ContextError::Missing {
+            path: path.to_owned(),
+        });
+    }
+    let lock = lock(path)?;
+    let folder = DiskFolder::new(path);
+    let mut names = folder.names().map_err(ContextError::io("read", path))?;
+    names.retain(|n| is_ours(n) && n != "lock");
+    // The manifest first: half a context is none.
+    names.sort_by_key(|n| n != "manifest");
+    for name in names {
+        let removed = folder.remove(&name);
+        removed.map_err(ContextError::io("remove", folder.path(&name)))?;
+    }
+    drop(lock);
+    let _ = folder.remove("lock");
+    // Fails if there is something else.
+    let _ = fs::remove_dir(path);
+    Ok(())
+}

@@ -1,0 +1,659 @@
+//! The cold tier on disk, and commits.
+
+use crate::error::ContextError;
+use crate::folder::{Appendable, DiskFolder, Folder};
+use crate::manifest::{Identity, Manifest, PartEntry, SegmentEntry, is_ours};
+use crate::prefetch::{Job, Reader, Segment};
+use crate::record::{HEADER, SUM, header, sum};
+use crossbeam_channel::Sender;
+use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun};
+use kiv_store::{ColdTier, ReadStats, StoreError, Wanted};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Threads that read ahead. Reads of one step overlap on as many.
+const WORKERS: usize = 4;
+
+/// A last file of rows up to this size is copied into the next one, so that
+/// short sessions do not leave one small file each.
+const SMALL: usize = 64 << 20;
+
+/// First bytes of a part's file.
+pub(crate) const PART_MAGIC: [u8; 8] = *b"KIVPART\n";
+
+/// Bytes before a part's own.
+pub(crate) const PART_HEADER: usize = 32;
+
+/// Where a context is and how much of it may be in memory.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// The folder; made if it is not there.
+    pub folder: PathBuf,
+    /// Most bytes of rows in memory.
+    pub host_limit: Option<usize>,
+}
+
+/// A context on disk, opened for writing.
+pub struct DiskTier {
+    reader: Arc<Reader>,
+    /// The last commit.
+    manifest: Manifest,
+    n_blocks: usize,
+    next_id: u32,
+    /// The file that blocks are appended to, the last of the segments.
+    open: Option<Box<dyn Appendable>>,
+    /// Files that are not appended to any more but hold blocks that no commit
+    /// has made durable.
+    closed: Vec<Box<dyn Appendable>>,
+    /// Blocks appended but not published: records, and how far each part is.
+    pending: Vec<u8>,
+    filled: Vec<usize>,
+    jobs: Option<Sender<Job>>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held while the context is open.
+    _lock: Option<File>,
+}
+
+impl DiskTier {
+    /// Opens the context of a folder as of its last commit, or begins one.
+    /// Files that no commit names are removed.
+    ///
+    /// # Errors
+    /// [`ContextError`]: the folder is in use, holds something else, or a
+    /// context that is damaged or not of this identity.
+    pub fn open(options: &DiskOptions, identity: Identity) -> Result<Self, ContextError> {
+        let path = &options.folder;
+        std::fs::create_dir_all(path).map_err(ContextError::io("make the folder", path))?;
+        let folder = Arc::new(DiskFolder::new(path));
+        // Nothing is left in a folder of somebody else's, a lock neither.
+        refuse_foreign(&*folder)?;
+        let lock = lock(path)?;
+        let mut tier = Self::open_in(folder, identity, options.host_limit)?;
+        tier._lock = Some(lock);
+        Ok(tier)
+    }
+
+    /// As [`DiskTier::open`], in any folder and without a lock.
+    ///
+    /// # Errors
+    /// As [`DiskTier::open`].
+    pub fn open_in(
+        folder: Arc<dyn Folder>,
+        identity: Identity,
+        host_limit: Option<usize>,
+    ) -> Result<Self, ContextError> {
+        let here = folder.path("");
+        let names = refuse_foreign(&*folder)?;
+        let manifest = match read_manifest(&*folder)? {
+            Some(manifest) => {
+                manifest.identity.check(&identity, &here)?;
+                // Its name may not be safe yet, if the sync after it failed. What
+                // only an older one names must not be removed before it is.
+                folder.sync().map_err(ContextError::io("write to", &here))?;
+                manifest
+            }
+            None => Manifest::new(identity),
+        };
+        let reader = Reader::new(folder, &manifest.identity, host_limit);
+        let segments = open_segments(&reader, &manifest)?;
+        *reader.segments.write() = segments;
+        let n_blocks = manifest.n_blocks();
+        reader.cache.lock().grow(n_blocks);
+        let reader = Arc::new(reader);
+        // Files that came after the last commit have other numbers than those
+        // to come even where they cannot be removed.
+        let numbers = names.iter().filter_map(|n| number(n));
+        let next_id = numbers.map(|n| n + 1).fold(manifest.next_id, u32::max);
+        let mut tier = Self {
+            n_blocks,
+            next_id,
+            open: None,
+            closed: Vec::new(),
+            pending: Vec::new(),
+            filled: vec![0; reader.layout.parts.len()],
+            jobs: None,
+            workers: Vec::new(),
+            _lock: None,
+            manifest,
+            reader,
+        };
+        tier.start_workers();
+        tier.remove_unnamed();
+        Ok(tier)
+    }
+
+    fn start_workers(&mut self) {
+        let (sender, receiver) = crossbeam_channel::unbounded::<Job>();
+        for n in 0..WORKERS {
+            let (receiver, reader) = (receiver.clone(), Arc::clone(&self.reader));
+            let work = move || receiver.iter().for_each(|job| reader.serve(job));
+            let thread = std::thread::Builder::new().name(format!("kiv-read-{n}"));
+            // Without threads everything is read when it is wanted.
+            self.workers.extend(thread.spawn(work));
+        }
+        self.jobs = Some(sender).filter(|_| !self.workers.is_empty());
+    }
+
+    /// The last commit.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Whether nothing has been committed yet.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.manifest.commit == 0
+    }
+
+    /// A part of the last commit, `None` if it has none of this name.
+    ///
+    /// # Errors
+    /// [`ContextError`] if it cannot be read or is damaged.
+    pub fn part(&self, name: &str) -> Result<Option<Vec<u8>>, ContextError> {
+        let entry = self.manifest.parts.iter().find(|p| p.name == name);
+        entry
+            .map(|entry| read_part_file(&*self.reader.folder, entry))
+            .transpose()
+    }
+
+    /// Begins a commit: everything published so far, and the parts that are
+    /// given to it, become durable at once by [`Commit::finish`].
+    pub fn commit(&mut self) -> Commit<'_> {
+        Commit {
+            tier: self,
+            parts: Vec::new(),
+        }
+    }
+
+    /// Makes a copy of the last commit in another folder, which shares all
+    /// files with this one where the file system can.
+    ///
+    /// # Errors
+    /// [`ContextError`].
+    pub fn fork(&mut self, to: &Path) -> Result<(), ContextError> {
+        // The file that is open would grow in both.
+        self.closed.extend(self.open.take());
+        crate::manage::link(&self.reader.folder.path(""), to, &self.manifest)
+    }
+
+    fn new_id(&mut self) -> u32 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// Removes files that the last commit does not name and that are not being
+    /// written. What cannot be removed is only in the way.
+    fn remove_unnamed(&self) {
+        let folder = &self.reader.folder;
+        let segments = self.reader.segments.read();
+        let named = |name: &str| {
+            name == "manifest"
+                || name == "lock"
+                || self.manifest.segments.iter().any(|s| s.name() == name)
+                || self.manifest.parts.iter().any(|p| p.file() == name)
+                || segments.iter().any(|s| s.entry.name() == name)
+        };
+        let names = folder.names().unwrap_or_default();
+        for name in names.iter().filter(|n| is_ours(n) && !named(n)) {
+            let _ = folder.remove(name);
+        }
+    }
+
+    /// Opens a new file of rows for blocks from `n_blocks` on. The last file is
+    /// copied into it if it is small.
+    fn open_segment(&mut self) -> Result<(), ContextError> {
+        let layout = &self.reader.layout;
+        let record = layout.record_bytes();
+        let last = self.reader.segments.read().last().cloned();
+        let small = last.filter(|s| s.entry.blocks * record <= SMALL);
+        let first = small.as_ref().map_or(self.n_blocks, |s| s.entry.first);
+        let mut bytes = header(self.next_id, first, layout).to_vec();
+        if let Some(small) = &small {
+            let path = self.reader.folder.path(&small.entry.name());
+            let before = bytes.len();
+            bytes.resize(before + small.entry.blocks * record, 0);
+            let rows = &mut bytes[before..];
+            let read = small.file.read_exact_at(rows, HEADER as u64);
+            read.map_err(ContextError::io("read", &path))?;
+            for (block, record) in (first..).zip(rows.chunks_exact(record)) {
+                for (part, p) in layout.parts.iter().enumerate() {
+                    let (rows, stored) = record[p.offset..][..p.len + SUM].split_at(p.len);
+                    if stored != sum(rows, block, part).to_le_bytes() {
+                        let what = format!(
+                            "the checksum of {} does not match",
+                            self.reader.name(part, block)
+                        );
+                        return Err(ContextError::damaged(path, what));
+                    }
+                }
+            }
+        }
+        let entry = SegmentEntry {
+            id: self.new_id(),
+            first,
+            blocks: self.n_blocks - first,
+        };
+        let (name, folder) = (entry.name(), &self.reader.folder);
+        let path = folder.path(&name);
+        let mut file = folder
+            .create(&name)
+            .map_err(ContextError::io("create", &path))?;
+        file.append(&bytes)
+            .map_err(ContextError::io("write", &path))?;
+        let reader = folder
+            .open(&name)
+            .map_err(ContextError::io("open", &path))?;
+        let mut segments = self.reader.segments.write();
+        if small.is_some() {
+            segments.pop();
+        }
+        segments.push(Segment {
+            entry,
+            file: reader,
+        });
+        self.open = Some(file);
+        Ok(())
+    }
+
+    fn write_pending(&mut self, count: usize) -> Result<(), ContextError> {
+        if self.open.is_none() {
+            self.open_segment()?;
+        }
+        let Some(file) = &mut self.open else {
+            unreachable!("just opened");
+        };
+        let mut segments = self.reader.segments.write();
+        let Some(segment) = segments.last_mut() else {
+            unreachable!("the open file is a segment");
+        };
+        let result = file.append(&self.pending);
+        if result.is_ok() {
+            segment.entry.blocks += count;
+            return Ok(());
+        }
+        // Some of it may be there; nothing is appended to that.
+        self.closed.extend(self.open.take());
+        let path = self.reader.folder.path(&segment.entry.name());
+        if segment.entry.blocks == 0 {
+            segments.pop();
+        }
+        result.map_err(ContextError::io("write", path))
+    }
+
+    fn run(&self, part: usize, block: BlockId, max: usize) -> Result<ColdRun<'_>, ColdError> {
+        let block = block as usize;
+        assert!(block < self.n_blocks, "block {block} is not sealed");
+        assert!(max > 0, "a run has at least one block");
+        Ok(ColdRun::Shared {
+            kind: self.reader.kind(part),
+            bytes: self.reader.get(part, block)?,
+        })
+    }
+}
+
+impl Drop for DiskTier {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl ColdRows for DiskTier {
+    fn n_blocks(&self) -> usize {
+        self.n_blocks
+    }
+
+    fn keys(
+        &self,
+        layer: usize,
+        kv_head: usize,
+        first: BlockId,
+        max: usize,
+    ) -> Result<ColdRun<'_>, ColdError> {
+        self.run(self.reader.layout.part(layer, kv_head, 0), first, max)
+    }
+
+    fn values(
+        &self,
+        layer: usize,
+        kv_head: usize,
+        first: BlockId,
+        max: usize,
+    ) -> Result<ColdRun<'_>, ColdError> {
+        self.run(self.reader.layout.part(layer, kv_head, 1), first, max)
+    }
+}
+
+impl ColdTier for DiskTier {
+    fn append(
+        &mut self,
+        layer: usize,
+        kv_head: usize,
+        keys: &[u8],
+        values: &[u8],
+    ) -> Result<(), StoreError> {
+        let layout = &self.reader.layout;
+        let first = layout.part(layer, kv_head, 0);
+        let record = layout.record_bytes();
+        let [k, v] = [first, first + 1].map(|part| layout.parts[part]);
+        let count = keys.len() / k.len;
+        assert_eq!(count, values.len() / v.len, "as many V rows as K rows");
+        for (part, p, bytes) in [(first, k, keys), (first + 1, v, values)] {
+            assert!(bytes.len().is_multiple_of(p.len), "whole blocks");
+            let filled = self.filled[part];
+            let end = (filled + count) * record;
+            if self.pending.len() < end {
+                let more = end - self.pending.len();
+                let no_memory = |_| StoreError::NoMemory {
+                    bytes: more,
+                    stored: self.reader.cache.lock().bytes(),
+                };
+                self.pending.try_reserve(more).map_err(no_memory)?;
+                self.pending.resize(end, 0);
+            }
+            let records = self.pending[filled * record..].chunks_exact_mut(record);
+            let numbers = self.n_blocks + filled..;
+            for ((rows, record), block) in bytes.chunks_exact(p.len).zip(records).zip(numbers) {
+                let out = &mut record[p.offset..p.offset + p.len + SUM];
+                out[..p.len].copy_from_slice(rows);
+                out[p.len..].copy_from_slice(&sum(rows, block, part).to_le_bytes());
+            }
+            self.filled[part] += count;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, count: usize) -> Result<(), StoreError> {
+        assert!(self.filled.iter().all(|n| *n == count), "streams in step");
+        if count == 0 {
+            return Ok(());
+        }
+        let written = self.write_pending(count);
+        if let Err(error) = written {
+            self.roll_back();
+            return Err(match error {
+                ContextError::Io { path, source, .. } => StoreError::Write { path, source },
+                other => StoreError::Write {
+                    path: self.reader.folder.path(""),
+                    source: std::io::Error::other(other),
+                },
+            });
+        }
+        let layout = &self.reader.layout;
+        let mut cache = self.reader.cache.lock();
+        cache.grow(self.n_blocks + count);
+        let records = self.pending.chunks_exact(layout.record_bytes());
+        for (block, record) in (self.n_blocks..).zip(records) {
+            for (part, p) in layout.parts.iter().enumerate() {
+                let rows = Arc::from(&record[p.offset..p.offset + p.len]);
+                cache.insert(part, block, rows, false);
+            }
+        }
+        drop(cache);
+        self.n_blocks += count;
+        self.roll_back();
+        Ok(())
+    }
+
+    fn roll_back(&mut self) {
+        self.pending.clear();
+        self.filled.fill(0);
+    }
+
+    fn truncate(&mut self, n_blocks: usize) {
+        self.roll_back();
+        if n_blocks >= self.n_blocks {
+            return;
+        }
+        // What a commit names is never written over: new blocks go to a new
+        // file.
+        self.closed.extend(self.open.take());
+        self.n_blocks = n_blocks;
+        let mut segments = self.reader.segments.write();
+        segments.retain(|s| s.entry.first < n_blocks);
+        if let Some(last) = segments.last_mut() {
+            last.entry.blocks = last.entry.blocks.min(n_blocks - last.entry.first);
+        }
+        drop(segments);
+        self.reader.cache.lock().truncate(n_blocks);
+        self.reader.wake();
+    }
+
+    fn host_bytes(&self) -> usize {
+        self.reader.cache.lock().bytes()
+    }
+
+    fn disk_bytes(&self) -> usize {
+        self.n_blocks * self.reader.layout.record_bytes()
+    }
+
+    fn prefetch(&self, wanted: &[Wanted]) {
+        let Some(jobs) = &self.jobs else {
+            return;
+        };
+        let mut cache = self.reader.cache.lock();
+        let epoch = cache.epoch();
+        for want in wanted {
+            for which in [0, 1] {
+                let part = self.reader.layout.part(want.layer, want.kv_head, which);
+                let block = want.block as usize;
+                let job = Job { part, block, epoch };
+                if cache.claim(part, block) && jobs.send(job).is_err() {
+                    cache.release(part, block);
+                }
+            }
+        }
+    }
+
+    fn read_stats(&self) -> ReadStats {
+        *self.reader.stats.lock()
+    }
+}
+
+/// A commit being made; dropping it changes nothing.
+pub struct Commit<'a> {
+    tier: &'a mut DiskTier,
+    parts: Vec<PartEntry>,
+}
+
+impl Commit<'_> {
+    /// Adds a part. One that is the same as in the last commit is not written
+    /// again.
+    ///
+    /// # Errors
+    /// [`ContextError::Io`].
+    pub fn part(&mut self, name: &str, bytes: &[u8]) -> Result<(), ContextError> {
+        let (len, sum) = (bytes.len() as u64, xxh3_64(bytes));
+        let old = self.tier.manifest.parts.iter();
+        let mut same = old.filter(|p| (p.name.as_str(), p.len, p.sum) == (name, len, sum));
+        if let Some(same) = same.next() {
+            self.parts.push(same.clone());
+            return Ok(());
+        }
+        let entry = PartEntry {
+            name: name.to_owned(),
+            id: self.tier.new_id(),
+            len,
+            sum,
+        };
+        let (file, folder) = (entry.file(), &self.tier.reader.folder);
+        let path = folder.path(&file);
+        let mut header = PART_MAGIC.to_vec();
+        header.extend_from_slice(&crate::VERSION.to_le_bytes());
+        header.extend_from_slice(&entry.id.to_le_bytes());
+        header.extend_from_slice(&len.to_le_bytes());
+        header.extend_from_slice(&sum.to_le_bytes());
+        let write = || -> std::io::Result<()> {
+            let mut out = folder.create(&file)?;
+            out.append(&header)?;
+            out.append(bytes)?;
+            out.sync()
+        };
+        write().map_err(ContextError::io("write", path))?;
+        self.parts.push(entry);
+        Ok(())
+    }
+
+    /// Makes it durable. All parts that were not added are dropped.
+    ///
+    /// # Errors
+    /// [`ContextError::Io`]; the last commit is what it was, unless the system
+    /// failed in saying whether the new one is durable.
+    pub fn finish(self, n_tokens: usize) -> Result<(), ContextError> {
+        let Self { tier, parts } = self;
+        let reader = Arc::clone(&tier.reader);
+        let folder = &*reader.folder;
+        let segments: Vec<SegmentEntry> = reader.segments.read().iter().map(|s| s.entry).collect();
+        let here = folder.path("");
+        for file in tier.closed.iter_mut().chain(&mut tier.open) {
+            file.sync().map_err(ContextError::io("write", &here))?;
+        }
+        // All names are there before the manifest that needs them.
+        folder.sync().map_err(ContextError::io("write", &here))?;
+        let manifest = Manifest {
+            identity: tier.manifest.identity.clone(),
+            commit: tier.manifest.commit + 1,
+            n_tokens: n_tokens as u64,
+            segments: segments.into_iter().filter(|s| s.blocks > 0).collect(),
+            parts,
+            next_id: tier.next_id,
+        };
+        let path = folder.path("manifest.new");
+        let bytes = manifest.encode();
+        let write = || -> std::io::Result<()> {
+            if folder.names()?.iter().any(|n| n == "manifest.new") {
+                folder.remove("manifest.new")?;
+            }
+            let mut out = folder.create("manifest.new")?;
+            out.append(&bytes)?;
+            out.sync()?;
+            folder.rename("manifest.new", "manifest")
+        };
+        write().map_err(ContextError::io("write", path))?;
+        tier.manifest = manifest;
+        tier.closed.clear();
+        folder.sync().map_err(ContextError::io("write", &here))?;
+        tier.remove_unnamed();
+        Ok(())
+    }
+}
+
+/// Names of all files, if all are a context's.
+fn refuse_foreign(folder: &dyn Folder) -> Result<Vec<String>, ContextError> {
+    let path = folder.path("");
+    let names = folder.names().map_err(ContextError::io("read", &path))?;
+    match names.iter().find(|n| !is_ours(n)) {
+        None => Ok(names),
+        Some(name) => Err(ContextError::Foreign {
+            path,
+            name: name.clone(),
+        }),
+    }
+}
+
+/// Takes the lock of a context's folder.
+pub(crate) fn lock(path: &Path) -> Result<File, ContextError> {
+    let name = path.join("lock");
+    let open = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&name);
+    let file = open.map_err(ContextError::io("write", &name))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ContextError::Locked {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(error)) => Err(ContextError::io("lock", &name)(error)),
+    }
+}
+
+/// The manifest of a folder, if it has one.
+pub(crate) fn read_manifest(folder: &dyn Folder) -> Result<Option<Manifest>, ContextError> {
+    let path = folder.path("manifest");
+    match folder.read("manifest") {
+        Ok(bytes) => Manifest::decode(&bytes, &path).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ContextError::io("read", &path)(error)),
+    }
+}
+
+/// Opens all files of rows and checks their headers.
+pub(crate) fn open_segments(
+    reader: &Reader,
+    manifest: &Manifest,
+) -> Result<Vec<Segment>, ContextError> {
+    let open = |entry: &SegmentEntry| {
+        let path = reader.folder.path(&entry.name());
+        let file = reader
+            .folder
+            .open(&entry.name())
+            .map_err(ContextError::io("open", &path))?;
+        let mut found = [0; HEADER];
+        file.read_exact_at(&mut found, 0)
+            .map_err(ContextError::io("read", &path))?;
+        if found != header(entry.id, entry.first, &reader.layout) {
+            return Err(ContextError::damaged(
+                &path,
+                "its header is not what it should be",
+            ));
+        }
+        // Room is made for as many blocks as a manifest says: they must be there.
+        let record = reader.layout.record_bytes() as u64;
+        let end = record.checked_mul(entry.blocks as u64);
+        let last = end.and_then(|end| (HEADER as u64 - SUM as u64).checked_add(end));
+        let whole = last.is_some_and(|at| file.read_exact_at(&mut [0; SUM], at).is_ok());
+        if !whole {
+            let what = format!(
+                "it ends before its last block, {}",
+                entry.first + entry.blocks - 1
+            );
+            return Err(ContextError::damaged(&path, what));
+        }
+        Ok(Segment {
+            entry: *entry,
+            file,
+        })
+    };
+    manifest.segments.iter().map(open).collect()
+}
+
+/// A part's bytes, checked.
+pub(crate) fn read_part_file(
+    folder: &dyn Folder,
+    entry: &PartEntry,
+) -> Result<Vec<u8>, ContextError> {
+    let path = folder.path(&entry.file());
+    let mut bytes = folder
+        .read(&entry.file())
+        .map_err(ContextError::io("read", &path))?;
+    let mut want = PART_MAGIC.to_vec();
+    want.extend_from_slice(&crate::VERSION.to_le_bytes());
+    want.extend_from_slice(&entry.id.to_le_bytes());
+    want.extend_from_slice(&entry.len.to_le_bytes());
+    want.extend_from_slice(&entry.sum.to_le_bytes());
+    let rest = bytes.len().saturating_sub(PART_HEADER) as u64;
+    let right = bytes.starts_with(&want) && rest == entry.len;
+    if !right || xxh3_64(&bytes[PART_HEADER..]) != entry.sum {
+        let what = format!("the checksum of its part `{}` does not match", entry.name);
+        return Err(ContextError::damaged(path, what));
+    }
+    bytes.drain(..PART_HEADER);
+    Ok(bytes)
+}
+
+/// The number in a file's name.
+fn number(name: &str) -> Option<u32> {
+    let digits = name
+        .strip_prefix("rows-")
+        .or_else(|| name.strip_prefix("part-"))?;
+    u32::from_str_radix(digits, 16).ok()
+}

@@ -1,0 +1,158 @@
+//! An index as bytes, so that it outlives its process.
+//!
+//! Every type writes its own fields ([`Saved::put`]), in order and without
+//! padding, by `kiv-wire`. Reading ([`Saved::take`]) gives back the same index
+//! bit by bit; bytes that no index would have written are refused, so that
+//! searching never meets them. Fields that change need another [`VERSION`].
+
+use crate::era::Era;
+use crate::head::{HeadIndex, Params, Tail};
+use crate::space::QueryMoments;
+use kiv_wire::{Put, Take, WireError};
+
+/// Version of what is written.
+pub const VERSION: u32 = 1;
+
+/// Something that can be written and read back under the same sizes.
+pub(crate) trait Saved: Sized {
+    /// Appends all fields.
+    fn put(&self, out: &mut Vec<u8>);
+    /// Reads what [`Saved::put`] wrote.
+    fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError>;
+}
+
+/// An error unless `right`.
+pub(crate) fn expect(right: bool, what: &'static str) -> Result<(), WireError> {
+    if right {
+        Ok(())
+    } else {
+        Err(WireError::invalid(what))
+    }
+}
+
+impl Params {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self {
+            dim,
+            scale,
+            fine,
+            coarse,
+            segment,
+            cluster,
+            era,
+        } = self;
+        out.put_u32(VERSION);
+        for n in [dim, fine, coarse, segment, cluster, era] {
+            out.put_u64(*n as u64);
+        }
+        out.put_f32(*scale);
+    }
+}
+
+impl HeadIndex {
+    /// Stretches of tokens that [`HeadIndex::put_era`] writes. All but the last
+    /// never change, unless they are cut off.
+    #[must_use]
+    pub fn n_eras(&self) -> usize {
+        self.eras.len()
+    }
+
+    /// Appends stretch number `era`.
+    ///
+    /// # Panics
+    /// If there is none of this number.
+    pub fn put_era(&self, era: usize, out: &mut Vec<u8>) {
+        self.eras[era].put(out);
+    }
+
+    /// Appends everything else.
+    pub fn put_rest(&self, out: &mut Vec<u8>) {
+        self.params.put(out);
+        out.put_u64(self.n_tokens as u64);
+        out.put_u64(self.eras.len() as u64);
+        self.moments.put(out);
+        self.tail.put(out);
+    }
+
+    /// Reads an index back: `rest` is what [`HeadIndex::put_rest`] wrote, and
+    /// `eras` hold next what [`HeadIndex::put_era`] wrote for each stretch in
+    /// turn.
+    ///
+    /// # Errors
+    /// [`WireError`] if they are of another version, for other sizes, or damaged.
+    pub fn take(
+        params: Params,
+        rest: &mut Take<'_>,
+        eras: &mut [Take<'_>],
+    ) -> Result<Self, WireError> {
+        let mut want = Vec::new();
+        params.put(&mut want);
+        let same = rest.bytes(want.len())? == want;
+        expect(same, "an index of another version or for other sizes")?;
+        let (n_tokens, n_eras) = (rest.u64()?, rest.u64()?);
+        expect(n_eras == eras.len() as u64, "another number of eras")?;
+        let moments = QueryMoments::take(&params, rest)?;
+        let tail = Tail::take(&params, rest)?;
+        let eras = eras.iter_mut().map(|take| Era::take(&params, take));
+        let index = Self {
+            moments,
+            eras: eras.collect::<Result<_, _>>()?,
+            tail,
+            n_tokens: usize::try_from(n_tokens).map_err(|_| WireError::Short)?,
+            params,
+        };
+        index.check_lengths()?;
+        Ok(index)
+    }
+
+    fn check_lengths(&self) -> Result<(), WireError> {
+        let Params {
+            dim, segment, era, ..
+        } = self.params;
+        let mut first = 0;
+        for (i, it) in self.eras.iter().enumerate() {
+            let n = it.n_segments();
+            // One that was cut back to nothing still has its codebooks.
+            let whole = n == era || (i + 1 == self.eras.len() && n < era);
+            expect(it.first == first && whole, "eras that do not adjoin")?;
+            first += n * segment;
+        }
+        let kept = if self.eras.is_empty() {
+            let codes = self.tail.codes.len() + self.tail.outliers.tokens().count();
+            expect(codes == 0, "codes without a codebook")?;
+            self.tail.keys.len() / dim
+        } else {
+            expect(self.tail.keys.is_empty(), "keys beside codes")?;
+            self.tail.codes.len()
+        };
+        let adds_up = kept < segment && first + kept == self.n_tokens;
+        expect(adds_up, "lengths that do not add up")
+    }
+}
+
+impl Saved for Tail {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self {
+            keys,
+            codes,
+            outliers,
+        } = self;
+        out.put_f32s(keys);
+        codes.put(out);
+        outliers.put(out);
+    }
+
+    fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
+        let tail = Self {
+            keys: take.f32s()?,
+            codes: Saved::take(params, take)?,
+            outliers: Saved::take(params, take)?,
+        };
+        let whole = tail.keys.len().is_multiple_of(params.dim)
+            && tail.keys.iter().all(|v| v.is_finite())
+            && tail.codes.is_of(params.fine)
+            && tail.outliers.are_below(tail.codes.len());
+        expect(whole, "an impossible tail")?;
+        Ok(tail)
+    }
+}

@@ -1,0 +1,355 @@
+//! Models that other programs have downloaded, found by name.
+//!
+//! Four kinds of folders are known, none is ever written to:
+//!
+//! - ollama's store: manifests that name blobs by their SHA-256
+//! - the Hugging Face cache: snapshots of repositories, files linked to blobs
+//! - LM Studio's folder: `publisher/repository/file.gguf`
+//! - llama.cpp's cache: files side by side
+//!
+//! [`Stores::list`] tells what is there, and what is there but broken;
+//! [`Stores::find`] looks one up by the name that its program uses
+//! (`llama3.2:3b`, `bartowski/Llama-3.2-3B-Instruct-GGUF:Q4_K_M`);
+//! [`FoundModel::verify`] compares a file with the checksum in its name.
+
+mod files;
+mod hugging_face;
+mod lm_studio;
+mod ollama;
+
+use serde::Serialize;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Whose folder a model is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// ollama.
+    Ollama,
+    /// The Hugging Face cache.
+    HuggingFace,
+    /// LM Studio.
+    LmStudio,
+    /// llama.cpp's cache.
+    LlamaCpp,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ollama => "ollama",
+            Self::HuggingFace => "hugging face",
+            Self::LmStudio => "lm studio",
+            Self::LlamaCpp => "llama.cpp",
+        })
+    }
+}
+
+/// A model that can be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FoundModel {
+    /// Its program's name for it.
+    pub name: String,
+    /// Where it is from.
+    pub source: Source,
+    /// Its file; of a split model the first.
+    pub path: PathBuf,
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// SHA-256 of `path`'s file, where the store tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+impl FoundModel {
+    /// Reads the file and compares it with its checksum. `false` if there is none
+    /// to compare with.
+    ///
+    /// # Errors
+    /// [`Problem`] if it differs or cannot be read.
+    pub fn verify(&self) -> Result<bool, Problem> {
+        use sha2::{Digest, Sha256};
+        let Some(expected) = &self.sha256 else {
+            return Ok(false);
+        };
+        let failed = |why: String| Problem {
+            path: self.path.clone(),
+            why,
+        };
+        let mut file = std::fs::File::open(&self.path).map_err(|e| failed(e.to_string()))?;
+        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut buffer).map_err(|e| failed(e.to_string()))? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
+        }
+        let digest = hash.finalize();
+        let found: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        if found == *expected {
+            return Ok(true);
+        }
+        Err(failed(format!(
+            "its SHA-256 is {found}, not {expected}: the download is damaged, fetch {} again with {}",
+            self.name, self.source
+        )))
+    }
+}
+
+/// Something in a store that should be a model and is not.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize)]
+#[error("{}: {why}", path.display())]
+pub struct Problem {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong, and what to do.
+    pub why: String,
+}
+
+/// Why there is no such model.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum FindError {
+    /// No store has it.
+    #[error(
+        "there is no file and no downloaded model {name}{}; `kiv models` lists what was found",
+        like(.near)
+    )]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// Names that are like it.
+        near: Vec<String>,
+    },
+    /// Several have it.
+    #[error("{name} may be any of {}: say which", .names.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        name: String,
+        /// The candidates' full names.
+        names: Vec<String>,
+    },
+    /// It is there, but broken.
+    #[error("{name} is there but cannot be used: {problem}")]
+    Broken {
+        /// What was asked for.
+        name: String,
+        /// What is wrong with it.
+        problem: Problem,
+    },
+}
+
+fn like(names: &[String]) -> String {
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!(" (there is {})", names.join(", "))
+    }
+}
+
+/// What stores hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// By source and name.
+    pub models: Vec<FoundModel>,
+    /// Names and what is wrong with them.
+    pub broken: Vec<(String, Problem)>,
+}
+
+impl Listing {
+    fn add(&mut self, name: String, model: Result<FoundModel, Problem>) {
+        match model {
+            Ok(model) => self.models.push(model),
+            Err(problem) => self.broken.push((name, problem)),
+        }
+    }
+}
+
+/// Where to look. Folders that are not there hold nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stores {
+    /// Folders with ollama's `manifests` and `blobs`.
+    pub ollama: Vec<PathBuf>,
+    /// Hugging Face caches: folders of `models--…`.
+    pub hugging_face: Vec<PathBuf>,
+    /// LM Studio's folders of models.
+    pub lm_studio: Vec<PathBuf>,
+    /// llama.cpp's cache.
+    pub llama_cpp: Vec<PathBuf>,
+}
+
+impl Stores {
+    /// Where these programs put models unless their environment variables
+    /// (`OLLAMA_MODELS`, `HF_HUB_CACHE`, `HF_HOME`, `LLAMA_CACHE`, `XDG_CACHE_HOME`)
+    /// say otherwise.
+    #[must_use]
+    pub fn from_env() -> Self {
+        Self::of(|name| std::env::var_os(name).map(PathBuf::from))
+    }
+
+    /// The same with other variables.
+    fn of(variable: impl Fn(&str) -> Option<PathBuf>) -> Self {
+        let set = |name: &str| variable(name).filter(|path| !path.as_os_str().is_empty());
+        let home = set("HOME").or_else(|| set("USERPROFILE"));
+        let under = |path: &str| home.as_ref().map(|home| home.join(path));
+        let cache = set("XDG_CACHE_HOME").or_else(|| under(".cache"));
+        let cached = |path: &str| cache.as_ref().map(|cache| cache.join(path));
+        let all = |paths: [Option<PathBuf>; 2]| paths.into_iter().flatten().collect();
+        Self {
+            // As a service, ollama has a home of its own.
+            ollama: match set("OLLAMA_MODELS") {
+                Some(path) => vec![path],
+                None => all([
+                    under(".ollama/models"),
+                    Some("/usr/share/ollama/.ollama/models".into()),
+                ]),
+            },
+            hugging_face: set("HF_HUB_CACHE")
+                .or_else(|| set("HF_HOME").map(|path| path.join("hub")))
+                .or_else(|| cached("huggingface/hub"))
+                .into_iter()
+                .collect(),
+            lm_studio: all([under(".lmstudio/models"), cached("lm-studio/models")]),
+            llama_cpp: set("LLAMA_CACHE")
+                .or_else(|| cached("llama.cpp"))
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    /// All models in them.
+    #[must_use]
+    pub fn list(&self) -> Listing {
+        let mut listing = Listing::default();
+        for root in &self.ollama {
+            ollama::list(root, &mut listing);
+        }
+        for root in &self.hugging_face {
+            hugging_face::list(root, &mut listing);
+        }
+        for root in &self.lm_studio {
+            lm_studio::list(root, &mut listing);
+        }
+        for root in &self.llama_cpp {
+            for file in files::models_in(root) {
+                let name = files::stem(&file);
+                let model = files::found(&file, name.clone(), Source::LlamaCpp, None);
+                listing.add(name, model);
+            }
+        }
+        listing
+            .models
+            .sort_by(|a, b| (a.source, &a.name).cmp(&(b.source, &b.name)));
+        // A folder that is listed twice holds every model once.
+        listing.models.dedup();
+        listing.broken.sort_by(|a, b| a.0.cmp(&b.0));
+        listing.broken.dedup();
+        listing
+    }
+
+    /// The model of a name, in upper or lower case. The tag may be left out where
+    /// there is only one, or one called `latest`.
+    ///
+    /// # Errors
+    /// [`FindError`].
+    pub fn find(&self, name: &str) -> Result<FoundModel, FindError> {
+        let listing = self.list();
+        let wanted = name.to_lowercase();
+        let is = |full: &str, wanted: &str| full.to_lowercase() == wanted;
+        let latest = format!("{wanted}:latest");
+        for wanted in [&wanted, &latest] {
+            let exact: Vec<&FoundModel> = (listing.models.iter())
+                .filter(|model| is(&model.name, wanted))
+                .collect();
+            if let [model] = exact[..] {
+                return Ok(model.clone());
+            }
+            if let Some(model) = exact.first() {
+                // The same name in several stores: the same repository, most likely.
+                return Ok((*model).clone());
+            }
+            if let Some((_, problem)) = listing.broken.iter().find(|(n, _)| is(n, wanted)) {
+                return Err(FindError::Broken {
+                    name: name.to_owned(),
+                    problem: problem.clone(),
+                });
+            }
+        }
+        let untagged = |full: &str| {
+            let full = full.to_lowercase();
+            full.rsplit_once(':').map(|(base, _)| base.to_owned())
+        };
+        let base: Vec<&FoundModel> = (listing.models.iter())
+            .filter(|model| untagged(&model.name).as_ref() == Some(&wanted))
+            .collect();
+        match base[..] {
+            [model] => Ok(model.clone()),
+            [] => Err(FindError::Unknown {
+                name: name.to_owned(),
+                near: (listing.models.iter())
+                    .filter(|model| {
+                        let full = model.name.to_lowercase();
+                        let base = wanted.split(':').next().unwrap_or(&wanted);
+                        full.contains(base)
+                    })
+                    .map(|model| model.name.clone())
+                    .take(5)
+                    .collect(),
+            }),
+            _ => Err(FindError::Ambiguous {
+                name: name.to_owned(),
+                names: base.iter().map(|model| model.name.clone()).collect(),
+            }),
+        }
+    }
+}
+
+/// Whether somebody who writes this means a file, not a name.
+#[must_use]
+pub fn is_path(model: &Path) -> bool {
+    let text = model.to_string_lossy();
+    model.exists()
+        || model.is_absolute()
+        || text.starts_with('.')
+        || text.to_lowercase().ends_with(".gguf")
+        || text.contains('\\')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_say_where_to_look() {
+        let plain = Stores::of(|name| (name == "HOME").then(|| "/home/ada".into()));
+        assert_eq!(plain.ollama[0], Path::new("/home/ada/.ollama/models"));
+        assert_eq!(
+            plain.hugging_face,
+            [Path::new("/home/ada/.cache/huggingface/hub")]
+        );
+        assert_eq!(plain.lm_studio[0], Path::new("/home/ada/.lmstudio/models"));
+        let set = Stores::of(|name| match name {
+            "OLLAMA_MODELS" => Some("/big/ollama".into()),
+            "HF_HOME" => Some("/big/hf".into()),
+            "LLAMA_CACHE" => Some("/big/llama".into()),
+            "HF_HUB_CACHE" => Some("".into()),
+            _ => None,
+        });
+        assert_eq!(set.ollama, [Path::new("/big/ollama")]);
+        assert_eq!(set.hugging_face, [Path::new("/big/hf/hub")]);
+        assert_eq!(set.llama_cpp, [Path::new("/big/llama")]);
+        assert!(set.lm_studio.is_empty());
+    }
+
+    #[test]
+    fn paths_are_told_from_names() {
+        for path in ["model.gguf", "./model", "/m", "dir/Model.GGUF"] {
+            assert!(is_path(Path::new(path)), "{path}");
+        }
+        for name in ["llama3.2:3b", "bartowski/Llama-3.2-3B-Instruct-GGUF:Q4_K_M"] {
+            assert!(!is_path(Path::new(name)), "{name}");
+        }
+    }
+}

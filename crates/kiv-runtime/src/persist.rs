@@ -1,0 +1,282 @@
+//! Sequences that outlive their process, and cuts that reach what has left the
+//! recent window.
+
+use crate::cells::CellMap;
+use crate::error::Error;
+use crate::hot::{self, Hot};
+use crate::session::{Session, Token};
+use crate::tiers::{Tiers, row_bytes};
+use kiv_pool::SlotTable;
+use kiv_wire::{Put, Take};
+use std::path::Path;
+
+/// Tokens that are read between two commits, at least.
+pub(crate) const COMMIT_EVERY: usize = 16 * 1024;
+
+impl Session {
+    /// Makes everything read so far durable in the folder of
+    /// [`crate::SessionBuilder::context_dir`], all at once. While a long text is
+    /// read this happens by itself, at ever longer intervals. Without a folder
+    /// nothing is done.
+    ///
+    /// # Errors
+    /// [`Error::Disk`]; the last commit stays what it was, and the session is
+    /// whole. [`Error::Broken`] if it is not.
+    pub fn commit(&mut self) -> Result<(), Error> {
+        if self.committed == Some(self.tokens.len()) || self.tokens.is_empty() {
+            return Ok(());
+        }
+        if self.broken {
+            return Err(Error::Broken);
+        }
+        if self.invented > 0 {
+            // Rows that no text has.
+            return Ok(());
+        }
+        let n_tokens = self.tokens.len();
+        let (engine, caches) = self.context.parts();
+        let (Some(tiers), Some(cells)) = (&mut engine.tiers, &engine.cells) else {
+            return Ok(());
+        };
+        if tiers.disk().is_none() {
+            return Ok(());
+        }
+        let hot = Hot {
+            step: self.step,
+            cells: cells.clone(),
+            slots: tiers.all_slots().to_vec(),
+            rows: hot::read_rows(tiers.geometry(), cells, caches)?,
+            logits: self.last_logits.clone(),
+        };
+        let mut tokens = Vec::new();
+        tokens.put_i32s(&self.tokens);
+        tiers.commit(&[("tokens", &tokens), ("hot", &hot.put())], n_tokens)?;
+        self.committed = Some(n_tokens);
+        Ok(())
+    }
+
+    /// Commits if enough has been read since the last time: at least
+    /// `commit_every` tokens and an eighth of all, so that a million tokens take
+    /// some thirty commits.
+    pub(crate) fn commit_if_due(&mut self) -> Result<(), Error> {
+        let n = self.tokens.len();
+        let since = n - self.committed.unwrap_or(0).min(n);
+        let due = since >= self.commit_every.max(n / 8);
+        if due { self.commit() } else { Ok(()) }
+    }
+
+    /// Commits, and makes a copy of the context in another folder. The two share
+    /// the blocks they have in common.
+    ///
+    /// # Errors
+    /// [`Error::Disk`]; [`Error::NoContext`] without a folder.
+    pub fn fork(&mut self, to: impl AsRef<Path>) -> Result<(), Error> {
+        self.commit()?;
+        let tiers = self.context.hook().tiers.as_mut();
+        let disk = tiers.and_then(Tiers::disk).ok_or(Error::NoContext)?;
+        Ok(disk.fork(to.as_ref())?)
+    }
+
+    /// Takes up what the folder holds, if it holds anything.
+    pub(crate) fn resume(&mut self) -> Result<(), Error> {
+        let Some(form) = self.form.clone() else {
+            return Ok(());
+        };
+        let engine = self.context.hook();
+        let Some(tiers) = &mut engine.tiers else {
+            return Ok(());
+        };
+        let Some(disk) = tiers.disk().filter(|disk| !disk.is_new()) else {
+            return Ok(());
+        };
+        let n_tokens = usize::try_from(disk.manifest().n_tokens).unwrap_or(usize::MAX);
+        let (tokens, hot) = (disk.part("tokens")?, disk.part("hot")?);
+        let damaged = |what: &str, why: &dyn std::fmt::Display| Error::Resume {
+            what: what.to_owned(),
+            why: why.to_string(),
+        };
+        let missing = |what| damaged(what, &"it is missing");
+        let tokens = tokens.ok_or_else(|| missing("tokens"))?;
+        let hot = hot.ok_or_else(|| missing("hot window"))?;
+        let mut take = Take::new(&tokens);
+        let tokens = take.i32s().and_then(|tokens| take.end().map(|()| tokens));
+        let tokens = tokens.map_err(|e| damaged("tokens", &e))?;
+        let n_vocab = self.model.n_vocab();
+        let known = |t: &Token| usize::try_from(*t).is_ok_and(|t| t < n_vocab);
+        if tokens.len() != n_tokens || !tokens.iter().all(known) {
+            return Err(damaged("tokens", &"they are not this model's"));
+        }
+        if n_tokens > self.n_ctx {
+            return Err(Error::ContextLonger {
+                stored: n_tokens,
+                n_ctx: self.n_ctx,
+            });
+        }
+        let n_blocks = tiers.store().n_blocks();
+        let shape = (tiers.geometry(), &self.layout, &form);
+        let hot = Hot::take(&hot, shape, n_tokens, n_blocks);
+        let hot = hot.map_err(|e| damaged("hot window", &e))?;
+        if !hot.logits.is_empty() && hot.logits.len() != n_vocab {
+            return Err(damaged("hot window", &"its logits are another model's"));
+        }
+        tiers.resume(hot.slots.clone())?;
+        self.install(&hot, &form)?;
+        self.step = hot.step;
+        self.tokens = tokens;
+        self.last_logits = hot.logits;
+        self.committed = Some(n_tokens);
+        Ok(())
+    }
+
+    /// Puts a hot window in place of what is there.
+    fn install(&mut self, hot: &Hot, form: &crate::dump::DumpForm) -> Result<(), Error> {
+        if let Err(reason) = hot.place(&mut self.context, form) {
+            self.broken = true;
+            return Err(Error::Decode {
+                position: self.tokens.len(),
+                reason,
+            });
+        }
+        self.context.hook().cells = Some(hot.cells.clone());
+        Ok(())
+    }
+
+    /// Cuts the sequence back to its first `n` tokens, which have left the
+    /// window: rows come back from the cold store into the cells that they would
+    /// be in had nothing else ever been read, in whole micro-batches.
+    pub(crate) fn cut_deep(&mut self, n: usize) -> Result<(), Error> {
+        let layout = self.layout.clone();
+        let window_first = |cells: &CellMap| cells.window_first();
+        let (engine, caches) = self.context.parts();
+        let (Some(tiers), Some(cells)) = (&mut engine.tiers, &engine.cells) else {
+            return Err(Error::CannotTruncate);
+        };
+        let (Some(form), true) = (self.form.clone(), tiers.policy().retrieves()) else {
+            return Err(Error::TruncateTooFar {
+                to: n,
+                window_first: window_first(cells),
+            });
+        };
+        let new = CellMap::replay(&layout, n);
+        let used = hot::by_cell(&new);
+        // Sinks have never been anywhere else.
+        let sinks = cells.cells(0, layout.sinks.min(n));
+        let geometry = tiers.geometry().clone();
+        let mut rows = Vec::new();
+        for (layer, l) in geometry.layers.iter().enumerate() {
+            let (k, v) = caches.layer(l.il).ok_or(Error::CannotTruncate)?;
+            let mut both = [Vec::new(), Vec::new()];
+            for (which, (cache, out)) in [&*k, &*v].into_iter().zip(&mut both).enumerate() {
+                for (_, position) in &used {
+                    if *position < layout.sinks {
+                        let cell = sinks[*position] as usize;
+                        cache.read(cell, 1, (0, cache.cell_bytes()), out);
+                    } else {
+                        out.resize(out.len() + cache.cell_bytes(), 0);
+                    }
+                }
+                let dim = [l.key_dim, l.value_dim][which];
+                let row = row_bytes(cache, dim);
+                let mut block_rows = Vec::new();
+                for kv_head in 0..l.n_head_kv {
+                    let mut last = None;
+                    let mut order: Vec<(usize, usize)> = (0..)
+                        .zip(&used)
+                        .map(|(at, (_, position))| (*position, at))
+                        .collect();
+                    order.sort_unstable();
+                    for (position, at) in order {
+                        let Some(past) = position.checked_sub(layout.sinks) else {
+                            continue;
+                        };
+                        let block = past / layout.block;
+                        if last != Some(block) {
+                            let place = (layer, kv_head, block as u32);
+                            tiers.read_block(place, which, cache.format(), &mut block_rows)?;
+                            last = Some(block);
+                        }
+                        let from = past % layout.block * row;
+                        let to = at * cache.cell_bytes() + kv_head * row;
+                        out[to..to + row].copy_from_slice(&block_rows[from..from + row]);
+                    }
+                }
+            }
+            rows.push(both);
+        }
+        let sealed = new.window_first() - layout.sinks;
+        let n_blocks = if n <= layout.n_cells {
+            0
+        } else {
+            sealed / layout.block
+        };
+        let hot = Hot {
+            step: self.step,
+            slots: Vec::new(),
+            cells: new,
+            rows,
+            logits: Vec::new(),
+        };
+        tiers.cut(n_blocks)?;
+        self.install(&hot, &form)?;
+        self.tokens.truncate(n);
+        self.last_logits.clear();
+        self.committed = None;
+        Ok(())
+    }
+
+    /// Forgets everything that was read.
+    ///
+    /// # Errors
+    /// [`Error::Policy`] if the policy cannot.
+    pub fn clear(&mut self) -> Result<(), Error> {
+        self.context.clear();
+        let layout = self.layout.clone();
+        let engine = self.context.hook();
+        engine.cells = Some(CellMap::new(&layout));
+        if let Some(tiers) = &mut engine.tiers {
+            tiers.cut(0)?;
+        }
+        self.tokens.clear();
+        self.invented = 0;
+        self.broken = false;
+        self.last_logits.clear();
+        self.committed = None;
+        Ok(())
+    }
+
+    /// Keeps as much of what was read as `prompt` begins with, forgets the rest,
+    /// and says how many tokens of the prompt need not be read any more. One is
+    /// left to read unless the logits after the last are known.
+    ///
+    /// # Errors
+    /// Any [`Error`] of [`Session::truncate`], except that what cannot be cut is
+    /// forgotten as a whole.
+    pub fn reuse(&mut self, prompt: &[Token]) -> Result<usize, Error> {
+        let pairs = self.tokens.iter().zip(prompt);
+        let mut same = pairs.take_while(|(a, b)| a == b).count();
+        let all_known = same == self.tokens.len() && !self.last_logits.is_empty();
+        if same == prompt.len() && !all_known {
+            same = same.saturating_sub(1);
+        }
+        if same == 0 && !self.tokens.is_empty() {
+            self.clear()?;
+        } else {
+            match self.truncate(same) {
+                Ok(()) => {}
+                Err(Error::TruncateTooFar { .. } | Error::CannotTruncate) => {
+                    self.clear()?;
+                    same = 0;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(same)
+    }
+}
+
+/// Slot tables of all layers and heads as they are at first.
+pub(crate) fn slots_at_home(geometry: &kiv_policy::Geometry) -> Vec<Vec<SlotTable>> {
+    let tables =
+        |l: &kiv_policy::LayerGeometry| vec![SlotTable::new(geometry.n_slots); l.n_head_kv];
+    geometry.layers.iter().map(tables).collect()
+}

@@ -1,0 +1,315 @@
+//! From a protocol's parameters to a request, and its events.
+
+use crate::engine::{Event, Request};
+use crate::fault::{Fault, Protocol};
+use crate::{BODY, Shared};
+use axum::body::{Body, Bytes};
+use axum::extract::FromRequest;
+use axum::http::{self, StatusCode};
+use axum::response::Response;
+use kiv_runtime::{GenerateOptions, Message, Sampling, Token};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// Time that a body may take to come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A body, refused in its protocol's form where it is too large or too slow.
+pub(crate) struct Raw(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = Response;
+
+    async fn from_request(request: http::Request<Body>, state: &S) -> Result<Self, Response> {
+        let protocol = Protocol::of(request.uri().path());
+        let body = tokio::time::timeout(PATIENCE, Bytes::from_request(request, state)).await;
+        let fault = match body {
+            Ok(Ok(bytes)) => return Ok(Self(bytes)),
+            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                let why = format!("the body is larger than {BODY} bytes");
+                Fault::new(StatusCode::PAYLOAD_TOO_LARGE, why)
+            }
+            Ok(Err(rejection)) => Fault::new(rejection.status(), rejection.body_text()),
+            Err(_) => Fault::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+        };
+        Err(fault.answer(protocol))
+    }
+}
+
+/// Parameters of a request: a JSON object of which parts are taken one by one.
+pub(crate) struct Params(Map<String, Value>);
+
+impl Params {
+    /// Of a body.
+    pub fn parse(body: &[u8]) -> Result<Self, Fault> {
+        let bad = |why: String| Fault::new(StatusCode::BAD_REQUEST, why);
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(map)) => Ok(Self(map)),
+            Ok(_) => Err(bad("the body must be a JSON object".to_owned())),
+            Err(error) => Err(bad(format!("the body is no JSON: {error}"))),
+        }
+    }
+
+    /// Of a part of it; empty if it is not there.
+    pub fn within(&mut self, name: &'static str) -> Result<Self, Fault> {
+        Ok(Self(self.take(name)?.unwrap_or_default()))
+    }
+
+    /// One of them, `None` if it is missing or null.
+    pub fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, Fault> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let mut shown = value.to_string();
+                if let Some((end, _)) = shown.char_indices().nth(60) {
+                    shown.truncate(end);
+                    shown.push('…');
+                }
+                serde_json::from_value(value).map(Some).map_err(|error| {
+                    Fault::param(name, format!("{name} cannot be {shown}: {error}"))
+                })
+            }
+        }
+    }
+
+    /// One that must be there.
+    pub fn need<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T, Fault> {
+        self.take(name)?
+            .ok_or_else(|| Fault::param(name, format!("{name} is missing")))
+    }
+
+    /// A number within limits.
+    pub fn number(
+        &mut self,
+        name: &'static str,
+        least: f64,
+        most: f64,
+    ) -> Result<Option<f64>, Fault> {
+        let value: Option<f64> = self.take(name)?;
+        if let Some(value) = value.filter(|v| !(least..=most).contains(v)) {
+            let why = format!("{name} must be {least} to {most}, not {value}");
+            return Err(Fault::param(name, why));
+        }
+        Ok(value)
+    }
+
+    /// Refuses what is there and means something that kiv has not.
+    pub fn refuse(&self, name: &'static str, harmless: &[Value]) -> Result<(), Fault> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) if harmless.contains(value) => Ok(()),
+            Some(_) => Err(Fault::param(name, format!("{name} is not supported"))),
+        }
+    }
+}
+
+/// One text or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Texts {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Texts {
+    pub fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+/// A message as clients send it.
+#[derive(Deserialize)]
+pub(crate) struct Said {
+    role: String,
+    #[serde(default)]
+    content: Option<Content>,
+    #[serde(default)]
+    tool_calls: Option<Value>,
+    #[serde(default)]
+    images: Option<Vec<Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    text: String,
+}
+
+/// Messages of text only.
+pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
+    let unsupported = |why: String| Fault::param("messages", why);
+    if said.is_empty() {
+        return Err(unsupported("messages is empty".to_owned()));
+    }
+    let one = |said: Said| {
+        if said.tool_calls.is_some() || said.role == "tool" {
+            return Err(unsupported(
+                "messages with tool calls are not supported".to_owned(),
+            ));
+        }
+        if said.images.is_some_and(|images| !images.is_empty()) {
+            return Err(unsupported(
+                "messages with images are not supported".to_owned(),
+            ));
+        }
+        let content = match said.content {
+            None => String::new(),
+            Some(Content::Text(text)) => text,
+            Some(Content::Parts(parts)) => {
+                if let Some(other) = parts.iter().find(|part| part.kind != "text") {
+                    let why = format!(
+                        "messages with content of type {:?} are not supported",
+                        other.kind
+                    );
+                    return Err(unsupported(why));
+                }
+                let texts: Vec<String> = parts.into_iter().map(|part| part.text).collect();
+                texts.join("\n")
+            }
+        };
+        // `developer` is OpenAI's newer name.
+        let role = match said.role.as_str() {
+            "developer" => "system",
+            "system" | "user" | "assistant" => &said.role,
+            other => return Err(unsupported(format!("messages: there is no role {other:?}"))),
+        };
+        Ok(Message::new(role, content))
+    };
+    said.into_iter().map(one).collect()
+}
+
+/// A conversation as the model's text.
+pub(crate) fn render(app: &Shared, messages: &[Message]) -> Result<String, Fault> {
+    let Some(template) = &app.config.template else {
+        let why = "the model carries no chat template: start with --chat-template, or send a plain prompt";
+        return Err(Fault::param("messages", why));
+    };
+    template.apply(&app.model, messages).map_err(|error| {
+        Fault::param(
+            "messages",
+            format!("the chat template does not take these messages: {error}"),
+        )
+    })
+}
+
+/// Sampling, with the names that all protocols share.
+pub(crate) fn sampling(params: &mut Params, temperature: f64) -> Result<Sampling, Fault> {
+    let usual = Sampling::default();
+    let seed: Option<i64> = params.take("seed")?;
+    // Like llama.cpp, -1 is "any".
+    let seed = seed
+        .filter(|seed| *seed >= 0)
+        .map_or_else(any_seed, |seed| seed as u32);
+    let real = |value: Option<f64>, usual: f32| value.map_or(usual, |v| v as f32);
+    Ok(Sampling {
+        temperature: params
+            .number("temperature", 0.0, 100.0)?
+            .unwrap_or(temperature) as f32,
+        top_k: params
+            .number("top_k", 0.0, 1e6)?
+            .map_or(usual.top_k, |k| k as i32),
+        top_p: real(params.number("top_p", 0.0, 1.0)?, usual.top_p),
+        min_p: real(params.number("min_p", 0.0, 1.0)?, usual.min_p),
+        seed,
+    })
+}
+
+fn any_seed() -> u32 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.subsec_nanos())
+}
+
+/// Texts that end an answer.
+pub(crate) fn stops(params: &mut Params) -> Result<Vec<String>, Fault> {
+    let stops: Option<Texts> = params.take("stop")?;
+    let stops = stops.map(Texts::into_vec).unwrap_or_default();
+    if stops.len() > 16 {
+        return Err(Fault::param(
+            "stop",
+            format!("stop may hold 16 texts, not {}", stops.len()),
+        ));
+    }
+    Ok(stops)
+}
+
+/// Hands a prompt to the engine.
+pub(crate) fn submit(
+    app: &Shared,
+    prompt: Vec<Token>,
+    mut options: GenerateOptions,
+    param: &'static str,
+) -> Result<UnboundedReceiver<Event>, Fault> {
+    if prompt.is_empty() {
+        return Err(Fault::param(param, format!("{param} has no text in it")));
+    }
+    let most = app.config.n_ctx;
+    if prompt.len() >= most {
+        let why = format!(
+            "{param} has {} tokens, which does not fit the context of {most}",
+            prompt.len()
+        );
+        return Err(Fault::param(param, why));
+    }
+    options.stop.extend(app.config.stop.iter().cloned());
+    let (events, receiver) = unbounded_channel();
+    let request = Request {
+        prompt,
+        options,
+        events,
+    };
+    app.engine.submit(request).map_err(|_| {
+        let why = "too many requests wait: try again in some seconds";
+        Fault::new(StatusCode::SERVICE_UNAVAILABLE, why)
+    })?;
+    Ok(receiver)
+}
+
+/// All the text, and the figures.
+pub(crate) async fn collect(
+    mut events: UnboundedReceiver<Event>,
+) -> Result<(String, crate::Summary), Fault> {
+    let mut text = String::new();
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Reading { .. } => {}
+            Event::Text(more) => text += &more,
+            Event::Done(summary) => return Ok((text, summary)),
+            Event::Failed(why) => {
+                return Err(Fault::new(StatusCode::INTERNAL_SERVER_ERROR, why));
+            }
+        }
+    }
+    let why = "the server is stopping";
+    Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, why))
+}
+
+/// Checks that a request is for the model that is here.
+pub(crate) fn check_model(app: &Shared, name: Option<&str>) -> Result<(), Fault> {
+    let own = app.config.name.as_str();
+    match name {
+        None | Some("") => Ok(()),
+        Some(name) if name == own || name.strip_suffix(":latest") == Some(own) => Ok(()),
+        Some(name) => Err(Fault {
+            param: Some("model"),
+            ..Fault::new(
+                StatusCode::NOT_FOUND,
+                format!("there is no model {name:?} here, only {own:?}"),
+            )
+        }),
+    }
+}

@@ -1,0 +1,84 @@
+//! What is wrong with a request, in the words of its protocol.
+
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// A protocol, which has its own form of errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    OpenAi,
+    Ollama,
+    Native,
+}
+
+impl Protocol {
+    /// By the path of a request.
+    pub fn of(path: &str) -> Self {
+        if path.starts_with("/v1/") {
+            Self::OpenAi
+        } else if path.starts_with("/api/") {
+            Self::Ollama
+        } else {
+            Self::Native
+        }
+    }
+}
+
+/// A refusal.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    pub status: StatusCode,
+    pub message: String,
+    /// The parameter that is wrong.
+    pub param: Option<&'static str>,
+}
+
+impl Fault {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            param: None,
+        }
+    }
+
+    /// A parameter that cannot be had.
+    pub fn param(param: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param),
+            ..Self::new(StatusCode::BAD_REQUEST, message)
+        }
+    }
+
+    pub fn answer(self, protocol: Protocol) -> Response {
+        let Self {
+            status,
+            message,
+            param,
+        } = self;
+        let kind = match status.as_u16() {
+            401 | 403 => "authentication_error",
+            404 => "not_found_error",
+            400..=499 => "invalid_request_error",
+            503 => "unavailable_error",
+            _ => "server_error",
+        };
+        let body = match protocol {
+            Protocol::OpenAi => {
+                json!({"error": {"message": message, "type": kind, "param": param, "code": null}})
+            }
+            Protocol::Ollama => json!({"error": message}),
+            Protocol::Native => {
+                json!({"error": {"code": status.as_u16(), "message": message, "type": kind}})
+            }
+        };
+        let mut response = (status, Json(body)).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            let soon = header::HeaderValue::from_static("2");
+            response.headers_mut().insert(header::RETRY_AFTER, soon);
+        }
+        response
+    }
+}

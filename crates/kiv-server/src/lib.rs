@@ -1,0 +1,107 @@
+//! kiv behind HTTP, for clients that speak to OpenAI, ollama or llama-server.
+//!
+//! [`router`] gives an axum router to mount in a program of one's own, [`serve`] runs
+//! it. All requests go to one [`Engine`]: sessions stay between requests, so what two
+//! prompts have in common from the beginning is read once.
+//!
+//! What a protocol has and kiv has not is refused with the parameter's name, never
+//! ignored: an answer must not look as if it had been honoured.
+
+mod ask;
+mod engine;
+mod fault;
+mod guard;
+mod native;
+mod ollama;
+mod openai;
+
+pub use engine::{Counters, Engine, EngineOptions, Event, Full, Request, SlotState, Summary};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use kiv_runtime::{ChatTemplate, Model};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::net::TcpListener;
+
+/// Largest body of a request, bytes: a million tokens are some 5 MB of text.
+const BODY: usize = 64 << 20;
+
+/// What the server tells and checks.
+pub struct Config {
+    /// The model's name for clients.
+    pub name: String,
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// From messages to text; without it only plain prompts are taken.
+    pub template: Option<ChatTemplate>,
+    /// Texts that end an answer besides the client's.
+    pub stop: Vec<String>,
+    /// Most tokens of a conversation.
+    pub n_ctx: usize,
+    /// What clients must send as a bearer token.
+    pub api_key: Option<String>,
+    /// Host names that requests may be for, besides the loopback's.
+    pub hosts: Vec<String>,
+}
+
+/// What handlers share.
+pub(crate) struct App {
+    pub config: Config,
+    pub model: Model,
+    pub engine: Engine,
+    pub started: SystemTime,
+}
+
+pub(crate) type Shared = Arc<App>;
+
+/// All routes.
+#[must_use]
+pub fn router(config: Config, model: Model, engine: Engine) -> Router {
+    let app = Arc::new(App {
+        config,
+        model,
+        engine,
+        started: SystemTime::now(),
+    });
+    Router::new()
+        .route("/v1/models", get(openai::models))
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completions))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/show", post(ollama::show))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/version", get(ollama::version))
+        .route("/health", get(native::health))
+        .route("/v1/health", get(native::health))
+        .route("/props", get(native::props))
+        .route("/slots", get(native::slots))
+        .route("/metrics", get(native::metrics))
+        .route("/tokenize", post(native::tokenize))
+        .route("/detokenize", post(native::detokenize))
+        .route("/apply-template", post(native::apply_template))
+        .route("/completion", post(native::completion))
+        .fallback(native::unknown)
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(from_fn_with_state(Arc::clone(&app), guard::check))
+        .with_state(app)
+}
+
+/// Serves until `stop` is done, then lets running answers come to their end.
+///
+/// # Errors
+/// Of the socket.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stop)
+        .await
+}

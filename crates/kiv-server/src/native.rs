@@ -1,0 +1,242 @@
+//! What llama-server has of its own.
+
+use crate::Shared;
+use crate::ask::{self, Params, Raw, Said};
+use crate::engine::{Event, Summary};
+use crate::fault::{Fault, Protocol};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use kiv_runtime::{Finish, GenerateOptions, Token};
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+fn answer(result: Result<Value, Fault>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(fault) => fault.answer(Protocol::Native),
+    }
+}
+
+pub(crate) async fn unknown(request: Request) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    let fault = Fault::new(
+        StatusCode::NOT_FOUND,
+        format!("there is no {method} {path} here"),
+    );
+    fault.answer(Protocol::of(path))
+}
+
+pub(crate) async fn health() -> Response {
+    Json(json!({"status": "ok"})).into_response()
+}
+
+pub(crate) async fn props(State(app): State<Shared>) -> Response {
+    let slots = app.engine.slots().len();
+    let settings = json!({"n_ctx": app.config.n_ctx});
+    Json(json!({
+        "default_generation_settings": settings,
+        "total_slots": slots,
+        "model_alias": app.config.name,
+        "build_info": concat!("kiv ", env!("CARGO_PKG_VERSION")),
+    }))
+    .into_response()
+}
+
+pub(crate) async fn slots(State(app): State<Shared>) -> Response {
+    let slots = app.engine.slots();
+    let slots = slots.iter().enumerate().map(|(id, slot)| {
+        json!({
+            "id": id, "n_ctx": app.config.n_ctx, "is_processing": slot.busy,
+            "n_tokens": slot.tokens, "resident_kv_bytes": slot.resident_bytes,
+            "host_kv_bytes": slot.host_bytes,
+        })
+    });
+    Json(slots.collect::<Vec<_>>()).into_response()
+}
+
+/// Prometheus' text form.
+pub(crate) async fn metrics(State(app): State<Shared>) -> Response {
+    let (counters, slots) = (app.engine.counters(), app.engine.slots());
+    let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+    let sum = |of: fn(&crate::SlotState) -> usize| slots.iter().map(of).sum::<usize>();
+    let mut text = String::new();
+    for (name, kind, help, value) in [
+        (
+            "requests_total",
+            "counter",
+            "Requests taken",
+            count(&counters.requests),
+        ),
+        (
+            "requests_cancelled_total",
+            "counter",
+            "Requests given up by their client",
+            count(&counters.cancelled),
+        ),
+        (
+            "requests_failed_total",
+            "counter",
+            "Requests that failed",
+            count(&counters.failed),
+        ),
+        (
+            "requests_open",
+            "gauge",
+            "Requests that wait or run",
+            count(&counters.open),
+        ),
+        (
+            "prompt_tokens_total",
+            "counter",
+            "Prompt tokens read",
+            count(&counters.read),
+        ),
+        (
+            "prompt_tokens_reused_total",
+            "counter",
+            "Prompt tokens that were known",
+            count(&counters.reused),
+        ),
+        (
+            "generated_tokens_total",
+            "counter",
+            "Tokens generated",
+            count(&counters.generated),
+        ),
+        ("sessions", "gauge", "Sessions", slots.len()),
+        (
+            "context_tokens",
+            "gauge",
+            "Tokens in all sessions",
+            sum(|s| s.tokens),
+        ),
+        (
+            "resident_kv_bytes",
+            "gauge",
+            "KV cache on the device",
+            sum(|s| s.resident_bytes),
+        ),
+        (
+            "host_kv_bytes",
+            "gauge",
+            "Cold rows in host memory",
+            sum(|s| s.host_bytes),
+        ),
+    ] {
+        let _ = writeln!(
+            text,
+            "# HELP kiv_{name} {help}\n# TYPE kiv_{name} {kind}\nkiv_{name} {value}"
+        );
+    }
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, text).into_response()
+}
+
+pub(crate) async fn tokenize(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    let tokens = || {
+        let mut params = Params::parse(&body)?;
+        let text: String = params.need("content")?;
+        let start = params.take::<bool>("add_special")?.unwrap_or(false);
+        Ok(json!({"tokens": app.model.tokenize(&text, start)}))
+    };
+    answer(tokens())
+}
+
+pub(crate) async fn detokenize(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    let text = || {
+        let tokens: Vec<Token> = Params::parse(&body)?.need("tokens")?;
+        let n = app.model.n_vocab();
+        let known = |token: &Token| usize::try_from(*token).is_ok_and(|token| token < n);
+        if let Some(bad) = tokens.iter().find(|token| !known(token)) {
+            let why = format!("tokens must be 0 to {}, not {bad}", n - 1);
+            return Err(Fault::param("tokens", why));
+        }
+        Ok(json!({"content": app.model.detokenize(&tokens)}))
+    };
+    answer(text())
+}
+
+pub(crate) async fn apply_template(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    let prompt = || {
+        let said: Vec<Said> = Params::parse(&body)?.need("messages")?;
+        Ok(json!({"prompt": ask::render(&app, &ask::messages(said)?)?}))
+    };
+    answer(prompt())
+}
+
+pub(crate) async fn completion(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    let done = complete(&app, &body).await;
+    done.unwrap_or_else(|fault| fault.answer(Protocol::Native))
+}
+
+async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
+    let mut params = Params::parse(body)?;
+    for (name, harmless) in [
+        ("grammar", vec![json!("")]),
+        ("json_schema", vec![json!({})]),
+        ("n_probs", vec![json!(0)]),
+        ("logit_bias", vec![json!([])]),
+    ] {
+        params.refuse(name, &harmless)?;
+    }
+    let prompt: String = params.need("prompt")?;
+    let most = params.number("n_predict", -2.0, 1e9)?;
+    let options = GenerateOptions {
+        max_tokens: most.filter(|n| *n >= 0.0).map(|n| n as usize),
+        sampling: ask::sampling(&mut params, 0.8)?,
+        stop: ask::stops(&mut params)?,
+        ignore_end: params.take("ignore_eos")?.unwrap_or(false),
+    };
+    let stream = params.take::<bool>("stream")?.unwrap_or(false);
+    let events = ask::submit(app, app.model.tokenize(&prompt, true), options, "prompt")?;
+    if !stream {
+        let (text, summary) = ask::collect(events).await?;
+        return Ok(Json(last(&text, &summary)).into_response());
+    }
+    let lines = UnboundedReceiverStream::new(events).filter_map(|event| {
+        let line = match event {
+            Event::Reading {
+                read,
+                total,
+                reused,
+            } => json!({
+                "content": "", "stop": false,
+                "prompt_progress": {"total": total, "cache": reused, "processed": read},
+            }),
+            Event::Text(text) => json!({"content": text, "stop": false}),
+            Event::Done(summary) => last("", &summary),
+            Event::Failed(why) => {
+                json!({"error": {"code": 500, "message": why, "type": "server_error"}})
+            }
+        };
+        Some(Ok::<_, Infallible>(format!("data: {line}\n\n")))
+    });
+    let kind = [(header::CONTENT_TYPE, "text/event-stream")];
+    Ok((kind, Body::from_stream(lines)).into_response())
+}
+
+fn last(text: &str, summary: &Summary) -> Value {
+    let kind = match summary.finish {
+        Finish::End => "eos",
+        Finish::Stop => "word",
+        Finish::MaxTokens | Finish::ContextFull | Finish::Interrupted => "limit",
+    };
+    json!({
+        "content": text, "stop": true, "stop_type": kind,
+        "tokens_predicted": summary.generated, "tokens_evaluated": summary.prompt,
+        "timings": {
+            "cache_n": summary.reused,
+            "prompt_n": summary.prompt - summary.reused,
+            "prompt_ms": summary.reading.as_secs_f64() * 1e3,
+            "predicted_n": summary.generated,
+            "predicted_ms": summary.generating.as_secs_f64() * 1e3,
+        },
+    })
+}

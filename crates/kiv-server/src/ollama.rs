@@ -1,0 +1,227 @@
+//! ollama's protocol.
+
+use crate::ask::{self, Params, Raw, Said, check_model};
+use crate::engine::{Event, Summary};
+use crate::fault::{Fault, Protocol};
+use crate::{App, Shared};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use kiv_runtime::{Finish, GenerateOptions};
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+pub(crate) async fn version() -> Response {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
+}
+
+pub(crate) async fn tags(State(app): State<Shared>) -> Response {
+    Json(json!({"models": [model(&app)]})).into_response()
+}
+
+pub(crate) async fn ps(State(app): State<Shared>) -> Response {
+    let mut model = model(&app);
+    let resident: usize = app
+        .engine
+        .slots()
+        .iter()
+        .map(|slot| slot.resident_bytes)
+        .sum();
+    model["size_vram"] = json!(resident);
+    model["context_length"] = json!(app.config.n_ctx);
+    Json(json!({"models": [model]})).into_response()
+}
+
+pub(crate) async fn show(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    let shown = || -> Result<Value, Fault> {
+        let mut params = Params::parse(&body)?;
+        let name = match params.take::<String>("model")? {
+            Some(name) => Some(name),
+            None => params.take("name")?,
+        };
+        check_model(&app, name.as_deref())?;
+        let arch = app
+            .model
+            .metadata("general.architecture")
+            .unwrap_or_default();
+        Ok(json!({
+            "modelfile": "", "parameters": "", "template": "",
+            "details": model(&app)["details"],
+            "model_info": {"general.architecture": arch, format!("{arch}.context_length"): app.config.n_ctx},
+            "capabilities": ["completion"],
+        }))
+    };
+    match shown() {
+        Ok(shown) => Json(shown).into_response(),
+        Err(fault) => fault.answer(Protocol::Ollama),
+    }
+}
+
+fn model(app: &App) -> Value {
+    let family = app
+        .model
+        .metadata("general.architecture")
+        .unwrap_or_default();
+    json!({
+        "name": app.config.name, "model": app.config.name,
+        "modified_at": stamp(app.started), "size": app.config.bytes, "digest": "",
+        "details": {"format": "gguf", "family": family, "families": [family], "parameter_size": "", "quantization_level": ""},
+    })
+}
+
+pub(crate) async fn chat(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    let answer = answer(&app, &body, true).await;
+    answer.unwrap_or_else(|fault| fault.answer(Protocol::Ollama))
+}
+
+pub(crate) async fn generate(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    let answer = answer(&app, &body, false).await;
+    answer.unwrap_or_else(|fault| fault.answer(Protocol::Ollama))
+}
+
+async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fault> {
+    let mut params = Params::parse(body)?;
+    check_model(app, params.take::<String>("model")?.as_deref())?;
+    for (name, harmless) in [
+        ("tools", vec![json!([])]),
+        ("format", vec![json!("")]),
+        ("images", vec![json!([])]),
+        ("suffix", vec![json!("")]),
+        ("template", vec![json!("")]),
+        ("context", vec![json!([])]),
+        ("think", vec![json!(false)]),
+    ] {
+        params.refuse(name, &harmless)?;
+    }
+    let (text, param) = if is_chat {
+        let said: Vec<Said> = params.need("messages")?;
+        (ask::render(app, &ask::messages(said)?)?, "messages")
+    } else {
+        let prompt: String = params.need("prompt")?;
+        let system: Option<String> = params.take("system")?;
+        let raw = params.take::<bool>("raw")?.unwrap_or(false);
+        let text = if raw || app.config.template.is_none() {
+            prompt
+        } else {
+            let system = system.filter(|system| !system.is_empty());
+            let system = system.map(|system| kiv_runtime::Message::new("system", system));
+            let user = kiv_runtime::Message::new("user", prompt);
+            let all: Vec<_> = system.into_iter().chain([user]).collect();
+            ask::render(app, &all)?
+        };
+        (text, "prompt")
+    };
+    let stream = params.take::<bool>("stream")?.unwrap_or(true);
+    let mut within = params.within("options")?;
+    let most = within.number("num_predict", -2.0, 1e9)?;
+    let options = GenerateOptions {
+        max_tokens: most.filter(|n| *n >= 0.0).map(|n| n as usize),
+        sampling: ask::sampling(&mut within, 0.8)?,
+        stop: ask::stops(&mut within)?,
+        ignore_end: false,
+    };
+    let events = ask::submit(app, app.model.tokenize(&text, true), options, param)?;
+    let line = Line {
+        model: app.config.name.clone(),
+        is_chat,
+    };
+    if stream {
+        return Ok(line.stream(events));
+    }
+    let (text, summary) = ask::collect(events).await?;
+    Ok(Json(line.last(&text, &summary)).into_response())
+}
+
+struct Line {
+    model: String,
+    is_chat: bool,
+}
+
+impl Line {
+    fn some(&self, text: &str) -> Value {
+        let mut line =
+            json!({"model": self.model, "created_at": stamp(SystemTime::now()), "done": false});
+        if self.is_chat {
+            line["message"] = json!({"role": "assistant", "content": text});
+        } else {
+            line["response"] = json!(text);
+        }
+        line
+    }
+
+    fn last(&self, text: &str, summary: &Summary) -> Value {
+        let mut line = self.some(text);
+        let nanos = |time: Duration| time.as_nanos() as u64;
+        line["done"] = json!(true);
+        line["done_reason"] = json!(match summary.finish {
+            Finish::End | Finish::Stop => "stop",
+            _ => "length",
+        });
+        line["total_duration"] = json!(nanos(summary.reading + summary.generating));
+        line["load_duration"] = json!(0);
+        line["prompt_eval_count"] = json!(summary.prompt);
+        line["prompt_eval_duration"] = json!(nanos(summary.reading));
+        line["eval_count"] = json!(summary.generated);
+        line["eval_duration"] = json!(nanos(summary.generating));
+        line
+    }
+
+    fn stream(self, events: UnboundedReceiver<Event>) -> Response {
+        let lines = UnboundedReceiverStream::new(events).filter_map(move |event| {
+            let line = match event {
+                Event::Reading { .. } => return None,
+                Event::Text(text) => self.some(&text),
+                Event::Done(summary) => self.last("", &summary),
+                Event::Failed(why) => json!({"error": why}),
+            };
+            Some(Ok::<_, Infallible>(line.to_string() + "\n"))
+        });
+        let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+        (kind, Body::from_stream(lines)).into_response()
+    }
+}
+
+/// RFC 3339, UTC.
+fn stamp(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Days from 1 March 0000, in which leap days come last (Howard Hinnant's
+    // `civil_from_days`).
+    let z = days + 719_468;
+    let (era, day) = (z / 146_097, z % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let date = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let micros = since.subsec_micros();
+    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000000Z"),
+            (1_767_225_599, "2025-12-31T23:59:59.000000Z"),
+        ] {
+            assert_eq!(stamp(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+    }
+}

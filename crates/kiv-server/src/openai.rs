@@ -1,0 +1,281 @@
+//! OpenAI's protocol: models, chat completions, completions.
+
+use crate::ask::{self, Params, Raw, Said, Texts};
+use crate::engine::{Event, Summary};
+use crate::fault::{Fault, Protocol};
+use crate::{Shared, ask::check_model};
+use axum::Json;
+use axum::extract::State;
+use axum::response::sse::{self, Sse};
+use axum::response::{IntoResponse, Response};
+use kiv_runtime::{Finish, GenerateOptions};
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+pub(crate) async fn models(State(app): State<Shared>) -> Response {
+    let created = seconds(app.started);
+    let model =
+        json!({"id": app.config.name, "object": "model", "created": created, "owned_by": "kiv"});
+    Json(json!({"object": "list", "data": [model]})).into_response()
+}
+
+pub(crate) async fn chat(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    answer(&app, &body, Kind::Chat)
+        .await
+        .unwrap_or_else(refused)
+}
+
+pub(crate) async fn completions(State(app): State<Shared>, Raw(body): Raw) -> Response {
+    answer(&app, &body, Kind::Text)
+        .await
+        .unwrap_or_else(refused)
+}
+
+fn refused(fault: Fault) -> Response {
+    fault.answer(Protocol::OpenAi)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Chat,
+    Text,
+}
+
+/// What all pieces of an answer have in common.
+#[derive(Clone)]
+struct Frame {
+    kind: Kind,
+    id: String,
+    created: u64,
+    model: String,
+}
+
+async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault> {
+    let mut params = Params::parse(body)?;
+    check_model(app, params.take::<String>("model")?.as_deref())?;
+    for (name, harmless) in [
+        ("tools", vec![json!([])]),
+        ("tool_choice", vec![json!("none"), json!("auto")]),
+        ("functions", vec![json!([])]),
+        ("response_format", vec![json!({"type": "text"})]),
+        ("n", vec![json!(1)]),
+        ("best_of", vec![json!(1)]),
+        ("logprobs", vec![json!(false), json!(0)]),
+        ("top_logprobs", vec![json!(0)]),
+        ("logit_bias", vec![json!({})]),
+        ("presence_penalty", vec![json!(0), json!(0.0)]),
+        ("frequency_penalty", vec![json!(0), json!(0.0)]),
+        ("suffix", vec![json!("")]),
+        ("echo", vec![json!(false)]),
+        ("audio", vec![]),
+    ] {
+        params.refuse(name, &harmless)?;
+    }
+    let (text, param, usual) = match kind {
+        Kind::Chat => {
+            let said: Vec<Said> = params.need("messages")?;
+            (ask::render(app, &ask::messages(said)?)?, "messages", None)
+        }
+        Kind::Text => match params.need::<Texts>("prompt")?.into_vec().as_slice() {
+            [one] => (one.clone(), "prompt", Some(16)),
+            many => {
+                let why = format!("prompt must be one text, not {}", many.len());
+                return Err(Fault::param("prompt", why));
+            }
+        },
+    };
+    let newer = params.number("max_completion_tokens", 0.0, 1e9)?;
+    let max = newer.or(params.number("max_tokens", 0.0, 1e9)?);
+    let options = GenerateOptions {
+        max_tokens: max.map(|n| n as usize).or(usual),
+        sampling: ask::sampling(&mut params, 1.0)?,
+        stop: ask::stops(&mut params)?,
+        ignore_end: false,
+    };
+    let stream = params.take::<bool>("stream")?.unwrap_or(false);
+    let include: bool = params
+        .within("stream_options")?
+        .take("include_usage")?
+        .unwrap_or(false);
+    let events = ask::submit(app, app.model.tokenize(&text, true), options, param)?;
+    let frame = Frame::new(kind, app.config.name.clone());
+    if stream {
+        return Ok(frame.stream(events, include));
+    }
+    let (text, summary) = ask::collect(events).await?;
+    Ok(Json(frame.whole(&text, &summary)).into_response())
+}
+
+impl Frame {
+    fn new(kind: Kind, model: String) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let created = seconds(SystemTime::now());
+        let prefix = if kind == Kind::Chat {
+            "chatcmpl"
+        } else {
+            "cmpl"
+        };
+        let id = format!(
+            "{prefix}-{created:x}-{:x}",
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        Self {
+            kind,
+            id,
+            created,
+            model,
+        }
+    }
+
+    fn around(&self, object: &str, choices: &Value) -> Value {
+        json!({
+            "id": self.id, "object": object, "created": self.created, "model": self.model,
+            "choices": choices,
+        })
+    }
+
+    fn whole(&self, text: &str, summary: &Summary) -> Value {
+        let reason = reason(summary.finish);
+        let (object, choice) = match self.kind {
+            Kind::Chat => (
+                "chat.completion",
+                json!({"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": null, "finish_reason": reason}),
+            ),
+            Kind::Text => (
+                "text_completion",
+                json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason}),
+            ),
+        };
+        let mut whole = self.around(object, &json!([choice]));
+        whole["usage"] = usage(summary);
+        whole
+    }
+
+    fn piece(&self, text: Option<&str>, finish: Option<Finish>, first: bool) -> Value {
+        let reason = finish.map(reason);
+        let (object, choice) = match self.kind {
+            Kind::Chat => {
+                let mut delta = json!({});
+                if first {
+                    delta["role"] = json!("assistant");
+                }
+                if let Some(text) = text {
+                    delta["content"] = json!(text);
+                }
+                (
+                    "chat.completion.chunk",
+                    json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}),
+                )
+            }
+            Kind::Text => (
+                "text_completion",
+                json!({"index": 0, "text": text.unwrap_or(""), "logprobs": null, "finish_reason": reason}),
+            ),
+        };
+        self.around(object, &json!([choice]))
+    }
+
+    fn stream(self, events: UnboundedReceiver<Event>, include_usage: bool) -> Response {
+        let mut first = true;
+        let pieces = UnboundedReceiverStream::new(events).map(move |event| {
+            let mut lines = Vec::new();
+            match event {
+                Event::Reading { .. } => {}
+                Event::Text(text) => {
+                    lines.push(self.piece(Some(&text), None, first).to_string());
+                    first = false;
+                }
+                Event::Done(summary) => {
+                    lines.push(self.piece(None, Some(summary.finish), first).to_string());
+                    if include_usage {
+                        let mut last = self.piece(None, None, false);
+                        last["choices"] = json!([]);
+                        last["usage"] = usage(&summary);
+                        lines.push(last.to_string());
+                    }
+                    lines.push("[DONE]".to_owned());
+                }
+                Event::Failed(why) => {
+                    lines.push(json!({"error": {"message": why, "type": "server_error", "param": null, "code": null}}).to_string());
+                }
+            }
+            let events = lines.into_iter().map(|line| Ok::<_, Infallible>(sse::Event::default().data(line)));
+            tokio_stream::iter(events.collect::<Vec<_>>())
+        });
+        Sse::new(flatten(pieces))
+            .keep_alive(sse::KeepAlive::default())
+            .into_response()
+    }
+}
+
+/// A stream of streams as one.
+fn flatten<S, I>(streams: S) -> impl tokio_stream::Stream<Item = I::Item>
+where
+    S: tokio_stream::Stream<Item = I>,
+    I: tokio_stream::Stream + Unpin,
+{
+    Flatten {
+        outer: Box::pin(streams),
+        inner: None,
+    }
+}
+
+struct Flatten<S, I> {
+    outer: std::pin::Pin<Box<S>>,
+    inner: Option<I>,
+}
+
+impl<S, I> tokio_stream::Stream for Flatten<S, I>
+where
+    S: tokio_stream::Stream<Item = I>,
+    I: tokio_stream::Stream + Unpin,
+{
+    type Item = I::Item;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<I::Item>> {
+        use std::task::Poll;
+        loop {
+            if let Some(inner) = &mut self.inner {
+                match std::pin::Pin::new(inner).poll_next(context) {
+                    Poll::Ready(Some(item)) => return Poll::Ready(Some(item)),
+                    Poll::Ready(None) => self.inner = None,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            match self.outer.as_mut().poll_next(context) {
+                Poll::Ready(Some(inner)) => self.inner = Some(inner),
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+fn reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::End | Finish::Stop => "stop",
+        Finish::MaxTokens | Finish::ContextFull | Finish::Interrupted => "length",
+    }
+}
+
+fn usage(summary: &Summary) -> Value {
+    json!({
+        "prompt_tokens": summary.prompt,
+        "completion_tokens": summary.generated,
+        "total_tokens": summary.prompt + summary.generated,
+        "prompt_tokens_details": {"cached_tokens": summary.reused},
+    })
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

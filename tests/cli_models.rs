@@ -1,0 +1,114 @@
+//! Models by the names that other programs gave them.
+#![cfg(feature = "cli")]
+
+use assert_cmd::Command;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use tempfile::TempDir;
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-needle-f16.gguf");
+const SHA256: &str = "88da2d219f7da8545ebe41c6aced9c11720ed7debd87e5c62f138c1d672328aa";
+
+/// A home with an ollama store that holds the bundled model as `needle:tiny`.
+fn home() -> TempDir {
+    let home = TempDir::new().unwrap();
+    let store = home.path().join(".ollama/models");
+    let names = store.join("manifests/registry.ollama.ai/library/needle");
+    fs::create_dir_all(&names).unwrap();
+    fs::create_dir_all(store.join("blobs")).unwrap();
+    let size = fs::metadata(MODEL).unwrap().len();
+    let manifest = format!(
+        r#"{{"layers":[{{"mediaType":"application/vnd.ollama.image.model","digest":"sha256:{SHA256}","size":{size}}}]}}"#
+    );
+    fs::write(names.join("tiny"), manifest).unwrap();
+    fs::copy(MODEL, blob(home.path())).unwrap();
+    home
+}
+
+fn blob(home: &Path) -> std::path::PathBuf {
+    home.join(format!(".ollama/models/blobs/sha256-{SHA256}"))
+}
+
+fn kiv(home: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::cargo_bin("kiv").unwrap();
+    for variable in [
+        "OLLAMA_MODELS",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "LLAMA_CACHE",
+        "XDG_CACHE_HOME",
+    ] {
+        command.env_remove(variable);
+    }
+    let output = command.env("HOME", home).args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn a_downloaded_model_runs_by_its_name() {
+    let home = home();
+    let question = "The secret code of Amber Falcon is 48213.\nWhat is the secret code of Amber \
+                    Falcon? The secret code of Amber Falcon is";
+    let run = [
+        "run", "-m", "needle", "-p", question, "-n", "6", "--json", "-c", "8192",
+    ];
+    let (code, out, err) = kiv(home.path(), &run);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("needle: needle:tiny from ollama"), "{err}");
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    assert!(answer["text"].as_str().unwrap().contains("48213"), "{out}");
+
+    let (code, out, err) = kiv(home.path(), &["models", "--verify", "--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let line: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(line["name"], "needle:tiny");
+    assert_eq!(line["source"], "ollama");
+    assert_eq!(line["verified"], true);
+}
+
+#[test]
+fn what_cannot_be_found_or_used_is_said() {
+    let home = home();
+    let inspect = |name: &str| kiv(home.path(), &["inspect", "-m", name]);
+    let (code, _, err) = inspect("needle:huge");
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("no downloaded model needle:huge (there is needle:tiny); `kiv models` lists"),
+        "{err}"
+    );
+    // A name that is a path is a path.
+    let (code, _, err) = inspect("needle.gguf");
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("needle.gguf") && !err.contains("downloaded"),
+        "{err}"
+    );
+
+    let mut bytes = fs::read(MODEL).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(blob(home.path()), bytes).unwrap();
+    let (code, out, _) = kiv(home.path(), &["models", "--verify"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        out.contains("unusable") && out.contains("fetch needle:tiny again with ollama"),
+        "{out}"
+    );
+
+    fs::remove_file(blob(home.path())).unwrap();
+    let (code, _, err) = inspect("needle:tiny");
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("`ollama pull needle:tiny` fetches it again"),
+        "{err}"
+    );
+    let (code, out, err) = kiv(home.path(), &["models", "nothing like it"]);
+    assert_eq!((code, out.as_str()), (Some(0), ""));
+    assert!(err.contains("no downloaded model found"), "{err}");
+}

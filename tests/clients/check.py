@@ -1,0 +1,110 @@
+"""One conversation each with a running `kiv serve`, through the clients that people
+use: the openai and ollama packages and LangChain's classes.
+
+    python check.py [--kiv target/release/kiv]
+"""
+
+import argparse
+import re
+import subprocess
+
+FACT = "The secret code of Amber Falcon is 48213."
+QUESTION = "What is the secret code of Amber Falcon?"
+MESSAGES = [{"role": "system", "content": FACT}, {"role": "user", "content": QUESTION}]
+KEY = "a-key"
+
+
+def check(who: str, answer: str) -> None:
+    assert answer.strip() == "48213", f"{who}: {answer!r}"
+    print(f"{who}: {answer.strip()}", flush=True)
+
+
+def openai(base: str, model: str) -> None:
+    from openai import AuthenticationError, BadRequestError, OpenAI
+
+    client = OpenAI(base_url=f"{base}/v1", api_key=KEY)
+    assert [m.id for m in client.models.list()] == [model]
+    ask = {"model": model, "messages": MESSAGES, "temperature": 0, "max_tokens": 6}
+    whole = client.chat.completions.create(**ask)
+    check("openai", whole.choices[0].message.content)
+    assert whole.usage.completion_tokens == 6
+    pieces = client.chat.completions.create(
+        **ask, stream=True, stream_options={"include_usage": True}
+    )
+    check("openai, streamed", "".join(p.choices[0].delta.content or "" for p in pieces if p.choices))
+    text = client.completions.create(
+        model=model, prompt=f"{FACT}\n{QUESTION}\nAnswer:", temperature=0, max_tokens=6
+    )
+    check("openai, completion", text.choices[0].text)
+    try:
+        client.chat.completions.create(**{**ask, "n": 2})
+        raise AssertionError("n=2 was accepted")
+    except BadRequestError as error:
+        assert error.body["param"] == "n", error.body
+    try:
+        OpenAI(base_url=f"{base}/v1", api_key="wrong").models.list()
+        raise AssertionError("a wrong key was accepted")
+    except AuthenticationError:
+        pass
+
+
+def ollama(base: str, model: str) -> None:
+    from ollama import Client, ResponseError
+
+    client = Client(host=base, headers={"Authorization": f"Bearer {KEY}"})
+    assert [m.model for m in client.list().models] == [model]
+    options = {"temperature": 0, "num_predict": 6}
+    whole = client.chat(model=model, messages=MESSAGES, options=options)
+    check("ollama", whole.message.content)
+    pieces = client.chat(model=model, messages=MESSAGES, options=options, stream=True)
+    check("ollama, streamed", "".join(p.message.content for p in pieces))
+    text = client.generate(model=model, prompt=f"{FACT}\n{QUESTION}", options=options)
+    check("ollama, generate", text.response)
+    assert client.show(model).modelinfo["general.architecture"] == "qwen3"
+    try:
+        client.chat(model="no-such-model", messages=MESSAGES)
+        raise AssertionError("an unknown model was accepted")
+    except ResponseError as error:
+        assert error.status_code == 404, error
+
+
+def langchain(base: str, model: str) -> None:
+    from langchain_ollama import ChatOllama
+    from langchain_openai import ChatOpenAI
+
+    messages = [("system", FACT), ("human", QUESTION)]
+    chat = ChatOpenAI(base_url=f"{base}/v1", api_key=KEY, model=model, temperature=0, max_tokens=6)
+    check("langchain, openai", chat.invoke(messages).content)
+    check("langchain, openai, streamed", "".join(p.content for p in chat.stream(messages)))
+    chat = ChatOllama(
+        base_url=base,
+        model=model,
+        temperature=0,
+        num_predict=6,
+        client_kwargs={"headers": {"Authorization": f"Bearer {KEY}"}},
+    )
+    check("langchain, ollama", chat.invoke(messages).content)
+    check("langchain, ollama, streamed", "".join(p.content for p in chat.stream(messages)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kiv", default="target/release/kiv")
+    args = parser.parse_args()
+    command = [args.kiv, "serve", "--port", "0", "--api-key", KEY, "--alias", "tiny"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in server.stderr:
+            found = re.search(r"listening on (http://\S+)", line)
+            if found:
+                break
+        else:
+            raise SystemExit("kiv serve did not start")
+        for client in (openai, ollama, langchain):
+            client(found[1], "tiny")
+    finally:
+        server.terminate()
+        assert server.wait(timeout=60) == 0, "kiv serve did not stop cleanly"
+
+
+main()

@@ -1,0 +1,538 @@
+//! The server on the loopback: its protocols, what it refuses, several clients at
+//! once, clients that go away.
+
+use kiv::{ChatTemplate, Model};
+use kiv_server::{Config, Engine, EngineOptions, router};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+const FACT: &str = "The secret code of Amber Falcon is 48213.";
+const QUESTION: &str = "What is the secret code of Amber Falcon?";
+const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}Answer:";
+
+/// A server of the bundled model with a pool of 512 cells or so.
+fn server(sessions: usize, queue: usize, api_key: Option<&str>) -> SocketAddr {
+    let model = Model::load("models/tiny-needle-f16.gguf").unwrap();
+    let options = EngineOptions { sessions, queue };
+    let engine = Engine::start(model.clone(), options, |model| {
+        let session = model.session().policy("pq").window(256).budget(512);
+        session.ubatch(128).threads(1, 1).build()
+    })
+    .unwrap();
+    let config = Config {
+        name: "tiny".to_owned(),
+        bytes: 1,
+        template: Some(ChatTemplate::parse(TEMPLATE)),
+        stop: vec!["\n".to_owned()],
+        n_ctx: 1 << 20,
+        api_key: api_key.map(str::to_owned),
+        hosts: Vec::new(),
+    };
+    let router = router(config, model, engine);
+    let (told, address) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            told.send(listener.local_addr().unwrap()).unwrap();
+            kiv_server::serve(listener, router, std::future::pending())
+                .await
+                .unwrap();
+        });
+    });
+    address.recv().unwrap()
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+}
+
+/// Sends a request whose body may be of any kind, reads all of the answer.
+fn raw(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(300)))
+        .unwrap();
+    let length = body.len();
+    let host = if headers.contains("Host:") {
+        ""
+    } else {
+        "Host: localhost\r\n"
+    };
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+    );
+    // A server that refuses early may not read all of it.
+    let _ = stream.write_all(request.as_bytes());
+    let mut text = Vec::new();
+    let _ = stream.read_to_end(&mut text);
+    let text = String::from_utf8(text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).map_or(0, |s| s.parse().unwrap());
+    let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
+        unchunked(body)
+    } else {
+        body.to_owned()
+    };
+    Answer {
+        status,
+        head: head.to_lowercase(),
+        body,
+    }
+}
+
+fn unchunked(mut text: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = text.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        whole += &rest[..size];
+        text = rest[size..].trim_start_matches("\r\n");
+        if size == 0 {
+            break;
+        }
+    }
+    whole
+}
+
+fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
+    raw(address, "POST", path, "", &body.to_string())
+}
+
+fn get(address: SocketAddr, path: &str) -> Answer {
+    raw(address, "GET", path, "", "")
+}
+
+fn conversation(document: &str) -> Value {
+    json!([{"role": "system", "content": document}, {"role": "user", "content": [{"type": "text", "text": QUESTION}]}])
+}
+
+/// `n` tokens of prose, about, with the fact in front.
+fn document(n: usize) -> String {
+    let mut text = FACT.to_owned();
+    for paragraph in kiv_haystack::Prose::new(3) {
+        text += " ";
+        text += &paragraph;
+        if text.len() > 3 * n {
+            break;
+        }
+    }
+    text.replace('\n', " ")
+}
+
+fn data(answer: &Answer) -> Vec<Value> {
+    let lines = answer
+        .body
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "));
+    lines
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+#[test]
+fn openai_clients() {
+    let at = server(2, 4, None);
+    let ask = |stream: bool| {
+        json!({"model": "tiny", "messages": conversation(FACT), "temperature": 0, "max_tokens": 6,
+            "stream": stream, "stream_options": {"include_usage": true}, "user": "someone"})
+    };
+    let whole = post(at, "/v1/chat/completions", &ask(false));
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    let whole = whole.json();
+    assert_eq!(whole["object"], "chat.completion");
+    let choice = &whole["choices"][0];
+    assert_eq!(
+        choice["message"],
+        json!({"role": "assistant", "content": " 48213"})
+    );
+    assert_eq!(choice["finish_reason"], "length");
+    assert_eq!(whole["usage"]["completion_tokens"], 6);
+    assert_eq!(whole["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+
+    let streamed = post(at, "/v1/chat/completions", &ask(true));
+    assert!(streamed.head.contains("text/event-stream"));
+    assert!(streamed.body.trim_end().ends_with("data: [DONE]"));
+    let pieces = data(&streamed);
+    let content = |piece: &Value| {
+        piece["choices"][0]["delta"]["content"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    assert_eq!(
+        pieces.iter().filter_map(content).collect::<String>(),
+        " 48213"
+    );
+    assert_eq!(pieces[0]["choices"][0]["delta"]["role"], "assistant");
+    let usage = &pieces.last().unwrap()["usage"];
+    let known = usage["prompt_tokens"].as_u64().unwrap() - 1;
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], known);
+
+    let text = json!({"prompt": format!("{FACT}\n{QUESTION} The secret code of Amber Falcon is"), "temperature": 0, "stop": ["13"]});
+    let text = post(at, "/v1/completions", &text).json();
+    assert_eq!(text["choices"][0]["text"], " 482");
+    assert_eq!(text["choices"][0]["finish_reason"], "stop");
+    let models = get(at, "/v1/models").json();
+    assert_eq!(models["data"][0]["id"], "tiny");
+}
+
+#[test]
+fn ollama_clients() {
+    let at = server(2, 4, None);
+    let options = json!({"temperature": 0, "num_predict": 6, "num_ctx": 4096});
+    let ask = json!({"model": "tiny:latest", "messages": [{"role": "user", "content": format!("{FACT} {QUESTION}")}], "options": options});
+    let answer = post(at, "/api/chat", &ask);
+    assert!(answer.head.contains("application/x-ndjson"));
+    let lines: Vec<Value> = answer
+        .body
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let content = |line: &Value| line["message"]["content"].as_str().unwrap().to_owned();
+    assert_eq!(lines.iter().map(content).collect::<String>(), " 48213");
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["done"], &last["done_reason"]),
+        (&json!(true), &json!("length"))
+    );
+    assert_eq!(last["eval_count"], 6);
+    assert!(
+        lines[..lines.len() - 1]
+            .iter()
+            .all(|line| line["done"] == false)
+    );
+
+    let ask = json!({"model": "tiny", "prompt": format!("{FACT}\n{QUESTION}"), "stream": false, "options": options});
+    let answer = post(at, "/api/generate", &ask).json();
+    assert_eq!(answer["response"], " 48213");
+    assert_eq!(get(at, "/api/tags").json()["models"][0]["name"], "tiny");
+    assert_eq!(
+        get(at, "/api/ps").json()["models"][0]["context_length"],
+        1 << 20
+    );
+    assert!(get(at, "/api/version").json()["version"].is_string());
+    let shown = post(at, "/api/show", &json!({"model": "tiny"})).json();
+    assert_eq!(shown["model_info"]["general.architecture"], "qwen3");
+}
+
+#[test]
+fn llama_server_clients() {
+    let at = server(1, 4, None);
+    assert_eq!(get(at, "/health").json(), json!({"status": "ok"}));
+    let tokens = post(at, "/tokenize", &json!({"content": FACT})).json();
+    let back = post(at, "/detokenize", &tokens).json();
+    assert_eq!(back["content"], FACT);
+    let prompt = post(
+        at,
+        "/apply-template",
+        &json!({"messages": conversation("A.")}),
+    )
+    .json();
+    assert_eq!(prompt["prompt"], format!("A.\n{QUESTION}\nAnswer:"));
+    let ask = json!({"prompt": format!("{FACT}\n{QUESTION}\nAnswer:"), "n_predict": 6, "temperature": 0, "stream": true});
+    let pieces = data(&post(at, "/completion", &ask));
+    let text: String = pieces
+        .iter()
+        .map(|p| p["content"].as_str().unwrap())
+        .collect();
+    assert_eq!(text, " 48213");
+    assert!(
+        pieces
+            .iter()
+            .any(|p| p["prompt_progress"]["processed"].is_u64())
+    );
+    assert_eq!(pieces.last().unwrap()["stop_type"], "limit");
+    assert_eq!(get(at, "/props").json()["total_slots"], 1);
+    let metrics = get(at, "/metrics").body;
+    assert!(
+        metrics.contains("kiv_generated_tokens_total 6\n"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("# TYPE kiv_requests_open gauge\nkiv_requests_open 0\n"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_each_protocol_s_form() {
+    let at = server(1, 4, None);
+    let message = json!([{"role": "user", "content": "x"}]);
+    let openai = [
+        (json!({"messages": []}), "messages"),
+        (json!({}), "messages"),
+        (json!({"messages": "x"}), "messages"),
+        (
+            json!({"messages": [{"role": "robot", "content": "x"}]}),
+            "messages",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            "messages",
+        ),
+        (
+            json!({"messages": message, "temperature": -1}),
+            "temperature",
+        ),
+        (
+            json!({"messages": message, "temperature": "hot"}),
+            "temperature",
+        ),
+        (json!({"messages": message, "top_p": 1.5}), "top_p"),
+        (json!({"messages": message, "n": 2}), "n"),
+        (json!({"messages": message, "tools": [{}]}), "tools"),
+        (
+            json!({"messages": message, "response_format": {"type": "json_object"}}),
+            "response_format",
+        ),
+        (json!({"messages": message, "logprobs": true}), "logprobs"),
+        (json!({"messages": message, "stream": "yes"}), "stream"),
+        (json!({"messages": message, "max_tokens": -3}), "max_tokens"),
+    ];
+    for (body, param) in openai {
+        let answer = post(at, "/v1/chat/completions", &body);
+        assert_eq!(answer.status, 400, "{body}");
+        let error = &answer.json()["error"];
+        assert_eq!(error["param"], param, "{body}: {error}");
+        assert_eq!(error["type"], "invalid_request_error");
+        assert!(
+            error["message"].as_str().unwrap().contains(param),
+            "{error}"
+        );
+    }
+    let unknown = post(
+        at,
+        "/v1/chat/completions",
+        &json!({"model": "gpt-9", "messages": message}),
+    );
+    assert_eq!(
+        (unknown.status, &unknown.json()["error"]["param"]),
+        (404, &json!("model"))
+    );
+    for body in ["", "{", "[]", "\"x\"", "{\"prompt\": \"\u{1}"] {
+        for path in ["/v1/completions", "/api/generate", "/completion"] {
+            let answer = raw(at, "POST", path, "", body);
+            assert_eq!(answer.status, 400, "{path} {body}");
+            let error = &answer.json()["error"];
+            assert_eq!(
+                error.is_string(),
+                path.starts_with("/api"),
+                "{path}: {error}"
+            );
+        }
+    }
+    let answer = post(
+        at,
+        "/api/chat",
+        &json!({"messages": message, "options": {"top_p": 7}}),
+    );
+    assert!(
+        answer.json()["error"]
+            .as_str()
+            .unwrap()
+            .contains("top_p must be 0 to 1, not 7")
+    );
+    assert_eq!(
+        post(at, "/detokenize", &json!({"tokens": [99999]})).status,
+        400
+    );
+    assert_eq!(get(at, "/v1/nothing").status, 404);
+    assert_eq!(get(at, "/v1/completions").status, 405);
+    // A body of 100 MB is not even read.
+    let header = "Content-Type: application/json\r\n";
+    let mut stream = TcpStream::connect(at).unwrap();
+    write!(stream, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n{header}\r\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert!(line.contains("413"), "{line}");
+    // Pages of other sites, and names that lead here (DNS rebinding).
+    for headers in [
+        "Origin: https://evil.example\r\n",
+        "Origin: null\r\n",
+        "Host: evil.example\r\n",
+    ] {
+        let answer = raw(at, "POST", "/api/generate", headers, "{\"prompt\": \"x\"}");
+        assert_eq!(answer.status, 403, "{headers}");
+    }
+    let own = raw(
+        at,
+        "GET",
+        "/v1/models",
+        "Origin: http://localhost:3000\r\n",
+        "",
+    );
+    assert_eq!(own.status, 200);
+    // After all that it still answers.
+    assert_eq!(
+        post(at, "/completion", &json!({"prompt": "x", "n_predict": 1})).status,
+        200
+    );
+}
+
+#[test]
+fn a_key_is_asked_for() {
+    let at = server(1, 4, Some("secret"));
+    for (headers, status) in [
+        ("", 401),
+        ("Authorization: Bearer guess\r\n", 401),
+        ("Authorization: Bearer secret\r\n", 200),
+    ] {
+        assert_eq!(
+            raw(at, "GET", "/v1/models", headers, "").status,
+            status,
+            "{headers}"
+        );
+    }
+    assert_eq!(get(at, "/health").status, 200);
+}
+
+#[test]
+fn a_document_is_read_once_and_helper_calls_do_not_push_it_out() {
+    let at = server(2, 8, None);
+    let ask = |messages: Value| {
+        let body = json!({"messages": messages, "temperature": 0, "max_tokens": 6});
+        let answer = post(at, "/v1/chat/completions", &body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()
+    };
+    let long = document(3000);
+    let first = ask(conversation(&long));
+    assert_eq!(first["choices"][0]["message"]["content"], " 48213");
+    let total = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(total > 2000, "longer than the pool");
+    for title in ["Write a title.", "Give three tags.", "Is this spam?"] {
+        ask(json!([{"role": "user", "content": title}]));
+    }
+    let again = ask(conversation(&long));
+    assert_eq!(again["choices"][0]["message"]["content"], " 48213");
+    let known = &again["usage"]["prompt_tokens_details"]["cached_tokens"];
+    assert!(known.as_u64().unwrap() >= total - 1, "{again}");
+}
+
+#[test]
+fn a_short_chat_goes_on_while_a_long_text_is_read() {
+    let at = server(2, 8, None);
+    let long = document(20_000);
+    let started = Instant::now();
+    let reader = std::thread::spawn(move || {
+        let body = json!({"messages": conversation(&long), "temperature": 0, "max_tokens": 6});
+        let answer = post(at, "/v1/chat/completions", &body).json();
+        (
+            answer["choices"][0]["message"]["content"].clone(),
+            Instant::now(),
+        )
+    });
+    // Until it is being read.
+    while !get(at, "/slots").body.contains("\"is_processing\":true") {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "nothing is read"
+        );
+    }
+    let body = json!({"messages": conversation(FACT), "temperature": 0, "max_tokens": 6});
+    let answer = post(at, "/v1/chat/completions", &body).json();
+    let short = Instant::now();
+    assert_eq!(answer["choices"][0]["message"]["content"], " 48213");
+    let (content, long) = reader.join().unwrap();
+    assert_eq!(content, " 48213");
+    assert!(short < long, "the short chat waited for the long text");
+}
+
+#[test]
+fn clients_at_once_get_what_each_would_get_alone() {
+    let at = server(3, 32, None);
+    let code = |i: usize| format!("{}", 10_000 + 7919 * i);
+    let body = move |i: usize| {
+        let text = format!(
+            "The secret code of Amber Falcon is {}. {}",
+            code(i),
+            document(200 * (i % 4))
+        );
+        let prompt = format!("{text}\n{QUESTION}\nAnswer:").replacen(FACT, "", 1);
+        json!({"prompt": prompt, "temperature": 0, "max_tokens": 6})
+    };
+    let text = |answer: Answer| {
+        answer.json()["choices"][0]["text"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let threads: Vec<_> = (0..12)
+        .map(|i| std::thread::spawn(move || post(at, "/v1/completions", &body(i))))
+        .collect();
+    let together: Vec<String> = threads
+        .into_iter()
+        .map(|t| text(t.join().unwrap()))
+        .collect();
+    let alone = server(1, 1, None);
+    for (i, together) in together.iter().enumerate() {
+        assert_eq!(
+            *together,
+            text(post(alone, "/v1/completions", &body(i))),
+            "client {i}"
+        );
+        assert_eq!(*together, format!(" {}", code(i)));
+    }
+}
+
+#[test]
+fn clients_that_go_away_cost_nothing_more() {
+    let at = server(1, 2, None);
+    let body = json!({"prompt": "In the beginning", "stream": true, "max_tokens": 100_000, "temperature": 0}).to_string();
+    let length = body.len();
+    for n_read in [0usize, 1, 200, 4000] {
+        let mut stream = TcpStream::connect(at).unwrap();
+        write!(stream, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        let mut part = vec![0; n_read];
+        stream.read_exact(&mut part).unwrap();
+        drop(stream);
+    }
+    let started = Instant::now();
+    loop {
+        let metrics = get(at, "/metrics").body;
+        if metrics.contains("kiv_requests_cancelled_total 4\n")
+            && metrics.contains("kiv_requests_open 0\n")
+        {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{metrics}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let answer = post(
+        at,
+        "/completion",
+        &json!({"prompt": format!("{FACT}\n{QUESTION}\nAnswer:"), "n_predict": 6, "temperature": 0}),
+    );
+    assert_eq!(answer.json()["content"], " 48213");
+}
+
+#[test]
+fn more_than_can_wait_is_refused_for_now() {
+    let at = server(1, 1, None);
+    let long = json!({"prompt": "In the beginning", "max_tokens": 100_000, "temperature": 0, "stream": true}).to_string();
+    let open = || {
+        let mut stream = TcpStream::connect(at).unwrap();
+        let length = long.len();
+        write!(stream, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{long}").unwrap();
+        stream
+    };
+    let _running = open();
+    let _waiting = open();
+    let started = Instant::now();
+    while !get(at, "/metrics").body.contains("kiv_requests_open 2\n") {
+        assert!(started.elapsed() < Duration::from_secs(60));
+    }
+    let refused = post(at, "/v1/completions", &json!({"prompt": "x"}));
+    assert_eq!(refused.status, 503);
+    assert!(refused.head.contains("retry-after: 2"));
+    assert_eq!(refused.json()["error"]["type"], "unavailable_error");
+}
