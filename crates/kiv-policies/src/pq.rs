@@ -24,14 +24,14 @@ use rayon::prelude::*;
 
 /// Keys looked at for a decoded token's queries, and told.
 const DECODE: Effort = Effort {
-    parts: 2048,
+    parts: usize::MAX,
     probed: 8192,
     kept: 2048,
 };
 
 /// The same for one of a micro-batch's groups of queries.
 const PREFILL: Effort = Effort {
-    parts: 512,
+    parts: 2048,
     probed: 2048,
     kept: 512,
 };
