@@ -25,12 +25,21 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
 
     async fn from_request(request: http::Request<Body>, state: &S) -> Result<Self, Response> {
         let protocol = Protocol::of(request.uri().path());
+        let too_large = || {
+            let why = format!("the body is larger than {BODY} bytes");
+            Fault::new(StatusCode::PAYLOAD_TOO_LARGE, why)
+        };
+        // Not read only to be refused.
+        let length = request.headers().get(http::header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        if length.is_some_and(|length| length > BODY) {
+            return Err(too_large().answer(protocol));
+        }
         let body = tokio::time::timeout(PATIENCE, Bytes::from_request(request, state)).await;
         let fault = match body {
             Ok(Ok(bytes)) => return Ok(Self(bytes)),
             Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                let why = format!("the body is larger than {BODY} bytes");
-                Fault::new(StatusCode::PAYLOAD_TOO_LARGE, why)
+                too_large()
             }
             Ok(Err(rejection)) => Fault::new(rejection.status(), rejection.body_text()),
             Err(_) => Fault::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
