@@ -494,7 +494,8 @@ fn clients_that_go_away_cost_nothing_more() {
     let at = server(1, 8, None);
     let body = endless();
     let length = body.len();
-    for n_read in [0usize, 1, 200, 4000] {
+    // No more than the head and the first line: what the model writes may be nothing.
+    for n_read in [0usize, 1, 100, 200] {
         let mut stream = TcpStream::connect(at).unwrap();
         write!(
             stream,
@@ -513,9 +514,9 @@ fn clients_that_go_away_cost_nothing_more() {
             line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
         };
         // The first may be gone before anybody has heard of it.
-        let taken = count("kiv_requests_total ");
-        if taken >= 3 && count("kiv_requests_cancelled_total ") == taken {
-            assert_eq!(count("kiv_requests_open "), 0);
+        if count("kiv_requests_total ") >= 3 && count("kiv_requests_open ") == 0 {
+            assert!(count("kiv_requests_cancelled_total ") > 0, "{metrics}");
+            assert_eq!(count("kiv_requests_failed_total "), 0, "{metrics}");
             break;
         }
         assert!(started.elapsed() < Duration::from_secs(60), "{metrics}");

@@ -433,7 +433,10 @@ fn read(
         session.read(&prompt[job.read..end])?;
         end
     } else {
-        session.read_one_by_one(&prompt[job.read..])?;
+        // All may be known, the logits after it too.
+        if job.read < prompt.len() {
+            session.read_one_by_one(&prompt[job.read..])?;
+        }
         prompt.len()
     };
     counters.read.fetch_add(end - job.read, Ordering::Relaxed);
@@ -456,10 +459,12 @@ fn generate(
     generation: &mut Generation,
     events: &UnboundedSender<Event>,
 ) -> Result<bool, Error> {
+    let mut is_silent = true;
     for _ in 0..TOKENS {
         match generation.step(session) {
             Some(Ok(piece)) => {
                 if !piece.text.is_empty() {
+                    is_silent = false;
                     let _ = events.send(Event::Text(piece.text));
                 }
             }
@@ -472,6 +477,11 @@ fn generate(
                 return Ok(true);
             }
         }
+    }
+    // Tokens may have no text. Something must be written all the same: that is how
+    // it shows that a client has gone.
+    if is_silent {
+        let _ = events.send(Event::Text(String::new()));
     }
     Ok(false)
 }
