@@ -59,7 +59,6 @@ pub(crate) struct App {
 pub(crate) type Shared = Arc<App>;
 
 /// All routes.
-#[must_use]
 pub fn router(config: Config, model: Model, engine: Engine) -> Router {
     let app = Arc::new(App {
         config,
