@@ -6,17 +6,8 @@ use kiv::{Error, Model, Outputs, Session, SessionBuilder, Token};
 use std::path::Path;
 use support::{model, prose};
 
-/// A pool of 512 cells: overflows after a page of text.
 fn small(model: &Model, policy: &str) -> SessionBuilder {
-    model
-        .session()
-        .policy(policy)
-        .sinks(4)
-        .window(64)
-        .block(16)
-        .budget(64)
-        .ubatch(32)
-        .threads(1, 1)
+    support::small(model).policy(policy)
 }
 
 /// Bits of the logits after each of `tokens`, read one by one.

@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use support::{kiv, model, prose};
+use support::{kiv, model, prose, small};
 
 /// Tokens of the text; a writer that reaches the end begins anew.
 const TEXT: usize = 6000;
@@ -19,17 +19,6 @@ const TEXT: usize = 6000;
 const READY: &str = "the writer begins";
 
 const FOLDER: &str = "KIV_TEST_CRASH_FOLDER";
-
-fn small(model: &Model) -> SessionBuilder {
-    model
-        .session()
-        .sinks(4)
-        .window(64)
-        .block(16)
-        .budget(64)
-        .ubatch(32)
-        .threads(1, 1)
-}
 
 fn open(model: &Model, folder: &Path) -> Session {
     small(model)

@@ -8,19 +8,7 @@ use kiv::policy::{
 use kiv::{Error, Finish, GenerateOptions, Model, Outputs, Sampling, Session, SessionBuilder};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::{model, prose};
-
-/// A pool of 256 cells: overflows after a page of text.
-fn small(model: &Model) -> SessionBuilder {
-    model
-        .session()
-        .sinks(4)
-        .window(64)
-        .block(16)
-        .budget(64)
-        .ubatch(32)
-        .threads(1, 1)
-}
+use support::{model, prose, small};
 
 fn pool_len(model: &Model) -> usize {
     small(model).build().unwrap().pool().n_cells

@@ -1,7 +1,7 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test uses its part")]
 
-use kiv::{Model, Token};
+use kiv::{Model, SessionBuilder, Token};
 use std::path::PathBuf;
 
 /// The bundled model's file.
@@ -12,6 +12,18 @@ pub fn bundled_path() -> PathBuf {
 /// The bundled model.
 pub fn model() -> Model {
     Model::load(bundled_path()).unwrap()
+}
+
+/// A pool of 256 cells: overflows after a page of text.
+pub fn small(model: &Model) -> SessionBuilder {
+    model
+        .session()
+        .sinks(4)
+        .window(64)
+        .block(16)
+        .budget(64)
+        .ubatch(32)
+        .threads(1, 1)
 }
 
 /// `n` tokens of generated prose.

@@ -5,7 +5,7 @@ use crate::folder::{DiskFolder, Folder};
 use crate::manifest::{Manifest, is_ours};
 use crate::prefetch::Reader;
 use crate::record::HEADER;
-use crate::tier::{lock, open_segments, read_manifest, read_part_file};
+use crate::tier::{lock, open_segments, read_manifest, read_part_file, write_manifest};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -225,10 +225,7 @@ pub(crate) fn link(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), Co
     let path = folder.path("manifest");
     let write = || -> std::io::Result<()> {
         folder.sync()?;
-        let mut out = folder.create("manifest.new")?;
-        out.append(&manifest.encode())?;
-        out.sync()?;
-        folder.rename("manifest.new", "manifest")?;
+        write_manifest(&folder, manifest)?;
         folder.sync()
     };
     write().map_err(ContextError::io("write", path))

@@ -6,6 +6,12 @@ use kiv_wire::{Put, Take, WireError};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
+/// First bytes of a part's file.
+const PART_MAGIC: [u8; 8] = *b"KIVPART\n";
+
+/// Bytes before a part's own.
+pub(crate) const PART_HEADER: usize = 32;
+
 /// Version of the format that is written.
 pub const VERSION: u32 = 1;
 
@@ -216,6 +222,17 @@ impl PartEntry {
     #[must_use]
     pub fn file(&self) -> String {
         format!("part-{:08x}", self.id)
+    }
+
+    /// First bytes of the file: magic, version, number of the file, length and
+    /// checksum of what follows.
+    pub(crate) fn header(&self) -> Vec<u8> {
+        let mut bytes = PART_MAGIC.to_vec();
+        bytes.extend_from_slice(&crate::VERSION.to_le_bytes());
+        bytes.extend_from_slice(&self.id.to_le_bytes());
+        bytes.extend_from_slice(&self.len.to_le_bytes());
+        bytes.extend_from_slice(&self.sum.to_le_bytes());
+        bytes
     }
 }
 

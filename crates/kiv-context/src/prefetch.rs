@@ -3,7 +3,7 @@
 use crate::cache::{Cache, Found};
 use crate::folder::{Folder, Readable};
 use crate::manifest::{Identity, SegmentEntry};
-use crate::record::{HEADER, Part, RecordLayout, SUM, sum};
+use crate::record::{HEADER, Part, RecordLayout, SUM, checked};
 use kiv_policy::{ColdError, Rows};
 use kiv_store::ReadStats;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -154,13 +154,12 @@ impl Reader {
         let mut bytes = vec![0; len + SUM];
         let read = segment.file.read_exact_at(&mut bytes, offset);
         read.map_err(|e| format!("cannot read {}: {e}", self.name(part, block)))?;
-        let (rows, stored) = bytes.split_at(len);
-        if stored != sum(rows, block, part).to_le_bytes() {
-            return Err(format!(
+        let rows = checked(&bytes, block, part).ok_or_else(|| {
+            format!(
                 "{} at offset {offset} is damaged: its checksum does not match",
                 self.name(part, block)
-            ));
-        }
+            )
+        })?;
         Ok(Arc::from(rows))
     }
 

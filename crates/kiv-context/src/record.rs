@@ -89,6 +89,12 @@ pub(crate) fn sum(bytes: &[u8], block: usize, part: usize) -> u64 {
     xxh3_64_with_seed(bytes, (block as u64) << 32 | part as u64)
 }
 
+/// The rows of a part that its checksum follows, if it is right.
+pub(crate) fn checked(bytes: &[u8], block: usize, part: usize) -> Option<&[u8]> {
+    let (rows, stored) = bytes.split_at_checked(bytes.len().checked_sub(SUM)?)?;
+    (stored == sum(rows, block, part).to_le_bytes()).then_some(rows)
+}
+
 /// The header of a file of rows: magic, version, number of the file, first
 /// block, bytes of a record, and a checksum over all that.
 pub(crate) fn header(id: u32, first: usize, layout: &RecordLayout) -> [u8; HEADER] {

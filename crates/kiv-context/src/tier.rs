@@ -2,9 +2,9 @@
 
 use crate::error::ContextError;
 use crate::folder::{Appendable, DiskFolder, Folder};
-use crate::manifest::{Identity, Manifest, PartEntry, SegmentEntry, is_ours};
+use crate::manifest::{Identity, Manifest, PART_HEADER, PartEntry, SegmentEntry, is_ours};
 use crate::prefetch::{Job, Reader, Segment};
-use crate::record::{HEADER, SUM, header, sum};
+use crate::record::{HEADER, SUM, checked, header, sum};
 use crossbeam_channel::Sender;
 use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun};
 use kiv_store::{ColdTier, ReadStats, StoreError, Wanted};
@@ -20,12 +20,6 @@ const WORKERS: usize = 4;
 /// A last file of rows up to this size is copied into the next one, so that
 /// short sessions do not leave one small file each.
 const SMALL: usize = 64 << 20;
-
-/// First bytes of a part's file.
-pub(crate) const PART_MAGIC: [u8; 8] = *b"KIVPART\n";
-
-/// Bytes before a part's own.
-pub(crate) const PART_HEADER: usize = 32;
 
 /// Where a context is and how much of it may be in memory.
 #[derive(Clone, Debug)]
@@ -222,8 +216,7 @@ impl DiskTier {
             read.map_err(ContextError::io("read", &path))?;
             for (block, record) in (first..).zip(rows.chunks_exact(record)) {
                 for (part, p) in layout.parts.iter().enumerate() {
-                    let (rows, stored) = record[p.offset..][..p.len + SUM].split_at(p.len);
-                    if stored != sum(rows, block, part).to_le_bytes() {
+                    if checked(&record[p.offset..][..p.len + SUM], block, part).is_none() {
                         let what = format!(
                             "the checksum of {} does not match",
                             self.reader.name(part, block)
@@ -485,11 +478,7 @@ impl Commit<'_> {
         };
         let (file, folder) = (entry.file(), &self.tier.reader.folder);
         let path = folder.path(&file);
-        let mut header = PART_MAGIC.to_vec();
-        header.extend_from_slice(&crate::VERSION.to_le_bytes());
-        header.extend_from_slice(&entry.id.to_le_bytes());
-        header.extend_from_slice(&len.to_le_bytes());
-        header.extend_from_slice(&sum.to_le_bytes());
+        let header = entry.header();
         let write = || -> std::io::Result<()> {
             let mut out = folder.create(&file)?;
             out.append(&header)?;
@@ -526,17 +515,7 @@ impl Commit<'_> {
             next_id: tier.next_id,
         };
         let path = folder.path("manifest.new");
-        let bytes = manifest.encode();
-        let write = || -> std::io::Result<()> {
-            if folder.names()?.iter().any(|n| n == "manifest.new") {
-                folder.remove("manifest.new")?;
-            }
-            let mut out = folder.create("manifest.new")?;
-            out.append(&bytes)?;
-            out.sync()?;
-            folder.rename("manifest.new", "manifest")
-        };
-        write().map_err(ContextError::io("write", path))?;
+        write_manifest(folder, &manifest).map_err(ContextError::io("write", path))?;
         tier.manifest = manifest;
         tier.closed.clear();
         folder.sync().map_err(ContextError::io("write", &here))?;
@@ -584,6 +563,18 @@ pub(crate) fn read_manifest(folder: &dyn Folder) -> Result<Option<Manifest>, Con
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(ContextError::io("read", &path)(error)),
     }
+}
+
+/// Puts a manifest in place of the one that is there. Its name is durable when the
+/// folder has been synced.
+pub(crate) fn write_manifest(folder: &dyn Folder, manifest: &Manifest) -> std::io::Result<()> {
+    if folder.names()?.iter().any(|n| n == "manifest.new") {
+        folder.remove("manifest.new")?;
+    }
+    let mut out = folder.create("manifest.new")?;
+    out.append(&manifest.encode())?;
+    out.sync()?;
+    folder.rename("manifest.new", "manifest")
 }
 
 /// Opens all files of rows and checks their headers.
@@ -635,13 +626,8 @@ pub(crate) fn read_part_file(
     let mut bytes = folder
         .read(&entry.file())
         .map_err(ContextError::io("read", &path))?;
-    let mut want = PART_MAGIC.to_vec();
-    want.extend_from_slice(&crate::VERSION.to_le_bytes());
-    want.extend_from_slice(&entry.id.to_le_bytes());
-    want.extend_from_slice(&entry.len.to_le_bytes());
-    want.extend_from_slice(&entry.sum.to_le_bytes());
     let rest = bytes.len().saturating_sub(PART_HEADER) as u64;
-    let right = bytes.starts_with(&want) && rest == entry.len;
+    let right = bytes.starts_with(&entry.header()) && rest == entry.len;
     if !right || xxh3_64(&bytes[PART_HEADER..]) != entry.sum {
         let what = format!("the checksum of its part `{}` does not match", entry.name);
         return Err(ContextError::damaged(path, what));

@@ -93,7 +93,7 @@ fn assert_committed(tier: &DiskTier, held: &Held) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(std::env::var("CASES").map_or(250, |n| n.parse().unwrap())))]
+    #![proptest_config(ProptestConfig::with_cases(250))]
     #[test]
     fn a_context_is_what_its_last_commit_says(
         ops in prop::collection::vec(op(), 1..40),

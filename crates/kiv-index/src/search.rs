@@ -130,9 +130,19 @@ impl HeadIndex {
             return Err(IndexError::BadQuery);
         }
         let n_queries = queries.len() / self.params().dim;
-        self.make_tables(isa, queries, scratch)
+        // Where all parts are opened, which is best makes no difference.
+        let n_parts: usize = self.eras.iter().map(|era| era.parts().len()).sum();
+        let ranked = effort.parts < n_parts;
+        self.make_tables(isa, queries, ranked, scratch)
             .map_err(|_| IndexError::BadQuery)?;
-        self.open_parts(isa, effort.parts, scratch);
+        if ranked {
+            self.rank_parts(isa, effort.parts, n_parts, scratch);
+        } else {
+            for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
+                s.clusters.take_all(era.parts().len());
+            }
+        }
+        self.scan_clusters(isa, scratch);
         self.open_clusters(isa, effort.probed / self.params().cluster, scratch);
         self.scan_tail(isa, queries, scratch);
         for query in 0..n_queries {
@@ -142,7 +152,13 @@ impl HeadIndex {
         Ok(())
     }
 
-    fn make_tables(&self, isa: Isa, queries: &[f32], s: &mut Scratch) -> Result<(), LutError> {
+    fn make_tables(
+        &self,
+        isa: Isa,
+        queries: &[f32],
+        ranked: bool,
+        s: &mut Scratch,
+    ) -> Result<(), LutError> {
         let params = self.params();
         let n_queries = queries.len() / params.dim;
         s.eras.resize_with(self.eras.len(), EraScratch::default);
@@ -157,9 +173,11 @@ impl HeadIndex {
                 .resize_with(n_queries, || Lut::new(params.fine));
             part.queries.resize_with(n_queries, Tables::default);
             for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
-                s.table.clear();
-                era.parts_table(query, &mut s.table);
-                part.parts_luts[i].quantize(&s.table)?;
+                if ranked {
+                    s.table.clear();
+                    era.parts_table(query, &mut s.table);
+                    part.parts_luts[i].quantize(&s.table)?;
+                }
                 s.table.clear();
                 era.coarse_table(query, &mut s.table);
                 part.coarse_luts[i].quantize(&s.table)?;
@@ -183,10 +201,8 @@ impl HeadIndex {
         Ok(())
     }
 
-    /// Scores all parts, and the clusters of those that promise most to any
-    /// query.
-    fn open_parts(&self, isa: Isa, wanted: usize, scratch: &mut Scratch) {
-        let n_parts: usize = self.eras.iter().map(|era| era.parts().len()).sum();
+    /// Scores all parts, and takes those that promise most to any query.
+    fn rank_parts(&self, isa: Isa, wanted: usize, n_parts: usize, scratch: &mut Scratch) {
         let n_queries = scratch.eras.first().map_or(0, |s| s.queries.len());
         for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
             s.parts.resize(n_queries * era.parts().n_sums(), 0);
@@ -215,6 +231,12 @@ impl HeadIndex {
                 }
             }
             s.clusters.take(marks);
+        }
+    }
+
+    /// Scores the clusters of all parts that were taken.
+    fn scan_clusters(&self, isa: Isa, scratch: &mut Scratch) {
+        for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
             let ends = (0..era.n_segments()).map(|i| era.clusters_of(i).end / GROUP);
             s.clusters.divide(ends);
             s.clusters.scan(isa, &s.coarse_luts, era.clusters());
@@ -368,6 +390,12 @@ impl Opened {
                 word &= word - 1;
             }
         }
+    }
+
+    /// Takes all `n` groups.
+    fn take_all(&mut self, n: usize) {
+        self.groups.clear();
+        self.groups.extend(0..n as u32);
     }
 
     /// Notes where segments end: before these groups.

@@ -25,47 +25,104 @@ pub(crate) struct DumpForm {
     layers: [Vec<(i32, usize)>; 2],
 }
 
+/// A dump taken apart.
+struct Parsed<'a> {
+    form: DumpForm,
+    positions: Vec<i32>,
+    /// Rows of all cells, as `form.layers`.
+    rows: [Vec<&'a [u8]>; 2],
+}
+
+/// Takes a dump apart. V may be missing in the last layers or in all (MLA).
+fn parse(dump: &[u8]) -> Result<Parsed<'_>, WireError> {
+    let mut take = Take::new(dump);
+    let expect = |got: u32, want: u32| {
+        if got == want {
+            Ok(())
+        } else {
+            Err(WireError::invalid("its cache is of another kind"))
+        }
+    };
+    let magic = take.u32()?;
+    expect(take.u32()?, 0)?;
+    expect(take.u32()?, 1)?;
+    let n = take.u32()? as usize;
+    let mut positions = Vec::new();
+    for _ in 0..n {
+        positions.push(take.i32()?);
+        expect(take.u32()?, 1)?;
+        expect(take.u32()?, 0)?;
+    }
+    expect(take.u32()?, 0)?;
+    let n_layers = take.u32()?;
+    let rotations = [take.u32()?, take.u32()?];
+    let (mut layers, mut rows) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    for (which, (layers, rows)) in layers.iter_mut().zip(&mut rows).enumerate() {
+        for _ in 0..n_layers {
+            if which == 1 && take.is_empty() {
+                break;
+            }
+            let (kind, len) = (take.i32()?, take.u64()?);
+            let len = usize::try_from(len).map_err(|_| WireError::Short)?;
+            rows.push(take.bytes(len.checked_mul(n).ok_or(WireError::Short)?)?);
+            layers.push((kind, len));
+        }
+    }
+    take.end()?;
+    let form = DumpForm {
+        magic,
+        rotations,
+        layers,
+    };
+    Ok(Parsed {
+        form,
+        positions,
+        rows,
+    })
+}
+
+/// A dump of `n` cells, at positions from 0 on, that repeats the rows of `dump`: a
+/// long sequence made from a short one, for benchmarks of stock llama.cpp, which
+/// would take hours to read a million tokens. `None` if `dump` is not of this form,
+/// or there is no memory for it.
+pub(crate) fn repeat(dump: &[u8], n: usize) -> Option<Vec<u8>> {
+    let Parsed {
+        form,
+        positions,
+        rows,
+    } = parse(dump).ok()?;
+    let have = positions.len();
+    if have == 0 || !(0..).zip(&positions).all(|(i, position)| *position == i) {
+        return None;
+    }
+    let mut out = Vec::new();
+    out.try_reserve_exact(dump.len().checked_mul(n.div_ceil(have))?)
+        .ok()?;
+    let positions: Vec<i32> = (0..i32::try_from(n).ok()?).collect();
+    form.write_with(&positions, &mut out, |layer, which, out| {
+        let rows = rows[which][layer];
+        let mut left = rows.len() / have * n;
+        while left > 0 {
+            let part = left.min(rows.len());
+            out.extend_from_slice(&rows[..part]);
+            left -= part;
+        }
+    });
+    Some(out)
+}
+
 impl DumpForm {
     /// Learns it from a dump of at least one cell.
     ///
     /// # Errors
     /// How it differs.
     pub(crate) fn learn(dump: &[u8]) -> Result<Self, WireError> {
-        let mut take = Take::new(dump);
-        let expect = |got: u32, want: u32| {
-            if got == want {
-                Ok(())
-            } else {
-                Err(WireError::invalid("its cache is of another kind"))
-            }
-        };
-        let magic = take.u32()?;
-        expect(take.u32()?, 0)?;
-        expect(take.u32()?, 1)?;
-        let n = take.u32()? as usize;
-        for _ in 0..n {
-            take.i32()?;
-            expect(take.u32()?, 1)?;
-            expect(take.u32()?, 0)?;
+        let form = parse(dump)?.form;
+        if form.layers[0].len() == form.layers[1].len() {
+            Ok(form)
+        } else {
+            Err(WireError::Short)
         }
-        expect(take.u32()?, 0)?;
-        let n_layers = take.u32()?;
-        let rotations = [take.u32()?, take.u32()?];
-        let mut layers = [Vec::new(), Vec::new()];
-        for list in &mut layers {
-            for _ in 0..n_layers {
-                let (kind, len) = (take.i32()?, take.u64()?);
-                let len = usize::try_from(len).map_err(|_| WireError::Short)?;
-                take.bytes(len.checked_mul(n).ok_or(WireError::Short)?)?;
-                list.push((kind, len));
-            }
-        }
-        take.end()?;
-        Ok(Self {
-            magic,
-            rotations,
-            layers,
-        })
     }
 
     /// Number of layers, and bytes of a cell of K and of V in each.
@@ -80,7 +137,24 @@ impl DumpForm {
     /// # Panics
     /// If rows are missing or too many.
     pub(crate) fn write(&self, positions: &[i32], rows: &[[Vec<u8>; 2]]) -> Vec<u8> {
+        assert_eq!(rows.len(), self.layers[0].len(), "rows of every layer");
         let mut out = Vec::new();
+        self.write_with(positions, &mut out, |layer, which, out| {
+            let rows = &rows[layer][which];
+            let len = self.layers[which][layer].1;
+            assert_eq!(rows.len(), len * positions.len(), "every cell");
+            out.extend_from_slice(rows);
+        });
+        out
+    }
+
+    /// The same with rows that `put` appends: of a layer, K (0) or V (1).
+    fn write_with(
+        &self,
+        positions: &[i32],
+        out: &mut Vec<u8>,
+        mut put: impl FnMut(usize, usize, &mut Vec<u8>),
+    ) {
         out.put_u32(self.magic);
         out.put_i32(0);
         out.put_u32(1);
@@ -93,16 +167,13 @@ impl DumpForm {
         out.put_u32(0);
         out.put_u32(self.layers[0].len() as u32);
         self.rotations.iter().for_each(|r| out.put_u32(*r));
-        assert_eq!(rows.len(), self.layers[0].len(), "rows of every layer");
         for (which, layers) in self.layers.iter().enumerate() {
-            for ((kind, len), rows) in layers.iter().zip(rows) {
-                assert_eq!(rows[which].len(), len * positions.len(), "every cell");
+            for (layer, (kind, len)) in layers.iter().enumerate() {
                 out.put_i32(*kind);
                 out.put_u64(*len as u64);
-                out.extend_from_slice(&rows[which]);
+                put(layer, which, out);
             }
         }
-        out
     }
 }
 
@@ -127,5 +198,42 @@ mod tests {
         // A second cache follows: sliding windows.
         let two = [&dump[..], &dump[..]].concat();
         assert!(DumpForm::learn(&two).is_err());
+    }
+
+    /// A state of `n` cells with one layer, K rows of 4 bytes and V rows of 2.
+    fn state(n: u32) -> Vec<u8> {
+        let mut out = vec![7, 7, 7, 7, 0, 0, 0, 0];
+        out.extend([1u32, n].iter().flat_map(|v| v.to_le_bytes()));
+        let cells = (0..n).flat_map(|i| [i, 1, 0]);
+        out.extend(cells.flat_map(u32::to_le_bytes));
+        out.extend([0u32, 1, 0, 0].iter().flat_map(|v| v.to_le_bytes()));
+        for size in [4u64, 2] {
+            out.extend(1u32.to_le_bytes());
+            out.extend(size.to_le_bytes());
+            out.extend((0..n).flat_map(|i| vec![i as u8 % 3; size as usize]));
+        }
+        out
+    }
+
+    /// Bytes before the cells, and of a cell.
+    const HEAD: usize = 16;
+    const CELL: usize = 12;
+
+    #[test]
+    fn repeats_are_what_would_have_been_saved() {
+        assert_eq!(repeat(&state(3), 10), Some(state(10)));
+        assert_eq!(repeat(&state(3), 3), Some(state(3)));
+    }
+
+    #[test]
+    fn other_layouts_are_refused() {
+        let good = state(3);
+        assert_eq!(repeat(&good[..good.len() - 1], 9), None);
+        for at in [8, 12, HEAD, HEAD + 4, HEAD + 3 * CELL] {
+            let mut bad = good.clone();
+            bad[at] ^= 4;
+            assert_eq!(repeat(&bad, 9), None, "byte {at}");
+        }
+        assert_eq!(repeat(&[], 9), None);
     }
 }

@@ -3,7 +3,7 @@
 use crate::cells::CellMap;
 use crate::cold::{Cold, Scratch};
 use crate::disk::open_disk;
-use crate::dump::DumpForm;
+use crate::dump::{DumpForm, repeat};
 use crate::error::Error;
 use crate::hook::{Engine, Seen};
 use crate::llama::{Context, ContextParams};
@@ -514,7 +514,13 @@ impl Session {
                 position: read,
                 reason,
             };
-            self.context.repeat(last).map_err(failed)?;
+            let long = repeat(&self.context.dump(), last).ok_or_else(|| {
+                failed(
+                    "this model's cache cannot be filled synthetically: its saved form is unknown"
+                        .to_owned(),
+                )
+            })?;
+            self.context.undump(&long).map_err(failed)?;
             self.tokens.extend_from_slice(&text[read..last]);
             self.read(&text[last..])?;
         }

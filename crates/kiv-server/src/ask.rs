@@ -298,9 +298,7 @@ pub(crate) async fn collect(
             Event::Reading { .. } => {}
             Event::Text(more) => text += &more,
             Event::Done(summary) => return Ok((text, summary)),
-            Event::Failed(why) => {
-                return Err(Fault::new(StatusCode::INTERNAL_SERVER_ERROR, why));
-            }
+            Event::Failed(why) => return Err(Fault::failed(why)),
         }
     }
     let why = "the server is stopping";

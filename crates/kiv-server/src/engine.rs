@@ -382,7 +382,7 @@ impl<F: Fn() -> Result<Session, Error>> Worker<F> {
         }
         let started = Instant::now();
         let result = match &mut job.generation {
-            None => read(&mut slot.session, &mut job, &self.counters),
+            None => read(&mut slot.session, &mut job, &self.counters).map(|()| None),
             Some(generation) => {
                 let done = generate(&mut slot.session, generation, &job.request.events);
                 let time = started.elapsed();
@@ -419,12 +419,8 @@ impl<F: Fn() -> Result<Session, Error>> Worker<F> {
     }
 }
 
-/// Reads the next piece of the prompt; `Some` never.
-fn read(
-    session: &mut Session,
-    job: &mut Job,
-    counters: &Counters,
-) -> Result<Option<Summary>, Error> {
+/// Reads the next piece of the prompt.
+fn read(session: &mut Session, job: &mut Job, counters: &Counters) -> Result<(), Error> {
     let started = Instant::now();
     let prompt = &job.request.prompt;
     let question = prompt.len().saturating_sub(QUESTION);
@@ -450,7 +446,7 @@ fn read(
     if end == prompt.len() {
         job.generation = Some(Generation::new(job.request.options.clone()));
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Generates some tokens; whether that was the end.

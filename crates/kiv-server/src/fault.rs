@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A protocol, which has its own form of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,8 @@ impl Fault {
         }
     }
 
-    pub fn answer(self, protocol: Protocol) -> Response {
+    /// The answer's body, or what a stream that has begun ends with.
+    pub fn body(&self, protocol: Protocol) -> Value {
         let Self {
             status,
             message,
@@ -65,7 +66,7 @@ impl Fault {
             503 => "unavailable_error",
             _ => "server_error",
         };
-        let body = match protocol {
+        match protocol {
             Protocol::OpenAi => {
                 json!({"error": {"message": message, "type": kind, "param": param, "code": null}})
             }
@@ -73,7 +74,16 @@ impl Fault {
             Protocol::Native => {
                 json!({"error": {"code": status.as_u16(), "message": message, "type": kind}})
             }
-        };
+        }
+    }
+
+    /// What the engine says when it cannot go on.
+    pub fn failed(why: String) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, why)
+    }
+
+    pub fn answer(self, protocol: Protocol) -> Response {
+        let (status, body) = (self.status, self.body(protocol));
         let mut response = (status, Json(body)).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             let soon = header::HeaderValue::from_static("2");

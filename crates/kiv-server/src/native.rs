@@ -212,9 +212,7 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
             }),
             Event::Text(text) => json!({"content": text, "stop": false}),
             Event::Done(summary) => last("", &summary),
-            Event::Failed(why) => {
-                json!({"error": {"code": 500, "message": why, "type": "server_error"}})
-            }
+            Event::Failed(why) => Fault::failed(why).body(Protocol::Native),
         };
         Some(Ok::<_, Infallible>(format!("data: {line}\n\n")))
     });

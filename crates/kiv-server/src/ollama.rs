@@ -178,7 +178,7 @@ impl Line {
                 Event::Reading { .. } => return None,
                 Event::Text(text) => self.some(&text),
                 Event::Done(summary) => self.last("", &summary),
-                Event::Failed(why) => json!({"error": why}),
+                Event::Failed(why) => Fault::failed(why).body(Protocol::Ollama),
             };
             Some(Ok::<_, Infallible>(line.to_string() + "\n"))
         });

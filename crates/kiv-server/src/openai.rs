@@ -8,13 +8,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream::StreamExt;
 use kiv_runtime::{Finish, GenerateOptions};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub(crate) async fn models(State(app): State<Shared>) -> Response {
@@ -182,7 +182,7 @@ impl Frame {
 
     fn stream(self, events: UnboundedReceiver<Event>, include_usage: bool) -> Response {
         let mut first = true;
-        let pieces = UnboundedReceiverStream::new(events).map(move |event| {
+        let pieces = UnboundedReceiverStream::new(events).flat_map(move |event| {
             let mut lines = Vec::new();
             match event {
                 Event::Reading { .. } => {}
@@ -201,61 +201,17 @@ impl Frame {
                     lines.push("[DONE]".to_owned());
                 }
                 Event::Failed(why) => {
-                    lines.push(json!({"error": {"message": why, "type": "server_error", "param": null, "code": null}}).to_string());
+                    lines.push(Fault::failed(why).body(Protocol::OpenAi).to_string());
                 }
             }
-            let events = lines.into_iter().map(|line| Ok::<_, Infallible>(sse::Event::default().data(line)));
+            let events = lines
+                .into_iter()
+                .map(|line| Ok::<_, Infallible>(sse::Event::default().data(line)));
             tokio_stream::iter(events.collect::<Vec<_>>())
         });
-        Sse::new(flatten(pieces))
+        Sse::new(pieces)
             .keep_alive(sse::KeepAlive::default())
             .into_response()
-    }
-}
-
-/// A stream of streams as one.
-fn flatten<S, I>(streams: S) -> impl tokio_stream::Stream<Item = I::Item>
-where
-    S: tokio_stream::Stream<Item = I>,
-    I: tokio_stream::Stream + Unpin,
-{
-    Flatten {
-        outer: Box::pin(streams),
-        inner: None,
-    }
-}
-
-struct Flatten<S, I> {
-    outer: std::pin::Pin<Box<S>>,
-    inner: Option<I>,
-}
-
-impl<S, I> tokio_stream::Stream for Flatten<S, I>
-where
-    S: tokio_stream::Stream<Item = I>,
-    I: tokio_stream::Stream + Unpin,
-{
-    type Item = I::Item;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<I::Item>> {
-        use std::task::Poll;
-        loop {
-            if let Some(inner) = &mut self.inner {
-                match std::pin::Pin::new(inner).poll_next(context) {
-                    Poll::Ready(Some(item)) => return Poll::Ready(Some(item)),
-                    Poll::Ready(None) => self.inner = None,
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            match self.outer.as_mut().poll_next(context) {
-                Poll::Ready(Some(inner)) => self.inner = Some(inner),
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
     }
 }
 

@@ -150,12 +150,18 @@ impl<'a> Take<'a> {
         std::str::from_utf8(bytes).map_err(|_| WireError::invalid("a text is not UTF-8"))
     }
 
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// Checks that nothing is left.
     ///
     /// # Errors
     /// [`WireError::Long`].
     pub fn end(self) -> Result<(), WireError> {
-        if self.rest.is_empty() {
+        if self.is_empty() {
             Ok(())
         } else {
             Err(WireError::Long(self.rest.len()))

@@ -1,7 +1,7 @@
 //! A llama.cpp context whose graph runs under a hook.
 
 use super::threads::Threads;
-use super::{CacheTensor, Node, Op, RawModel, ggml_type, log, state};
+use super::{CacheTensor, Node, Op, RawModel, ggml_type, log};
 use crate::options::{Rope, RopeScaling};
 use kiv_policy::RowFormat;
 use llama_cpp_sys_2 as sys;
@@ -373,18 +373,6 @@ impl<H: GraphHook> Context<H> {
         self.clear();
         let why = log::last_error();
         Err(why.unwrap_or_else(|| "llama.cpp refused the cells".to_owned()))
-    }
-
-    /// Fills the cache of a stock context up to `n` tokens with copies of the rows
-    /// that are there, at consecutive positions.
-    ///
-    /// # Errors
-    /// What llama.cpp did not go along with.
-    pub(crate) fn repeat(&mut self, n: usize) -> Result<(), String> {
-        let long = state::repeat(&self.dump(), n).ok_or(
-            "this model's cache cannot be filled synthetically: its saved form is unknown",
-        )?;
-        self.undump(&long)
     }
 
     /// Empties the cache.

@@ -11,7 +11,6 @@ mod graph;
 mod log;
 mod model;
 mod quantize;
-mod state;
 mod tensor;
 mod threads;
 
