@@ -1,6 +1,7 @@
 //! Asking questions about a context.
 
 use crate::{Contender, Env, Prompt, Question, Sizes};
+use kiv_policy::Policy;
 use kiv_runtime::{Error, GenerateOptions, Outputs, Sampling, Session, Token};
 use serde::Serialize;
 
@@ -25,7 +26,7 @@ pub struct Answered {
 /// another as if each were the first.
 pub(crate) struct Reader<'a> {
     env: &'a Env<'a>,
-    contender: &'a Contender,
+    contender: Contender,
     pub prompt: &'a Prompt,
     context: Vec<Token>,
     /// Most tokens of a question and its answer.
@@ -37,17 +38,24 @@ pub(crate) struct Reader<'a> {
     can_rewind: bool,
 }
 
+fn by_name(name: &str) -> Result<Box<dyn Policy>, Error> {
+    let unknown = || Error::UnknownPolicy {
+        name: name.to_owned(),
+    };
+    kiv_policies::by_name(name).ok_or_else(unknown)
+}
+
 impl<'a> Reader<'a> {
     /// Reads the context.
     pub fn open(
         env: &'a Env<'a>,
-        contender: &'a Contender,
+        contender: &Contender,
         prompt: &'a Prompt,
     ) -> Result<Self, Error> {
         let room = |q: &Question| env.model.tokenize(&q.text, false).len() + q.answer_tokens;
         let mut reader = Self {
             env,
-            contender,
+            contender: contender.reader(),
             prompt,
             context: env.model.tokenize(&prompt.context, true),
             room: prompt.questions.iter().map(room).max().unwrap_or(1),
@@ -68,20 +76,36 @@ impl<'a> Reader<'a> {
             }
             Err(error) => return Err(error),
         }
+        reader.pass_to(contender)?;
         Ok(reader)
+    }
+
+    /// From now on this contender answers about what has been read for it.
+    pub fn pass_to(&mut self, contender: &Contender) -> Result<(), Error> {
+        if self.contender.policy != contender.policy
+            && let Some(session) = &mut self.session
+        {
+            session.set_policy(by_name(&contender.policy)?)?;
+        }
+        self.contender = contender.clone();
+        Ok(())
     }
 
     fn read(&self) -> Result<Session, Error> {
         let n = self.context.len();
         let after = self.env.model.tokenize(&self.prompt.continuation, false);
         let n_tokens = n + self.room.max(after.len()) + 1;
-        let mut session = (self.env.builder)(self.contender, n_tokens).build()?;
+        let reader = self.contender.reader();
+        let mut session = (self.env.builder)(&reader, n_tokens).build()?;
         session.read_with(
             &self.context,
             Outputs::Last,
             |_, _| {},
-            |p| (self.env.progress)(self.contender, n, p),
+            |p| (self.env.progress)(&reader, n, p),
         )?;
+        if reader.policy != self.contender.policy {
+            session.set_policy(by_name(&self.contender.policy)?)?;
+        }
         Ok(session)
     }
 

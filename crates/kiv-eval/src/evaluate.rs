@@ -25,15 +25,21 @@ pub fn evaluate(
         // makes of their continuations.
         let mut shared: Vec<Shared> = Vec::new();
         shared.resize_with(station.contexts.len(), Shared::default);
-        for contender in &contenders {
+        // Those for whom one of them reads are judged on one reading.
+        let together = |a: &Contender, b: &Contender| a.reader() == b.reader();
+        for contenders in contenders.chunk_by(together) {
             let mut told = Vec::new();
             for (spec, shared) in station.contexts.iter().zip(&mut shared) {
-                let wanted = wanted(env, plan, contender, spec);
+                let wanted: Vec<_> = contenders
+                    .iter()
+                    .map(|contender| (contender, wanted(env, plan, contender, spec)))
+                    .filter(|(_, wanted)| !wanted.is_empty())
+                    .collect();
                 if wanted.is_empty() {
                     continue;
                 }
-                let mut tell = |task, question, outcome: Outcome| {
-                    told.push((task, outcome.clone()));
+                let mut tell = |contender: &Contender, task, question, outcome: Outcome| {
+                    told.push((contender.clone(), task, outcome.clone()));
                     record(&Record {
                         task,
                         contender: contender.clone(),
@@ -47,25 +53,27 @@ pub fn evaluate(
                     Some(prompt) => prompt,
                     None => tasks::prompt(env.model, plan, spec)?,
                 };
-                let judged = judge(env, contender, &prompt, &wanted, shared, &mut tell);
+                let judged = judge(env, &prompt, &wanted, shared, &mut tell);
                 shared.prompt = Some(prompt);
-                judged.map_err(|source| EvalError::Session {
-                    policy: contender.policy.clone(),
+                judged.map_err(|(contender, source)| EvalError::Session {
+                    policy: contender.policy,
                     n_ctx: spec.n_ctx,
                     source,
                 })?;
             }
-            for task in Task::ALL.into_iter().chain([Task::Prompts]) {
-                let of_task = told.iter().filter(|t| t.0 == task);
-                let outcomes: Vec<Outcome> = of_task.map(|t| t.1.clone()).collect();
-                if let Some(figures) = Figures::of(&outcomes) {
-                    summary(&Summary {
-                        summary: true,
-                        task,
-                        contender: contender.clone(),
-                        n_ctx: station.n_ctx,
-                        figures,
-                    });
+            for contender in contenders {
+                for task in Task::ALL.into_iter().chain([Task::Prompts]) {
+                    let of_task = told.iter().filter(|t| t.0 == *contender && t.1 == task);
+                    let outcomes: Vec<Outcome> = of_task.map(|t| t.2.clone()).collect();
+                    if let Some(figures) = Figures::of(&outcomes) {
+                        summary(&Summary {
+                            summary: true,
+                            task,
+                            contender: contender.clone(),
+                            n_ctx: station.n_ctx,
+                            figures,
+                        });
+                    }
                 }
             }
         }
@@ -105,38 +113,63 @@ fn wanted(env: &Env<'_>, plan: &Plan, contender: &Contender, spec: &Spec) -> Vec
     tasks.filter(|t| asked_for(t) && !is_done(*t)).collect()
 }
 
-/// Judges one contender by the wanted tasks of one context, read once.
+/// Judges contenders by the tasks wanted of them, on one context, read once.
 fn judge(
     env: &Env<'_>,
-    contender: &Contender,
     prompt: &Prompt,
-    wanted: &[Task],
+    wanted: &[(&Contender, Vec<Task>)],
+    shared: &mut Shared,
+    tell: &mut dyn FnMut(&Contender, Task, usize, Outcome),
+) -> Result<(), (Contender, Error)> {
+    let mut reader: Option<Reader<'_>> = None;
+    for (contender, tasks) in wanted {
+        let failed = |error| ((*contender).clone(), error);
+        let is_full = contender.policy == "full";
+        if tasks.contains(&Task::Kld) && shared.reference.is_none() && !is_full {
+            let full = Contender {
+                policy: "full".to_owned(),
+                budget: None,
+                read_by: None,
+            };
+            let logits = Reader::open(env, &full, prompt).and_then(|mut r| kld::logits(&mut r));
+            shared.reference = Some(logits.map_err(failed)?);
+        }
+        let reader = match &mut reader {
+            Some(reader) => {
+                reader.pass_to(contender).map_err(failed)?;
+                reader
+            }
+            none => none.insert(Reader::open(env, contender, prompt).map_err(failed)?),
+        };
+        judge_one(reader, tasks, shared, &mut |task, number, outcome| {
+            tell(contender, task, number, outcome);
+        })
+        .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Judges who has the reader.
+fn judge_one(
+    reader: &mut Reader<'_>,
+    tasks: &[Task],
     shared: &mut Shared,
     tell: &mut dyn FnMut(Task, usize, Outcome),
 ) -> Result<(), Error> {
-    let is_full = contender.policy == "full";
-    if wanted.contains(&Task::Kld) && shared.reference.is_none() && !is_full {
-        let full = Contender {
-            policy: "full".to_owned(),
-            budget: None,
-        };
-        shared.reference = Some(kld::logits(&mut Reader::open(env, &full, prompt)?)?);
-    }
-    let mut reader = Reader::open(env, contender, prompt)?;
-    for &task in wanted {
+    for &task in tasks {
         match task {
             Task::Recall => {
-                if let Some(recall) = recall::judge(&mut reader)? {
+                if let Some(recall) = recall::judge(reader)? {
                     tell(task, 0, Outcome::Recall(recall));
                 }
             }
             Task::Kld => {
-                let got = kld::logits(&mut reader)?;
+                let got = kld::logits(reader)?;
                 let want = shared.reference.get_or_insert_with(|| got.clone());
                 tell(task, 0, Outcome::Divergence(kld::compare(want, &got)));
             }
             _ => {
-                let of_task = prompt.questions.iter().filter(|q| q.task == task);
+                let of_task = reader.prompt.questions.iter().filter(|q| q.task == task);
                 for (number, question) in of_task.enumerate() {
                     tell(task, number, Outcome::Answered(reader.ask(question)?));
                 }

@@ -118,6 +118,9 @@ pub struct Plan {
     pub tasks: Vec<Task>,
     /// Policies by name, side by side.
     pub policies: Vec<String>,
+    /// The policy under which contexts are read, once for all that can take over
+    /// from it; the others, and all if this is `None`, read for themselves.
+    pub read_policy: Option<String>,
     /// Tokens in slots, side by side; `full` has no budget.
     pub budgets: Vec<usize>,
     /// Context lengths in tokens.
@@ -143,16 +146,40 @@ impl Plan {
         let full = self.policies.iter().find(is_full).map(|_| Contender {
             policy: "full".to_owned(),
             budget: None,
+            read_by: None,
         });
         let others = self.policies.iter().filter(|p| !is_full(p));
         let tiered = others.flat_map(|policy| {
             self.budgets.iter().map(|budget| Contender {
                 policy: policy.clone(),
                 budget: Some(*budget),
+                read_by: self.read_policy.clone().filter(|by| takes_over(by, policy)),
             })
         });
+        let mut tiered: Vec<Contender> = tiered.collect();
+        if self.read_policy.is_some() {
+            // One reader's next to each other, itself first: it has seen queries
+            // that it cannot be told of again.
+            let place = |c: &Contender| {
+                let reader = c.reader();
+                let policy = self.policies.iter().position(|p| *p == reader.policy);
+                let budget = self.budgets.iter().position(|b| Some(*b) == c.budget);
+                (policy, budget, c.read_by.is_some())
+            };
+            tiered.sort_by_key(place);
+        }
         full.into_iter().chain(tiered).collect()
     }
+}
+
+/// Whether a policy can answer about what another has read: both keep every row,
+/// in blocks whose size they leave open.
+fn takes_over(reader: &str, policy: &str) -> bool {
+    let keeps = |name: &str| {
+        let policy = kiv_policies::by_name(name);
+        policy.is_some_and(|p| p.retrieves() && p.block().is_none())
+    };
+    reader != policy && keeps(reader) && keeps(policy)
 }
 
 /// A policy with a budget.
@@ -163,6 +190,20 @@ pub struct Contender {
     /// Tokens in slots; `None` for `full`, which has none.
     #[serde(rename = "kv_budget")]
     pub budget: Option<usize>,
+    /// The policy under which the context was read, if that is another's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_by: Option<String>,
+}
+
+impl Contender {
+    /// Who reads for this one.
+    fn reader(&self) -> Self {
+        Self {
+            policy: self.read_by.clone().unwrap_or_else(|| self.policy.clone()),
+            budget: self.budget,
+            read_by: None,
+        }
+    }
 }
 
 /// What is judged in one go, and either is finished or is not.

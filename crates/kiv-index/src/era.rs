@@ -269,7 +269,10 @@ impl Era {
     }
 
     /// Places of a cluster.
-    pub fn places(&self, cluster: usize, segment: usize) -> Range<usize> {
+    pub fn places(&self, cluster: usize) -> Range<usize> {
+        let segment = self
+            .segment_ends
+            .partition_point(|end| *end as usize <= cluster);
         let start = if cluster == self.clusters_of(segment).start {
             segment * self.segment
         } else {
@@ -283,12 +286,11 @@ impl Era {
         segment * self.segment + self.clustered[segment] as usize
     }
 
-    /// Turns places of a segment into tokens.
-    pub fn places_to_tokens(&self, segment: usize, places: &mut [u32]) {
-        let start = (self.first + segment * self.segment) as u32;
-        for place in places {
-            *place = start + u32::from(self.order[*place as usize]);
-        }
+    /// The token at a place, both counted through all eras.
+    pub fn token_at(&self, place: u32) -> u32 {
+        let own = place as usize - self.first;
+        let segment = own / self.segment * self.segment;
+        (self.first + segment) as u32 + u32::from(self.order[own])
     }
 
     /// Table of the logarithm of what a cluster's keys weigh together in the

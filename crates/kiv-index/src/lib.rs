@@ -20,6 +20,7 @@
 //!
 //! Nothing here knows of policies, stores or llama.cpp; nothing is random.
 
+mod best;
 mod cluster;
 mod codebook;
 mod era;

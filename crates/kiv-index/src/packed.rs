@@ -4,6 +4,7 @@ use crate::head::Params;
 use crate::saved::{Saved, expect};
 use kiv_fastscan::{GROUP, MAX_M, group_bytes, pack, unpack_key};
 use kiv_wire::{Put, Take, WireError};
+use std::ops::Range;
 
 /// Codes of `n` vectors with `m` subquantizers each, in groups of 32, the last
 /// one filled up.
@@ -56,7 +57,7 @@ impl PackedCodes {
     }
 
     /// Codes of some vectors, `[n, m]`.
-    pub fn unpack(&self, vectors: std::ops::Range<usize>) -> Vec<u8> {
+    pub fn unpack(&self, vectors: Range<usize>) -> Vec<u8> {
         let mut codes = vec![0; vectors.len() * self.m];
         for (i, codes) in vectors.zip(codes.chunks_exact_mut(self.m)) {
             unpack_key(&self.bytes, self.m, i, codes);
@@ -76,6 +77,12 @@ impl PackedCodes {
     /// something: callers look at the first [`PackedCodes::len`] sums only.
     pub fn groups(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Some of the groups.
+    pub fn some(&self, groups: Range<usize>) -> &[u8] {
+        let size = group_bytes(self.m);
+        &self.bytes[groups.start * size..groups.end * size]
     }
 
     /// Sums that a scan of all groups gives.

@@ -1,24 +1,24 @@
 //! Finding the keys that score highest.
 
-use crate::era::Era;
+use crate::best::Best;
 use crate::head::{HeadIndex, IndexError};
 use crate::outliers::OutlierTables;
 use crate::packed::PackedCodes;
-use kiv_fastscan::{GROUP, Isa, Lut, LutError, at_least, scan, scan_groups, scan_many};
+use kiv_fastscan::{GROUP, Isa, Lut, LutError, at_least, scan_groups, scan_many};
 use kiv_numeric::dot;
-use std::ops::Range;
 
-/// Scores looked at to find out where the best few begin.
-const SAMPLE: usize = 1024;
+/// Marks numbers of keys that are tokens, those of outliers and of the tail; others
+/// are places.
+const OTHERS: u32 = 1 << 31;
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
-    /// Parts of 32 clusters whose clusters are scored, per query, about.
+    /// Parts of 32 clusters whose clusters are scored, per query.
     pub parts: usize,
-    /// Tokens whose clusters are opened, per query, about.
+    /// Tokens whose clusters are opened, per query, if these are of the usual size.
     pub probed: usize,
-    /// Best keys that are told, per query, about.
+    /// Best keys that are told, per query.
     pub kept: usize,
 }
 
@@ -49,11 +49,6 @@ impl Hits {
         self.tokens.clear();
         self.logits.clear();
     }
-
-    fn push(&mut self, token: usize, logit: f32) {
-        self.tokens.push(token as u32);
-        self.logits.push(logit);
-    }
 }
 
 /// Memory that searches use again and again.
@@ -61,17 +56,19 @@ impl Hits {
 pub struct Scratch {
     mapped: Vec<f32>,
     table: Vec<f32>,
-    sample: Vec<f32>,
-    sums: Vec<u16>,
-    ids: Vec<u32>,
+    room: Room,
     /// Bit set of an era's groups.
     groups: Vec<u64>,
     eras: Vec<EraScratch>,
-    /// Products with the keys of the tail that are in no codes, or outliers:
-    /// by query, token of the tail and product.
-    tail: Vec<Vec<(u32, f32)>>,
-    /// Sums of the tail, `[n_queries, n]`.
-    tail_sums: Vec<u16>,
+    /// By query.
+    best: Vec<Best>,
+    products: Vec<f32>,
+}
+
+impl Scratch {
+    fn split(&mut self) -> (&mut [Best], &mut Room, &[EraScratch]) {
+        (&mut self.best, &mut self.room, &self.eras)
+    }
 }
 
 /// One era's part of a search.
@@ -82,10 +79,9 @@ struct EraScratch {
     coarse_luts: Vec<Lut>,
     fine_luts: Vec<Lut>,
     queries: Vec<Tables>,
-    /// Sums of the parts, `[n_queries, n_parts]`.
-    parts: Vec<u16>,
-    clusters: Opened,
-    keys: Opened,
+    /// Groups that are looked at, ascending: of clusters, then of keys.
+    clusters: Vec<u32>,
+    keys: Vec<u32>,
 }
 
 /// What one query is to one era.
@@ -97,17 +93,6 @@ struct Tables {
     centres: Vec<f32>,
     /// Products with the outliers.
     outlier_products: Vec<f32>,
-}
-
-/// Groups of an era's clusters or keys that are looked at.
-#[derive(Clone, Debug, Default)]
-struct Opened {
-    /// Ascending.
-    groups: Vec<u32>,
-    /// Where each segment's end in `groups`.
-    ends: Vec<usize>,
-    /// Sums, `[n_queries, 32 * groups]`.
-    sums: Vec<u16>,
 }
 
 impl HeadIndex {
@@ -129,26 +114,21 @@ impl HeadIndex {
         if queries.iter().any(|v| !v.is_finite()) {
             return Err(IndexError::BadQuery);
         }
-        let n_queries = queries.len() / self.params().dim;
         // Where all parts are opened, which is best makes no difference.
         let n_parts: usize = self.eras.iter().map(|era| era.parts().len()).sum();
         let ranked = effort.parts < n_parts;
         self.make_tables(isa, queries, ranked, scratch)
             .map_err(|_| IndexError::BadQuery)?;
         if ranked {
-            self.rank_parts(isa, effort.parts, n_parts, scratch);
+            self.rank_parts(isa, effort.parts, scratch);
         } else {
             for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
-                s.clusters.take_all(era.parts().len());
+                s.clusters.clear();
+                s.clusters.extend(0..era.parts().len() as u32);
             }
         }
-        self.scan_clusters(isa, scratch);
         self.open_clusters(isa, effort.probed / self.params().cluster, scratch);
-        self.scan_tail(isa, queries, scratch);
-        for query in 0..n_queries {
-            self.keep_best(isa, query, effort.kept, scratch, hits);
-            hits.ends.push(hits.tokens.len());
-        }
+        self.keep_best(isa, queries, effort.kept, scratch, hits);
         Ok(())
     }
 
@@ -162,10 +142,11 @@ impl HeadIndex {
         let params = self.params();
         let n_queries = queries.len() / params.dim;
         s.eras.resize_with(self.eras.len(), EraScratch::default);
+        s.best.resize_with(n_queries, Best::default);
         for (era, part) in self.eras.iter().zip(&mut s.eras) {
             s.mapped.clear();
             era.space.map_queries(queries, &mut s.mapped);
-            let coarse = || Lut::new(params.coarse_m());
+            let coarse = || Lut::with_highest(params.coarse_m(), 63);
             part.parts_luts
                 .resize_with(n_queries, || Lut::new(params.parts_m()));
             part.coarse_luts.resize_with(n_queries, coarse);
@@ -192,7 +173,7 @@ impl HeadIndex {
                 tables.outlier_products.clear();
                 let products = &mut tables.outlier_products;
                 era.outliers
-                    .score(isa, &tables.outliers, &mut s.sums, products);
+                    .score(isa, &tables.outliers, &mut s.room.sums, products);
                 for (product, token) in products.iter_mut().zip(era.outliers.tokens()) {
                     *product += tables.centres[token as usize / params.segment];
                 }
@@ -202,288 +183,341 @@ impl HeadIndex {
     }
 
     /// Scores all parts, and takes those that promise most to any query.
-    fn rank_parts(&self, isa: Isa, wanted: usize, n_parts: usize, scratch: &mut Scratch) {
-        let n_queries = scratch.eras.first().map_or(0, |s| s.queries.len());
-        for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
-            s.parts.resize(n_queries * era.parts().n_sums(), 0);
-            scan_many(isa, &s.parts_luts, era.parts().groups(), &mut s.parts);
-        }
-        let thresholds: Vec<f32> = (0..n_queries)
-            .map(|query| {
-                let scores = self.eras.iter().zip(&scratch.eras);
-                let scores = scores.flat_map(|(era, s)| part_scores(era, s, query));
-                let scores = scores.map(|(_, scores)| scores);
-                threshold(scores, n_parts, wanted, &mut scratch.sample)
-            })
-            .collect();
-        for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
-            let marks = &mut scratch.groups;
-            marks.clear();
-            marks.resize(era.parts().len().div_ceil(64), 0);
-            for (query, threshold) in thresholds.iter().enumerate() {
-                for (segment, scores) in part_scores(era, s, query) {
-                    scratch.ids.clear();
-                    scores.at_least(isa, *threshold, &mut scratch.ids);
-                    let first = era.clusters_of(segment).start / GROUP;
-                    for id in &scratch.ids {
-                        mark(marks, first + *id as usize);
-                    }
+    fn rank_parts(&self, isa: Isa, wanted: usize, scratch: &mut Scratch) {
+        let Scratch {
+            best,
+            room,
+            groups: marks,
+            eras,
+            ..
+        } = scratch;
+        best.iter_mut().for_each(|best| best.want(wanted));
+        // Parts are numbered through all eras, and clusters below as well.
+        let mut first = 0;
+        for (era, s) in self.eras.iter().zip(&*eras) {
+            for segment in 0..era.n_segments() {
+                let clusters = era.clusters_of(segment);
+                let parts = clusters.start / GROUP..clusters.end / GROUP;
+                // Sums are of whole groups of parts, which two segments may share.
+                let groups = parts.start / GROUP..parts.end.div_ceil(GROUP);
+                let n = groups.len() * GROUP;
+                let own = parts.start - groups.start * GROUP..parts.end - groups.start * GROUP;
+                let sums = first_sums(&mut room.sums, s.queries.len() * n);
+                scan_many(isa, &s.parts_luts, era.parts().some(groups), sums);
+                for (query, best) in best.iter_mut().enumerate() {
+                    let scores = Scores {
+                        lut: &s.parts_luts[query],
+                        offset: s.queries[query].centres[segment],
+                        sums: &sums[query * n..][own.clone()],
+                    };
+                    let id = |i: u32| Some(first + parts.start as u32 + i);
+                    scores.compete(isa, best, &mut room.ids, id);
                 }
             }
-            s.clusters.take(marks);
+            first += era.parts().len() as u32;
+        }
+        best.iter_mut().for_each(Best::settle);
+        let mut first = 0;
+        for (era, s) in self.eras.iter().zip(eras) {
+            let n = era.parts().len() as u32;
+            clear_marks(marks, n as usize);
+            for part in best.iter().flat_map(|best| best.found()) {
+                // Those of earlier eras wrap around.
+                let part = part.id().wrapping_sub(first);
+                if part < n {
+                    mark(marks, part as usize);
+                }
+            }
+            marked(marks, &mut s.clusters);
+            first += n;
         }
     }
 
-    /// Scores the clusters of all parts that were taken.
-    fn scan_clusters(&self, isa: Isa, scratch: &mut Scratch) {
-        for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
-            let ends = (0..era.n_segments()).map(|i| era.clusters_of(i).end / GROUP);
-            s.clusters.divide(ends);
-            s.clusters.scan(isa, &s.coarse_luts, era.clusters());
-        }
-    }
-
-    /// Scores the keys of all groups in which the best clusters of any query lie.
+    /// Scores the clusters of all parts that were taken, and takes the groups of
+    /// keys in which the best clusters of any query lie.
     fn open_clusters(&self, isa: Isa, wanted: usize, scratch: &mut Scratch) {
-        let n_scored: usize = scratch.eras.iter().map(|s| s.clusters.n_keys()).sum();
-        let n_queries = scratch.eras.first().map_or(0, |s| s.queries.len());
-        let thresholds: Vec<f32> = (0..n_queries)
-            .map(|query| {
-                let scores = scratch.eras.iter().flat_map(|s| cluster_scores(s, query));
-                let scores = scores.map(|(_, scores)| scores);
-                threshold(scores, n_scored, wanted, &mut scratch.sample)
-            })
-            .collect();
-        for (era, s) in self.eras.iter().zip(&mut scratch.eras) {
-            let in_segment = self.params().segment / GROUP;
-            let marks = &mut scratch.groups;
-            marks.clear();
-            marks.resize((era.n_segments() * in_segment).div_ceil(64), 0);
-            for (query, threshold) in thresholds.iter().enumerate() {
-                for (segment, scores) in cluster_scores(s, query) {
-                    scratch.ids.clear();
-                    scores.at_least(isa, *threshold, &mut scratch.ids);
-                    for id in &scratch.ids {
-                        let cluster = s.clusters.place(segment, *id as usize);
-                        let places = era.places(cluster, segment);
-                        if !places.is_empty() {
-                            for group in places.start / GROUP..=(places.end - 1) / GROUP {
-                                mark(marks, group);
-                            }
+        let n_groups = scratch.eras.iter().map(|s| s.clusters.len()).sum();
+        in_passes(n_groups, wanted, scratch, |stride, scratch| {
+            let (best, room, eras) = scratch.split();
+            let mut first = 0;
+            for (era, s) in self.eras.iter().zip(&*eras) {
+                let clusters = Level {
+                    luts: &s.coarse_luts,
+                    codes: era.clusters(),
+                    groups: &s.clusters,
+                    queries: &s.queries,
+                };
+                let end = |segment| era.clusters_of(segment).end / GROUP;
+                let number = |_, cluster| Some(first + cluster);
+                clusters.compete(
+                    isa,
+                    stride,
+                    (0..era.n_segments()).map(end),
+                    number,
+                    best,
+                    room,
+                );
+                first += era.clusters().len() as u32;
+            }
+        });
+        scratch.best.iter_mut().for_each(Best::settle);
+        let Scratch {
+            best,
+            groups: marks,
+            eras,
+            ..
+        } = scratch;
+        let in_segment = self.params().segment / GROUP;
+        let mut first = 0;
+        for (era, s) in self.eras.iter().zip(eras) {
+            let n = era.clusters().len() as u32;
+            clear_marks(marks, era.n_segments() * in_segment);
+            for cluster in best.iter().flat_map(|best| best.found()) {
+                let cluster = cluster.id().wrapping_sub(first);
+                if cluster < n {
+                    let places = era.places(cluster as usize);
+                    if !places.is_empty() {
+                        for group in places.start / GROUP..=(places.end - 1) / GROUP {
+                            mark(marks, group);
                         }
                     }
                 }
             }
-            s.keys.take(marks);
-            s.keys
-                .divide((1..=era.n_segments()).map(|i| i * in_segment));
-            s.keys.scan(isa, &s.fine_luts, era.keys());
+            marked(marks, &mut s.keys);
+            first += n;
         }
     }
 
-    /// Scores the tail: by its codes, or by its keys while it has none.
-    fn scan_tail(&self, isa: Isa, queries: &[f32], s: &mut Scratch) {
-        let dim = self.params().dim;
-        let n_sums = self.tail.codes.n_sums();
-        s.tail_sums.clear();
-        s.tail.resize_with(queries.len() / dim, Vec::new);
-        s.tail.iter_mut().for_each(Vec::clear);
-        let Some(last) = s.eras.last() else {
-            for (query, products) in queries.chunks_exact(dim).zip(&mut s.tail) {
-                let keys = self.tail.keys.chunks_exact(dim).map(|key| dot(query, key));
-                products.extend((0..).zip(keys));
-            }
-            return;
-        };
-        s.tail_sums.resize(queries.len() / dim * n_sums, 0);
-        let outs = s.tail_sums.chunks_exact_mut(n_sums.max(1));
-        for (lut, out) in last.fine_luts.iter().zip(outs) {
-            scan(isa, lut, self.tail.codes.groups(), out);
-        }
-        let mut products = Vec::new();
-        for (tables, tail) in last.queries.iter().zip(&mut s.tail) {
-            products.clear();
-            let outliers = &self.tail.outliers;
-            outliers.score(isa, &tables.outliers, &mut s.sums, &mut products);
-            let centre = tables.centres.last().copied().unwrap_or(0.0);
-            let products = products.iter().map(|p| p + centre);
-            tail.extend(outliers.tokens().zip(products));
-        }
-    }
-
-    /// Tells the best of everything that was scored for one query.
+    /// Scores the keys of all groups that were taken, outliers and the tail, and
+    /// tells the best for each query.
     fn keep_best(
         &self,
         isa: Isa,
-        query: usize,
+        queries: &[f32],
         wanted: usize,
         scratch: &mut Scratch,
         hits: &mut Hits,
     ) {
+        self.score_keys(isa, wanted, scratch);
+        self.score_tail(isa, queries, scratch);
+        for (query, best) in scratch.best.iter_mut().enumerate() {
+            for (era, s) in self.eras.iter().zip(&scratch.eras) {
+                let products = &s.queries[query].outlier_products;
+                for (token, product) in era.outliers.tokens().zip(products) {
+                    best.push(*product, OTHERS | (era.first as u32 + token));
+                }
+                best.thin();
+            }
+            best.settle();
+            let era_len = self.params().era * self.params().segment;
+            hits.tokens.extend(best.found().iter().map(|key| {
+                if key.id() & OTHERS == 0 {
+                    self.eras[key.id() as usize / era_len].token_at(key.id())
+                } else {
+                    key.id() & !OTHERS
+                }
+            }));
+            hits.logits
+                .extend(best.found().iter().map(|key| key.score()));
+            hits.ends.push(hits.tokens.len());
+        }
+    }
+
+    fn score_keys(&self, isa: Isa, wanted: usize, scratch: &mut Scratch) {
+        let in_segment = self.params().segment / GROUP;
+        let n_groups = scratch.eras.iter().map(|s| s.keys.len()).sum();
+        in_passes(n_groups, wanted, scratch, |stride, scratch| {
+            let (best, room, eras) = scratch.split();
+            for (era, s) in self.eras.iter().zip(&*eras) {
+                let keys = Level {
+                    luts: &s.fine_luts,
+                    codes: era.keys(),
+                    groups: &s.keys,
+                    queries: &s.queries,
+                };
+                let ends = (1..=era.n_segments()).map(|n| n * in_segment);
+                // Outliers lie behind a segment's others, and are told apart.
+                let number = |segment, place: u32| {
+                    let inside = (place as usize) < era.clustered_end(segment);
+                    inside.then_some(era.first as u32 + place)
+                };
+                keys.compete(isa, stride, ends, number, best, room);
+            }
+        });
+    }
+
+    /// Scores the tail: by its codes, or by its keys while it has none.
+    fn score_tail(&self, isa: Isa, queries: &[f32], scratch: &mut Scratch) {
         let Scratch {
+            best,
+            room,
             eras,
-            tail,
-            tail_sums,
-            sample,
-            ids,
+            products,
             ..
         } = scratch;
-        let tail_first = self.tail_first();
-        let n_tail = self.tail.codes.len();
-        let tail_scores = eras.last().map(|last| Scores {
-            lut: &last.fine_luts[query],
-            offset: last.queries[query].centres.last().copied().unwrap_or(0.0),
-            sums: &tail_sums[query * self.tail.codes.n_sums()..][..n_tail],
+        let dim = self.params().dim;
+        let first = OTHERS | self.tail_first() as u32;
+        let Some(last) = eras.last() else {
+            for (query, best) in queries.chunks_exact(dim).zip(best) {
+                for (token, key) in (0..).zip(self.tail.keys.chunks_exact(dim)) {
+                    best.push(dot(query, key), first + token);
+                }
+                best.thin();
+            }
+            return;
+        };
+        let (codes, outliers) = (&self.tail.codes, &self.tail.outliers);
+        let n = codes.n_sums();
+        let sums = first_sums(&mut room.sums, best.len() * n);
+        scan_many(isa, &last.fine_luts, codes.groups(), sums);
+        for (query, best) in best.iter_mut().enumerate() {
+            let scores = Scores {
+                lut: &last.fine_luts[query],
+                offset: last.queries[query].tail_centre(),
+                sums: &sums[query * n..][..codes.len()],
+            };
+            scores.compete(isa, best, &mut room.ids, |i| {
+                (!outliers.contains(i as usize)).then(|| first + i)
+            });
+        }
+        for (tables, best) in last.queries.iter().zip(best) {
+            products.clear();
+            outliers.score(isa, &tables.outliers, &mut room.sums, products);
+            for (token, product) in outliers.tokens().zip(&*products) {
+                best.push(*product + tables.tail_centre(), first + token);
+            }
+            best.thin();
+        }
+    }
+}
+
+impl Tables {
+    fn tail_centre(&self) -> f32 {
+        self.centres.last().copied().unwrap_or(0.0)
+    }
+}
+
+/// Calls `pass` to enter every so many groups of `n_groups`: at first some of many, to
+/// learn from which score on the best `wanted` begin; then all.
+fn in_passes(
+    n_groups: usize,
+    wanted: usize,
+    scratch: &mut Scratch,
+    pass: impl Fn(usize, &mut Scratch),
+) {
+    const SOME: usize = 16;
+    if n_groups > 32 * SOME {
+        // Half as many more than there should be: the sample is rough.
+        let some = wanted * 3 / 2 / SOME + 16;
+        scratch.best.iter_mut().for_each(|best| best.want(some));
+        pass(SOME, scratch);
+        scratch.best.iter_mut().for_each(|best| {
+            best.settle();
+            best.want_above(wanted);
         });
-        let n_scored = eras.iter().map(|s| s.keys.n_keys()).sum::<usize>() + n_tail;
-        let parts = eras.iter().flat_map(|s| key_scores(s, query));
-        let parts = parts.map(|(_, scores)| scores).chain(tail_scores);
-        let threshold = threshold(parts, n_scored, wanted, sample);
-        for (era, s) in self.eras.iter().zip(&*eras) {
-            for (segment, scores) in key_scores(s, query) {
-                ids.clear();
-                scores.at_least(isa, threshold, ids);
-                // Places first, then tokens: these lie anywhere in memory, and a
-                // loop of nothing else waits for many of them at a time.
-                let known = hits.tokens.len();
-                let end = era.clustered_end(segment);
-                for id in &*ids {
-                    let place = s.keys.place(segment, *id as usize);
-                    if place < end {
-                        hits.push(place, scores.score(*id as usize));
-                    }
-                }
-                era.places_to_tokens(segment, &mut hits.tokens[known..]);
+    } else {
+        scratch.best.iter_mut().for_each(|best| best.want(wanted));
+    }
+    pass(1, scratch);
+}
+
+/// The groups before `end`, taken from those that are left.
+fn split_off<'a>(rest: &mut &'a [u32], end: usize) -> &'a [u32] {
+    let n = rest.partition_point(|group| (*group as usize) < end);
+    let (these, later) = rest.split_at(n);
+    *rest = later;
+    these
+}
+
+/// Clusters or keys of an era.
+struct Level<'a> {
+    /// By query.
+    luts: &'a [Lut],
+    codes: &'a PackedCodes,
+    /// Which are scored.
+    groups: &'a [u32],
+    queries: &'a [Tables],
+}
+
+/// Memory for scores.
+#[derive(Clone, Debug, Default)]
+struct Room {
+    /// Sums of what is being scored, `[n_queries, n]`.
+    sums: Vec<u16>,
+    ids: Vec<u32>,
+    some: Vec<u32>,
+}
+
+impl Level<'_> {
+    /// Enters every `stride`-th group. Segments end before the groups `ends`; `number`
+    /// is told a segment and a place.
+    fn compete(
+        &self,
+        isa: Isa,
+        stride: usize,
+        ends: impl Iterator<Item = usize>,
+        number: impl Fn(usize, u32) -> Option<u32>,
+        best: &mut [Best],
+        room: &mut Room,
+    ) {
+        let mut rest = self.groups;
+        for (segment, end) in ends.enumerate() {
+            let mut groups = split_off(&mut rest, end);
+            if stride > 1 {
+                room.some.clear();
+                // Not the same ones everywhere.
+                let some = groups.iter().skip(segment * 5 % stride).step_by(stride);
+                room.some.extend(some);
+                groups = &room.some;
             }
-            let products = &s.queries[query].outlier_products;
-            for (token, product) in era.outliers.tokens().zip(products) {
-                if *product >= threshold {
-                    hits.push(era.first + token as usize, *product);
-                }
+            if groups.is_empty() {
+                continue;
             }
-        }
-        if let Some(scores) = tail_scores {
-            ids.clear();
-            scores.at_least(isa, threshold, ids);
-            for id in &*ids {
-                if !self.tail.outliers.contains(*id as usize) {
-                    hits.push(tail_first + *id as usize, scores.score(*id as usize));
-                }
-            }
-        }
-        for (token, product) in &tail[query] {
-            if *product >= threshold {
-                hits.push(tail_first + *token as usize, *product);
+            let n = groups.len() * GROUP;
+            let sums = first_sums(&mut room.sums, self.luts.len() * n);
+            scan_groups(isa, self.luts, self.codes.groups(), groups, sums);
+            for (query, best) in best.iter_mut().enumerate() {
+                let scores = Scores {
+                    lut: &self.luts[query],
+                    offset: self.queries[query].centres[segment],
+                    sums: &sums[query * n..][..n],
+                };
+                scores.compete(isa, best, &mut room.ids, |i| {
+                    let group = groups[i as usize / GROUP] * GROUP as u32;
+                    number(segment, group + i % GROUP as u32)
+                });
             }
         }
     }
 }
 
-impl Opened {
-    /// Takes the groups that are marked.
-    fn take(&mut self, marks: &[u64]) {
-        self.groups.clear();
-        for (i, word) in marks.iter().enumerate() {
-            let mut word = *word;
-            while word != 0 {
-                self.groups.push((i * 64) as u32 + word.trailing_zeros());
-                word &= word - 1;
-            }
-        }
+/// The first `n` sums, whatever is in them.
+fn first_sums(sums: &mut Vec<u16>, n: usize) -> &mut [u16] {
+    if sums.len() < n {
+        sums.resize(n, 0);
     }
+    &mut sums[..n]
+}
 
-    /// Takes all `n` groups.
-    fn take_all(&mut self, n: usize) {
-        self.groups.clear();
-        self.groups.extend(0..n as u32);
-    }
-
-    /// Notes where segments end: before these groups.
-    fn divide(&mut self, ends: impl Iterator<Item = usize>) {
-        self.ends.clear();
-        let groups = &self.groups;
-        self.ends
-            .extend(ends.map(|end| groups.partition_point(|group| (*group as usize) < end)));
-    }
-
-    fn scan(&mut self, isa: Isa, luts: &[Lut], codes: &PackedCodes) {
-        self.sums.resize(luts.len() * self.n_keys(), 0);
-        scan_groups(isa, luts, codes.groups(), &self.groups, &mut self.sums);
-    }
-
-    /// Sums for each query.
-    fn n_keys(&self) -> usize {
-        self.groups.len() * GROUP
-    }
-
-    /// A segment's part of `groups`.
-    fn of(&self, segment: usize) -> Range<usize> {
-        let start = if segment == 0 {
-            0
-        } else {
-            self.ends[segment - 1]
-        };
-        start..self.ends[segment]
-    }
-
-    /// What a segment's `id`-th sum is of.
-    fn place(&self, segment: usize, id: usize) -> usize {
-        let groups = &self.groups[self.of(segment)];
-        groups[id / GROUP] as usize * GROUP + id % GROUP
-    }
-
-    /// One query's sums of a segment.
-    fn sums(&self, query: usize, segment: usize) -> &[u16] {
-        let (n, groups) = (self.n_keys(), self.of(segment));
-        &self.sums[query * n..][groups.start * GROUP..groups.end * GROUP]
-    }
+fn clear_marks(marks: &mut Vec<u64>, n: usize) {
+    marks.clear();
+    marks.resize(n.div_ceil(64), 0);
 }
 
 fn mark(marks: &mut [u64], group: usize) {
     marks[group / 64] |= 1 << (group % 64);
 }
 
-/// A query's scores of an era's parts, segment by segment.
-fn part_scores<'a>(
-    era: &'a Era,
-    s: &'a EraScratch,
-    query: usize,
-) -> impl Iterator<Item = (usize, Scores<'a>)> {
-    let n = era.parts().n_sums();
-    (0..era.n_segments()).map(move |segment| {
-        let clusters = era.clusters_of(segment);
-        let parts = clusters.start / GROUP..clusters.end / GROUP;
-        let scores = Scores {
-            lut: &s.parts_luts[query],
-            offset: s.queries[query].centres[segment],
-            sums: &s.parts[query * n..][parts],
-        };
-        (segment, scores)
-    })
-}
-
-/// A query's scores of an era's opened clusters, segment by segment.
-fn cluster_scores(s: &EraScratch, query: usize) -> impl Iterator<Item = (usize, Scores<'_>)> {
-    (0..s.clusters.ends.len()).map(move |segment| {
-        let scores = Scores {
-            lut: &s.coarse_luts[query],
-            offset: s.queries[query].centres[segment],
-            sums: s.clusters.sums(query, segment),
-        };
-        (segment, scores)
-    })
-}
-
-/// A query's scores of an era's opened keys, segment by segment.
-fn key_scores(s: &EraScratch, query: usize) -> impl Iterator<Item = (usize, Scores<'_>)> {
-    (0..s.keys.ends.len()).map(move |segment| {
-        let scores = Scores {
-            lut: &s.fine_luts[query],
-            offset: s.queries[query].centres[segment],
-            sums: s.keys.sums(query, segment),
-        };
-        (segment, scores)
-    })
+/// The groups that are marked, ascending.
+fn marked(marks: &[u64], groups: &mut Vec<u32>) {
+    groups.clear();
+    for (i, word) in marks.iter().enumerate() {
+        let mut word = *word;
+        while word != 0 {
+            groups.push((i * 64) as u32 + word.trailing_zeros());
+            word &= word - 1;
+        }
+    }
 }
 
 /// Sums and what they mean.
@@ -499,41 +533,26 @@ impl Scores<'_> {
         self.lut.score(self.sums[i]) + self.offset
     }
 
-    /// Indices of scores of at least `threshold`.
-    fn at_least(&self, isa: Isa, threshold: f32, ids: &mut Vec<u32>) {
-        let wanted = threshold - self.offset;
+    /// Enters those that have a number and may be among the best.
+    fn compete(
+        &self,
+        isa: Isa,
+        best: &mut Best,
+        ids: &mut Vec<u32>,
+        number: impl Fn(u32) -> Option<u32>,
+    ) {
+        let wanted = best.least() - self.offset;
         let least = self.lut.sum_for(wanted);
         // The largest sum may score less than that, too.
         if self.lut.score(least) >= wanted {
+            ids.clear();
             at_least(isa, self.sums, least, ids);
+            for i in &*ids {
+                if let Some(number) = number(*i) {
+                    best.push(self.score(*i as usize), number);
+                }
+            }
+            best.thin();
         }
     }
-}
-
-/// A score that about `wanted` of all `n` exceed, from a sample of them.
-fn threshold<'a>(
-    parts: impl Iterator<Item = Scores<'a>>,
-    n: usize,
-    wanted: usize,
-    sample: &mut Vec<f32>,
-) -> f32 {
-    if wanted >= n {
-        return f32::NEG_INFINITY;
-    }
-    // Odd, so that it does not fall in with groups of 32.
-    let step = (n / SAMPLE) | 1;
-    sample.clear();
-    let mut from = 0;
-    for part in parts {
-        let mut at = from;
-        while at < part.sums.len() {
-            sample.push(part.score(at));
-            at += step;
-        }
-        from = at - part.sums.len();
-    }
-    let rank = (sample.len() * wanted).div_ceil(n).clamp(1, sample.len());
-    *sample
-        .select_nth_unstable_by(rank - 1, |a, b| b.total_cmp(a))
-        .1
 }

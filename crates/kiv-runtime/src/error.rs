@@ -115,6 +115,14 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The policy cannot take over from another.
+    #[error("policy `{policy}` cannot take over: {why}")]
+    OtherPolicy {
+        /// Its name.
+        policy: String,
+        /// Why.
+        why: String,
+    },
     /// The policy failed.
     #[error("policy `{policy}` failed in layer {il}")]
     Policy {

@@ -330,6 +330,34 @@ impl Session {
         tiers.map_or("full", |t| t.policy().name())
     }
 
+    /// Lets another policy choose from now on. It is told of everything sealed so
+    /// far, but not of the queries that were seen meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::OtherPolicy`] if the two cannot take over from each other: one
+    /// drops rows, or they want blocks of different sizes; [`Error::Policy`], after
+    /// which nothing more can be read.
+    pub fn set_policy(&mut self, policy: Box<dyn Policy>) -> Result<(), Error> {
+        let refused = |why: &str| Error::OtherPolicy {
+            policy: policy.name().to_owned(),
+            why: why.to_owned(),
+        };
+        let block = self.layout.block;
+        let Some(tiers) = &mut self.context.hook().tiers else {
+            return Err(refused("everything is on the device under full"));
+        };
+        if !policy.retrieves() || !tiers.policy().retrieves() {
+            return Err(refused("one of the two policies drops rows"));
+        }
+        if let Some(own) = policy.block().filter(|own| *own != block) {
+            let why = format!("it wants blocks of {own} tokens, these are of {block}");
+            return Err(refused(&why));
+        }
+        let changed = tiers.set_policy(policy);
+        self.broken |= changed.is_err();
+        changed
+    }
+
     /// Counters since the session was built.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -206,6 +206,14 @@ impl Tiers {
         told.map_err(|source| self.policy_error(source))
     }
 
+    /// Lets another policy choose from now on, told of all blocks of the store.
+    pub(crate) fn set_policy(&mut self, policy: Box<dyn Policy>) -> Result<(), Error> {
+        self.policy = policy;
+        let started = self.policy.start(&self.geometry);
+        started.map_err(|source| self.policy_error(source))?;
+        self.index_again()
+    }
+
     /// Forgets blocks from `n_blocks` on; slots are at home again.
     pub(crate) fn cut(&mut self, n_blocks: usize) -> Result<(), Error> {
         self.store.truncate(n_blocks);

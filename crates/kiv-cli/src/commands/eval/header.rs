@@ -67,6 +67,7 @@ pub(super) fn header(args: &EvalArgs, file: &ModelFile, sha256: &str, plan: &Pla
         "rope_freq_base": model.rope_freq_base,
         "rope_freq_scale": model.rope_freq_scale,
         "kv_policy": plan.policies,
+        "kv_read_policy": plan.read_policy,
         "kv_window": args.cache.kv_window,
         "kv_budget": plan.budgets,
         "kv_block": args.cache.kv_block,

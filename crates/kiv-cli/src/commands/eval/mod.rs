@@ -80,7 +80,7 @@ fn session(
     contender: &Contender,
     n_tokens: usize,
 ) -> SessionBuilder {
-    let Contender { policy, budget } = contender;
+    let Contender { policy, budget, .. } = contender;
     let mut cache = args.cache.with(budget.unwrap_or_default());
     if policy == "full" {
         return passing_builder(model, &args.model, &cache, policy).ctx_size(n_tokens);
@@ -139,6 +139,7 @@ fn plan(args: &EvalArgs, prompts: &str) -> Result<Plan> {
     Ok(Plan {
         tasks: unique(tasks),
         policies: unique(args.kv_policy.clone()),
+        read_policy: args.read_policy.clone(),
         budgets: unique(args.cache.kv_budget.clone()),
         lengths: unique(args.ctx.clone()),
         entries: unique(args.entries.clone()),
@@ -198,12 +199,19 @@ fn load(args: &EvalArgs, opened: &Opened, plan: &Plan) -> Result<Model> {
 /// What a case is called in the lines: the same in every run with the same
 /// settings.
 fn key(args: &EvalArgs, model_sha256: &str, prompts: &str, case: &Case<'_>) -> String {
-    let Contender { policy, budget } = case.contender;
+    let Contender {
+        policy,
+        budget,
+        read_by,
+    } = case.contender;
     let number = |n: Option<usize>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let window = budget.map(|_| args.cache.kv_window);
     let mut settings = header::settings(args, model_sha256, case.task, budget.is_none());
     if case.task == Task::Prompts {
         settings += prompts;
+    }
+    if let Some(reader) = read_by {
+        settings += &format!(" read by {reader}");
     }
     if let Some(entries) = case.entries {
         settings += &format!(" {entries} entries");
@@ -312,5 +320,7 @@ fn total(summary: &Summary) -> String {
 
 fn contender(contender: &Contender) -> String {
     let budget = contender.budget.map(|b| b.to_string()).unwrap_or_default();
-    format!("{:8} {budget:>5}", contender.policy)
+    let by = contender.read_by.as_ref();
+    let by = by.map_or_else(String::new, |by| format!(" (read by {by})"));
+    format!("{:8} {budget:>5}{by}", contender.policy)
 }
