@@ -75,6 +75,54 @@ fn a_context_goes_on_as_if_nothing_had_happened() {
     }
 }
 
+/// A policy that takes over in a session and one that finds the context on disk know
+/// the same.
+#[test]
+fn another_policy_takes_over() {
+    let model = model();
+    let text = prose(&model, 1400);
+    for policy in ["exact", "quest"] {
+        let folder = tempfile::tempdir().unwrap();
+        let on_disk = |policy: &str| {
+            let builder = small(&model, policy).context_dir(folder.path());
+            builder.build().unwrap()
+        };
+        let mut session = on_disk("pq");
+        session.read(&text[..1200]).unwrap();
+        session.commit().unwrap();
+        drop(session);
+        let mut session = small(&model, "pq").build().unwrap();
+        session.read(&text[..1200]).unwrap();
+        session
+            .set_policy(kiv::policy::by_name(policy).unwrap())
+            .unwrap();
+        assert_eq!(session.policy_name(), policy);
+        let want = follow(&mut on_disk(policy), &text[1200..1240]);
+        assert_eq!(follow(&mut session, &text[1200..1240]), want, "{policy}");
+    }
+}
+
+#[test]
+fn policies_that_cannot_take_over_are_refused() {
+    let model = model();
+    let text = prose(&model, 600);
+    for (from, to) in [
+        ("pq", "window"),
+        ("window", "pq"),
+        ("full", "pq"),
+        ("pq", "kiv"),
+    ] {
+        let mut session = small(&model, from).build().unwrap();
+        session.read(&text).unwrap();
+        let refused = session.set_policy(kiv::policy::by_name(to).unwrap());
+        let told = refused.unwrap_err().to_string();
+        assert!(told.starts_with(&format!("policy `{to}` cannot take over: ")));
+        // Nothing has changed.
+        assert_eq!(session.policy_name(), from);
+        session.read_one_by_one(&text[..1]).unwrap();
+    }
+}
+
 /// Commits at odd places change nothing, and a process that was cut off goes on
 /// from the last of them.
 #[test]

@@ -68,6 +68,7 @@ fn plan(tasks: &[Task], policies: &[&str]) -> Plan {
         depths: vec![0.1, 0.35, 0.6],
         samples: 1,
         seed: 4,
+        block: Some(32),
         ..Plan::default()
     }
 }
@@ -83,6 +84,10 @@ fn try_judge(plan: &Plan) -> Result<Told, EvalError> {
             .budget(contender.budget.unwrap_or_default())
             .ubatch(128)
             .threads(1, 1);
+        let pool = match contender.own_block {
+            Some(own) => pool.block(own),
+            None => pool,
+        };
         match contender.policy.as_str() {
             "worst" => pool.custom_policy(Box::new(Worst::default())),
             "full" => pool.policy("full").ctx_size(n_tokens),
@@ -201,6 +206,36 @@ fn figures_are_the_same_alone_and_together() {
             );
         }
     }
+}
+
+#[test]
+fn one_reading_serves_all_that_can_take_over() {
+    let tasks = [Task::Needle, Task::Recall];
+    let policies = ["arkvale", "exact", "kiv", "window"];
+    let own = judge(&plan(&tasks, &policies));
+    let shared = judge(&Plan {
+        read_policy: Some("exact".to_owned()),
+        ..plan(&tasks, &policies)
+    });
+    // Blocks of `kiv` are of one token, and it is read for once more.
+    assert_eq!((own.sessions, shared.sessions), (4, 3));
+    let read_by = |policy: &str| {
+        let mut of_policy = shared.records.iter().map(|r| &r.contender);
+        let contender = of_policy.find(|c| c.policy == policy).unwrap();
+        contender.read_by.as_deref()
+    };
+    let by = Some("exact");
+    assert_eq!(policies.map(read_by), [by, None, by, None]);
+    for policy in ["exact", "window"] {
+        let needles = |told: &Told| figures(told, Task::Needle, policy).clone();
+        assert_eq!(needles(&own), needles(&shared), "{policy}");
+    }
+    let mass = |policy: &str| match figures(&shared, Task::Recall, policy) {
+        Figures::Recall(recall) => recall.mass_mean,
+        other => panic!("{other:?}"),
+    };
+    // On the same rows nothing finds more than what looks at all of them.
+    assert!(mass("exact") > mass("arkvale"));
 }
 
 #[test]

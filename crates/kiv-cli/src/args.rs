@@ -393,8 +393,8 @@ pub(crate) struct EvalArgs {
     /// Policies to compare, on the same prompts; full is judged first
     #[arg(long, default_value = "full,pq", value_delimiter = ',', value_parser = policy, value_name = "NAMES")]
     pub kv_policy: Vec<String>,
-    /// Policy that reads each context, once for all others that keep its rows in
-    /// blocks of the same size; without it every policy reads for itself
+    /// Policy that reads each context, once for all others that keep every row (and
+    /// want blocks of one size); without it every policy reads for itself
     #[arg(long, value_parser = policy, value_name = "NAME")]
     pub read_policy: Option<String>,
     /// Context lengths

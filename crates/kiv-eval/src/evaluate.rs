@@ -130,6 +130,7 @@ fn judge(
                 policy: "full".to_owned(),
                 budget: None,
                 read_by: None,
+                own_block: None,
             };
             let logits = Reader::open(env, &full, prompt).and_then(|mut r| kld::logits(&mut r));
             shared.reference = Some(logits.map_err(failed)?);

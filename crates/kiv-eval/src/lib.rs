@@ -121,6 +121,8 @@ pub struct Plan {
     /// The policy under which contexts are read, once for all that can take over
     /// from it; the others, and all if this is `None`, read for themselves.
     pub read_policy: Option<String>,
+    /// Tokens of a block, as sessions have them unless a policy wants others.
+    pub block: Option<usize>,
     /// Tokens in slots, side by side; `full` has no budget.
     pub budgets: Vec<usize>,
     /// Context lengths in tokens.
@@ -147,6 +149,7 @@ impl Plan {
             policy: "full".to_owned(),
             budget: None,
             read_by: None,
+            own_block: None,
         });
         let others = self.policies.iter().filter(|p| !is_full(p));
         let tiered = others.flat_map(|policy| {
@@ -154,6 +157,9 @@ impl Plan {
                 policy: policy.clone(),
                 budget: Some(*budget),
                 read_by: self.read_policy.clone().filter(|by| takes_over(by, policy)),
+                own_block: kiv_policies::by_name(policy)
+                    .and_then(|p| p.block())
+                    .filter(|own| Some(*own) != self.block),
             })
         });
         let mut tiered: Vec<Contender> = tiered.collect();
@@ -164,7 +170,7 @@ impl Plan {
                 let reader = c.reader();
                 let policy = self.policies.iter().position(|p| *p == reader.policy);
                 let budget = self.budgets.iter().position(|b| Some(*b) == c.budget);
-                (policy, budget, c.read_by.is_some())
+                (policy, budget, c.own_block, c.read_by.is_some())
             };
             tiered.sort_by_key(place);
         }
@@ -172,14 +178,12 @@ impl Plan {
     }
 }
 
-/// Whether a policy can answer about what another has read: both keep every row,
-/// in blocks whose size they leave open.
+/// Whether a policy can answer about what another has read: both keep every row, and
+/// the other one does so in blocks of any size.
 fn takes_over(reader: &str, policy: &str) -> bool {
-    let keeps = |name: &str| {
-        let policy = kiv_policies::by_name(name);
-        policy.is_some_and(|p| p.retrieves() && p.block().is_none())
-    };
-    reader != policy && keeps(reader) && keeps(policy)
+    let [by, policy] = [reader, policy].map(kiv_policies::by_name);
+    let any_block = by.is_some_and(|p| p.retrieves() && p.block().is_none());
+    any_block && policy.is_some_and(|p| p.retrieves() && p.name() != reader)
 }
 
 /// A policy with a budget.
@@ -193,6 +197,9 @@ pub struct Contender {
     /// The policy under which the context was read, if that is another's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_by: Option<String>,
+    /// Tokens of a block, if the policy wants others than the rest.
+    #[serde(skip)]
+    pub own_block: Option<usize>,
 }
 
 impl Contender {
@@ -202,6 +209,7 @@ impl Contender {
             policy: self.read_by.clone().unwrap_or_else(|| self.policy.clone()),
             budget: self.budget,
             read_by: None,
+            own_block: self.own_block,
         }
     }
 }

@@ -82,6 +82,7 @@ fn session(
 ) -> SessionBuilder {
     let Contender { policy, budget, .. } = contender;
     let mut cache = args.cache.with(budget.unwrap_or_default());
+    cache.kv_block = contender.own_block.unwrap_or(cache.kv_block);
     if policy == "full" {
         return passing_builder(model, &args.model, &cache, policy).ctx_size(n_tokens);
     }
@@ -140,6 +141,7 @@ fn plan(args: &EvalArgs, prompts: &str) -> Result<Plan> {
         tasks: unique(tasks),
         policies: unique(args.kv_policy.clone()),
         read_policy: args.read_policy.clone(),
+        block: Some(args.cache.kv_block),
         budgets: unique(args.cache.kv_budget.clone()),
         lengths: unique(args.ctx.clone()),
         entries: unique(args.entries.clone()),
@@ -203,6 +205,7 @@ fn key(args: &EvalArgs, model_sha256: &str, prompts: &str, case: &Case<'_>) -> S
         policy,
         budget,
         read_by,
+        ..
     } = case.contender;
     let number = |n: Option<usize>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let window = budget.map(|_| args.cache.kv_window);
