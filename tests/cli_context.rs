@@ -80,6 +80,27 @@ fn a_question_is_answered_without_reading_again() {
     assert!(on["context_tokens"].as_u64().unwrap() > n + 10);
 }
 
+/// Whoever goes on with a context need not say again how it was written.
+#[test]
+fn flags_of_the_context_are_taken_from_it() {
+    let dir = book();
+    let first = run(dir.path(), "-f book.txt -n 2 --kv-store q8_0", &[]);
+    let line = "run --kv-dir context -t 1 --temp 0 -n 6 --kv-no-save";
+    let asked = json(dir.path(), line, &["-p", QUESTION]);
+    assert!(asked["text"].as_str().unwrap().contains("48213"), "{asked}");
+    assert_eq!(asked["resident_kv_bytes"], first["resident_kv_bytes"]);
+    // They are shown, and only those that would have been others.
+    let output = kiv(dir.path(), &line.split(' ').collect::<Vec<_>>());
+    let output = { output }.args(["-p", QUESTION]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    let taken = "as the context was written: --kv-block 16 --kv-sinks 4 --kv-store q8_0,q8_0 \
+                 --kv-window 64 --kv-budget 64 --ubatch-size 32\n";
+    assert!(told.contains(taken), "{told}");
+    // What is said counts.
+    let told = refused(dir.path(), "run --kv-dir context -p x --kv-window 96");
+    assert!(told.contains("--kv-window 64, not 96"), "{told}");
+}
+
 #[test]
 fn a_host_limit_gives_the_same_answers() {
     let dir = book();
@@ -211,7 +232,7 @@ fn what_cannot_be_is_refused() {
     fs::write(path.join("full/thesis.txt"), "precious").unwrap();
     let mut told = String::new();
     for line in [
-        "run --kv-dir context -p x",
+        "run --kv-dir context -p x --kv-block 32",
         "run --kv-dir context -p x --kv-store q8_0 --kv-window 64 --kv-sinks 4 --kv-block 16 --kv-budget 64 -ub 32",
         "run --kv-dir new -p x --kv-policy full -c 4096",
         "run --kv-dir new -p x --kv-policy window -c 4096",

@@ -8,8 +8,10 @@ use kiv_runtime::{RopeScaling, Sampling};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+mod adopt;
 mod store;
 
+pub(crate) use adopt::parse;
 pub(crate) use store::{ContextArgs, ContextCommand, StoreArgs};
 
 /// llama.cpp's short flags of several letters, which clap cannot declare.
@@ -24,7 +26,7 @@ const LONG_SHORTS: [(&str, &str); 7] = [
 ];
 
 /// Puts clap's names in place of [`LONG_SHORTS`].
-pub(crate) fn expand(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+fn expand(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     args.map(|arg| {
         let known = LONG_SHORTS.iter().find(|(short, _)| arg == *short);
         known.map_or(arg, |(_, long)| OsString::from(long))

@@ -10,14 +10,13 @@ mod interrupt;
 mod model;
 mod output;
 
-use args::{Cli, Command};
-use clap::Parser;
+use args::Command;
 use std::process::ExitCode;
 
 /// Runs the program with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(args::expand(std::env::args_os())) {
+    let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are not errors; clap knows where each goes.
