@@ -15,8 +15,12 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}Answ
 /// A server of the bundled model with a pool of 512 cells or so.
 fn server(sessions: usize, queue: usize, api_key: Option<&str>) -> SocketAddr {
     let model = Model::load("models/tiny-needle-f16.gguf").unwrap();
-    let options = EngineOptions { sessions, queue };
-    let engine = Engine::start(model.clone(), options, |model| {
+    let options = EngineOptions {
+        sessions,
+        queue,
+        kept: None,
+    };
+    let engine = Engine::start(model.clone(), options, |model, _| {
         let session = model.session().policy("pq").window(256).budget(512);
         session.ubatch(128).threads(1, 1).build()
     })

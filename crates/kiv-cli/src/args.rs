@@ -315,6 +315,10 @@ pub(crate) struct ServeArgs {
     /// Sessions kept, and requests served in turn
     #[arg(long, default_value_t = 4, value_parser = positive, value_name = "N")]
     pub parallel: usize,
+    /// Contexts kept below --kv-dir besides those of sessions; the ones not used for
+    /// longest are removed
+    #[arg(long, default_value_t = 64, value_parser = positive, requires = "kv_dir", value_name = "N")]
+    pub kv_contexts: usize,
     /// Requests that may wait
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub queue: usize,

@@ -64,6 +64,18 @@ pub fn info(path: &Path) -> Result<Info, ContextError> {
     })
 }
 
+/// A part of the last commit of a context, whether somebody has it open or not; `None`
+/// if it has none of this name.
+///
+/// # Errors
+/// [`ContextError`] if there is no context, or the part cannot be read or is damaged.
+pub fn part(path: &Path, name: &str) -> Result<Option<Vec<u8>>, ContextError> {
+    let manifest = info(path)?.manifest;
+    let entry = manifest.parts.iter().find(|p| p.name == name);
+    let read = |entry| read_part_file(&DiskFolder::new(path), entry);
+    entry.map(read).transpose()
+}
+
 /// Folders with contexts: this one, and those right below it, by name.
 ///
 /// # Errors

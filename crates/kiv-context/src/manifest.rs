@@ -59,8 +59,11 @@ impl Identity {
         }
     }
 
-    /// Whether a context of this identity can go on under `given`.
-    pub(crate) fn check(&self, given: &Self, folder: &Path) -> Result<(), ContextError> {
+    /// Whether a context of this identity, in `folder`, can go on under `given`.
+    ///
+    /// # Errors
+    /// [`ContextError`] with what is different.
+    pub fn check(&self, given: &Self, folder: &Path) -> Result<(), ContextError> {
         let path = || folder.to_owned();
         if self.model != given.model || self.layers != given.layers {
             return Err(ContextError::OtherModel {

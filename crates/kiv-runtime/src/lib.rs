@@ -36,6 +36,7 @@ pub use generate::{Finish, GenerateOptions, Generation, Piece, TokenStream};
 pub use llama::{QuantizeType, quantize};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
 pub use options::{RopeScaling, SessionBuilder, pool_layout};
+pub use persist::stored_tokens;
 pub use sampling::Sampling;
 pub use session::{Memory, Outputs, Progress, Session, Token};
 pub use stats::Stats;

@@ -77,6 +77,18 @@ impl Session {
         Ok(disk.fork(to.as_ref())?)
     }
 
+    /// Whether a session built as this one was could take up the context in `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] with what is different; [`Error::NoContext`] if this session has
+    /// no folder.
+    pub fn could_resume(&mut self, folder: &Path) -> Result<(), Error> {
+        let tiers = self.context.hook().tiers.as_mut();
+        let disk = tiers.and_then(Tiers::disk).ok_or(Error::NoContext)?;
+        let identity = kiv_context::info(folder)?.manifest.identity;
+        Ok(identity.check(&disk.manifest().identity, folder)?)
+    }
+
     /// Takes up what the folder holds, if it holds anything.
     pub(crate) fn resume(&mut self) -> Result<(), Error> {
         let Some(form) = self.form.clone() else {
@@ -91,16 +103,8 @@ impl Session {
         };
         let n_tokens = usize::try_from(disk.manifest().n_tokens).unwrap_or(usize::MAX);
         let (tokens, hot) = (disk.part("tokens")?, disk.part("hot")?);
-        let damaged = |what: &str, why: &dyn std::fmt::Display| Error::Resume {
-            what: what.to_owned(),
-            why: why.to_string(),
-        };
-        let missing = |what| damaged(what, &"it is missing");
-        let tokens = tokens.ok_or_else(|| missing("tokens"))?;
-        let hot = hot.ok_or_else(|| missing("hot window"))?;
-        let mut take = Take::new(&tokens);
-        let tokens = take.i32s().and_then(|tokens| take.end().map(|()| tokens));
-        let tokens = tokens.map_err(|e| damaged("tokens", &e))?;
+        let tokens = taken(tokens)?;
+        let hot = hot.ok_or_else(|| damaged("hot window", &"it is missing"))?;
         let n_vocab = self.model.n_vocab();
         let known = |t: &Token| usize::try_from(*t).is_ok_and(|t| t < n_vocab);
         if tokens.len() != n_tokens || !tokens.iter().all(known) {
@@ -271,6 +275,28 @@ impl Session {
             }
         }
         Ok(same)
+    }
+}
+
+/// What the context in a folder has read, as of its last commit.
+///
+/// # Errors
+/// [`Error::Disk`] and [`Error::Resume`] if that cannot be told.
+pub fn stored_tokens(folder: &Path) -> Result<Vec<Token>, Error> {
+    taken(kiv_context::part(folder, "tokens")?)
+}
+
+fn taken(tokens: Option<Vec<u8>>) -> Result<Vec<Token>, Error> {
+    let tokens = tokens.ok_or_else(|| damaged("tokens", &"it is missing"))?;
+    let mut take = Take::new(&tokens);
+    let tokens = take.i32s().and_then(|tokens| take.end().map(|()| tokens));
+    tokens.map_err(|e| damaged("tokens", &e))
+}
+
+fn damaged(what: &str, why: &dyn std::fmt::Display) -> Error {
+    Error::Resume {
+        what: what.to_owned(),
+        why: why.to_string(),
     }
 }
 

@@ -9,10 +9,16 @@
 //! shares most tokens from the beginning, if that is worth anything; otherwise to an
 //! empty one, or to the one that holds least: a long document is not pushed out by a
 //! client's small helper calls.
+//!
+//! With a folder nothing is lost: a session that must go gives its context to the
+//! [`Library`], from where it comes back, in the next process too; and what a request
+//! shares with a context that goes on otherwise, or is in use, is shared on disk.
 
+use crate::library::{Library, shared};
 use kiv_runtime::{Error, Finish, GenerateOptions, Generation, Model, Session, Token};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -28,6 +34,12 @@ const TOKENS: usize = 8;
 /// The last tokens of a prompt are read one by one, each with a retrieval of its
 /// own: a question decides what is looked up.
 const QUESTION: usize = 64;
+
+/// Fewer tokens are not worth a context of their own on disk.
+const WORTH: usize = 512;
+
+/// Most tokens that are given up to go on with a context, if it can be copied instead.
+const GIVEN_UP: usize = 4096;
 
 /// A request.
 pub struct Request {
@@ -93,6 +105,10 @@ pub struct Counters {
     pub generated: AtomicUsize,
     /// Requests that wait or run.
     pub open: AtomicUsize,
+    /// Contexts on disk that no session holds.
+    pub stored: AtomicUsize,
+    /// Times that a context could not be made durable.
+    pub unsaved: AtomicUsize,
 }
 
 /// What a session holds just now.
@@ -104,17 +120,33 @@ pub struct SlotState {
     pub resident_bytes: usize,
     /// Bytes of cold rows in host memory.
     pub host_bytes: usize,
+    /// Bytes of cold rows on disk.
+    pub disk_bytes: usize,
     /// Whether a request uses it.
     pub busy: bool,
 }
 
+/// Contexts that outlive the process.
+#[derive(Clone, Debug)]
+pub struct KeptContexts {
+    /// The folder below which they are.
+    pub folder: PathBuf,
+    /// Most of them that no session holds; those that were not used for longest are
+    /// removed.
+    pub most: usize,
+    /// Told why a context could not be kept or taken up.
+    pub warn: fn(&str),
+}
+
 /// Sizes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Sessions at most.
     pub sessions: usize,
     /// Requests that may wait.
     pub queue: usize,
+    /// Contexts on disk, if they are to be kept.
+    pub kept: Option<KeptContexts>,
 }
 
 /// Too many requests wait.
@@ -132,14 +164,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread. `open` makes a session; the first is made at once.
+    /// Starts the thread. `open` makes a session, with its context in a folder if it is
+    /// given one; the first is made at once.
     ///
     /// # Errors
-    /// The first session's [`Error`].
+    /// The first session's [`Error`], or that of the folder of contexts.
     pub fn start(
         model: Model,
         options: EngineOptions,
-        open: impl Fn(&Model) -> Result<Session, Error> + Send + 'static,
+        open: impl Fn(&Model, Option<&Path>) -> Result<Session, Error> + Send + 'static,
     ) -> Result<Self, Error> {
         let (sender, receiver) = mpsc::channel();
         let (told, first) = mpsc::channel();
@@ -149,24 +182,27 @@ impl Engine {
         let worker = (Arc::clone(&counters), Arc::clone(&slots), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             let (counters, slots, stop) = worker;
-            let open = move || {
-                let mut session = open(&model)?;
+            let open = move |folder: Option<&Path>| {
+                let mut session = open(&model, folder)?;
                 session.set_interrupt_flag(Arc::clone(&stop));
                 Ok(session)
             };
-            match open() {
-                Ok(session) => {
+            match first_slot(&open, options.kept.as_ref()) {
+                Ok((slot, library)) => {
                     let _ = told.send(Ok(()));
                     let mut worker = Worker {
                         open,
                         limit: options.sessions.max(1),
-                        slots: vec![Slot::new(session)],
+                        slots: vec![slot],
                         waiting: VecDeque::new(),
                         counters,
                         shown: slots,
+                        library,
+                        warn: options.kept.map_or(|_| {}, |kept| kept.warn),
                     };
                     worker.show();
                     worker.work(&receiver);
+                    worker.end();
                 }
                 Err(error) => {
                     let _ = told.send(Err(error));
@@ -232,18 +268,44 @@ impl Drop for Engine {
 /// A session, and the request that uses it.
 struct Slot {
     session: Session,
+    /// Where its context is, if it is kept.
+    folder: Option<PathBuf>,
     job: Option<Job>,
     used: Instant,
 }
 
 impl Slot {
-    fn new(session: Session) -> Self {
+    fn new(session: Session, folder: Option<PathBuf>) -> Self {
         Self {
             session,
+            folder,
             job: None,
             used: Instant::now(),
         }
     }
+
+    /// Makes the context durable, if it is worth it.
+    fn keep(&mut self) -> Result<bool, Error> {
+        let worth = self.folder.is_some() && self.session.tokens().len() >= WORTH;
+        if worth {
+            self.session.commit()?;
+        }
+        Ok(worth)
+    }
+}
+
+/// The first session, and what is on disk for such.
+fn first_slot(
+    open: &impl Fn(Option<&Path>) -> Result<Session, Error>,
+    kept: Option<&KeptContexts>,
+) -> Result<(Slot, Option<Library>), Error> {
+    let Some(kept) = kept else {
+        return Ok((Slot::new(open(None)?, None), None));
+    };
+    let path = Library::free_path(&kept.folder);
+    let mut session = open(Some(&path))?;
+    let library = Library::open(&kept.folder, kept.most, &mut session)?;
+    Ok((Slot::new(session, Some(path)), Some(library)))
 }
 
 struct Job {
@@ -263,13 +325,18 @@ struct Worker<F> {
     waiting: VecDeque<Request>,
     counters: Arc<Counters>,
     shown: Arc<Mutex<Vec<SlotState>>>,
+    library: Option<Library>,
+    warn: fn(&str),
 }
 
-impl<F: Fn() -> Result<Session, Error>> Worker<F> {
+impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
     fn work(&mut self, receiver: &mpsc::Receiver<Request>) {
         loop {
             let idle = self.slots.iter().all(|slot| slot.job.is_none());
             if idle && self.waiting.is_empty() {
+                // Nobody waits: what has been read is made safe.
+                self.keep_all();
+                self.show();
                 match receiver.recv() {
                     Ok(request) => self.waiting.push_back(request),
                     Err(_) => return,
@@ -298,10 +365,36 @@ impl<F: Fn() -> Result<Session, Error>> Worker<F> {
                 tokens: slot.session.tokens().len(),
                 resident_bytes: memory.resident_kv,
                 host_bytes: memory.host_kv,
+                disk_bytes: memory.disk,
                 busy: slot.job.is_some(),
             }
         };
         *self.shown.lock() = self.slots.iter().map(state).collect();
+        let stored = self.library.as_ref().map_or(0, Library::len);
+        self.counters.stored.store(stored, Ordering::Relaxed);
+    }
+
+    /// Makes every context durable.
+    fn keep_all(&mut self) {
+        for i in 0..self.slots.len() {
+            if let Err(error) = self.slots[i].keep() {
+                self.unsaved(&error);
+            }
+        }
+    }
+
+    /// Makes every context durable, and leaves no folder of what was not worth it.
+    fn end(mut self) {
+        self.limit = 0;
+        while !self.slots.is_empty() {
+            self.slots[0].job = None;
+            self.give_up_least();
+        }
+    }
+
+    fn unsaved(&self, error: &Error) {
+        self.counters.unsaved.fetch_add(1, Ordering::Relaxed);
+        (self.warn)(&format!("a context could not be kept: {error}"));
     }
 
     fn finished(&self) {
@@ -316,14 +409,17 @@ impl<F: Fn() -> Result<Session, Error>> Worker<F> {
                 self.finished();
                 continue;
             }
-            let Some(i) = self.choose(&request.prompt) else {
+            let Some(choice) = self.choose(&request.prompt) else {
                 self.waiting.push_front(request);
                 return;
             };
-            let slot = &mut self.slots[i];
-            slot.used = Instant::now();
-            match slot.session.reuse(&request.prompt) {
-                Ok(reused) => {
+            let ready = self.make_ready(choice).and_then(|i| {
+                let reused = self.slots[i].session.reuse(&request.prompt)?;
+                Ok((&mut self.slots[i], reused))
+            });
+            match ready {
+                Ok((slot, reused)) => {
+                    slot.used = Instant::now();
                     self.counters.reused.fetch_add(reused, Ordering::Relaxed);
                     slot.job = Some(Job {
                         read: reused,
@@ -343,30 +439,111 @@ impl<F: Fn() -> Result<Session, Error>> Worker<F> {
         }
     }
 
-    /// The session for a prompt, if one is free or can be made.
-    fn choose(&mut self, prompt: &[Token]) -> Option<usize> {
-        let shared = |slot: &Slot| {
-            let pairs = slot.session.tokens().iter().zip(prompt);
-            pairs.take_while(|(a, b)| a == b).count()
+    /// What to do for a prompt; nothing while every session is in use.
+    fn choose(&self, prompt: &[Token]) -> Option<Choice> {
+        let free = self.slots.iter().any(|slot| slot.job.is_none());
+        if !free && self.slots.len() >= self.limit {
+            return None;
+        }
+        let holds = |slot: &Slot| slot.session.tokens().len();
+        let shares = |slot: &Slot| shared(slot.session.tokens(), prompt);
+        let slots = self.slots.iter().enumerate();
+        let idle = slots.clone().filter(|(_, slot)| slot.job.is_none());
+        let idle = idle.max_by_key(|(_, slot)| shares(slot));
+        let Some(library) = &self.library else {
+            // Worth it if half of what the session holds stays, so that it is the same
+            // text.
+            let same_text = |(_, slot): &(usize, &Slot)| 2 * shares(slot) >= holds(slot);
+            return Some(idle.filter(same_text).map_or(Choice::New, |(i, _)| Choice::Slot(i)));
         };
-        let free = |slot: &&(usize, &Slot)| slot.1.job.is_none();
-        let slots: Vec<(usize, &Slot)> = self.slots.iter().enumerate().collect();
-        let best = slots.iter().filter(free).max_by_key(|(_, s)| shared(s));
-        // Worth it if half of what the session holds stays, so that it is the same text.
-        if let Some((i, slot)) = best
-            && 2 * shared(slot) >= slot.session.tokens().len()
+        let stored = library.best(prompt);
+        let any = slots.max_by_key(|(_, slot)| shares(slot));
+        let of_slots = any.map_or(0, |(_, slot)| shares(slot));
+        let of_stored = stored.map_or(0, |(_, shared)| shared);
+        if let Some((i, slot)) = idle
+            && shares(slot) >= of_stored.max(of_slots)
+            && holds(slot) - shares(slot) <= GIVEN_UP.min(holds(slot) / 2)
         {
-            return Some(*i);
+            return Some(Choice::Slot(i));
         }
-        if self.slots.len() < self.limit
-            && let Ok(session) = (self.open)()
-        {
-            self.slots.push(Slot::new(session));
-            return Some(self.slots.len() - 1);
+        Some(if of_stored.max(of_slots) < WORTH {
+            Choice::New
+        } else if of_stored >= of_slots {
+            let (i, shared) = stored?;
+            let given_up = library.get(i).tokens.len() - shared;
+            if given_up <= GIVEN_UP {
+                Choice::Stored(i)
+            } else {
+                Choice::CopyOfStored(i)
+            }
+        } else {
+            Choice::CopyOfSlot(any?.0)
+        })
+    }
+
+    /// A session as chosen: its number.
+    fn make_ready(&mut self, choice: Choice) -> Result<usize, Error> {
+        let Some(library) = &mut self.library else {
+            return match choice {
+                Choice::Slot(i) => Ok(i),
+                _ if self.slots.len() < self.limit => {
+                    self.slots.push(Slot::new((self.open)(None)?, None));
+                    Ok(self.slots.len() - 1)
+                }
+                _ => Ok(self.least().expect("one is free, or could be made")),
+            };
+        };
+        let path = match choice {
+            Choice::Slot(i) => return Ok(i),
+            Choice::New => library.new_path(),
+            Choice::Stored(i) => library.take(i).path,
+            Choice::CopyOfStored(i) => {
+                let path = library.new_path();
+                kiv_context::fork(&library.get(i).path, &path)?;
+                path
+            }
+            Choice::CopyOfSlot(i) => {
+                let path = library.new_path();
+                self.slots[i].session.fork(&path)?;
+                path
+            }
+        };
+        if self.slots.len() >= self.limit {
+            self.give_up_least();
         }
-        let least = slots.iter().filter(free);
-        let least = least.min_by_key(|(_, s)| (s.session.tokens().len(), s.used));
-        least.map(|(i, _)| *i)
+        let session = (self.open)(Some(&path))?;
+        self.slots.push(Slot::new(session, Some(path)));
+        Ok(self.slots.len() - 1)
+    }
+
+    /// The free session that holds least.
+    fn least(&self) -> Option<usize> {
+        let slots = self.slots.iter().enumerate();
+        let free = slots.filter(|(_, slot)| slot.job.is_none());
+        let least = free.min_by_key(|(_, slot)| (slot.session.tokens().len(), slot.used));
+        least.map(|(i, _)| i)
+    }
+
+    /// Puts the context of the free session that holds least into the library.
+    fn give_up_least(&mut self) {
+        let Some(i) = self.least() else {
+            return;
+        };
+        let mut slot = self.slots.swap_remove(i);
+        let kept = slot.keep();
+        let Slot {
+            session, folder, ..
+        } = slot;
+        let tokens = session.tokens().to_vec();
+        drop(session);
+        let (Some(folder), Some(library)) = (folder, &mut self.library) else {
+            return;
+        };
+        match kept {
+            Ok(true) => library.put(folder, tokens),
+            Ok(false) => discard(&folder),
+            Err(error) => self.unsaved(&error),
+        }
     }
 
     /// A bit of work for one session.
@@ -417,6 +594,26 @@ impl<F: Fn() -> Result<Session, Error>> Worker<F> {
             }
         }
     }
+}
+
+/// Where a prompt goes.
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    /// To a session that is free.
+    Slot(usize),
+    /// To an empty one.
+    New,
+    /// To a context of the library.
+    Stored(usize),
+    /// To a copy of one, which goes on otherwise.
+    CopyOfStored(usize),
+    /// To a copy of a session's.
+    CopyOfSlot(usize),
+}
+
+/// Removes a context that was never worth keeping, in a folder that was made for it.
+fn discard(folder: &Path) {
+    let _ = std::fs::remove_dir_all(folder);
 }
 
 /// Reads the next piece of the prompt.

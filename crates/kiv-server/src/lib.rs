@@ -11,11 +11,12 @@ mod ask;
 mod engine;
 mod fault;
 mod guard;
+mod library;
 mod native;
 mod ollama;
 mod openai;
 
-pub use engine::{Counters, Engine, EngineOptions, Event, Full, Request, SlotState, Summary};
+pub use engine::{Counters, Engine, EngineOptions, Event, Full, KeptContexts, Request, SlotState, Summary};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;

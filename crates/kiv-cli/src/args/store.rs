@@ -12,8 +12,8 @@ pub(crate) struct StoreArgs {
     /// and one for V (q8_0,q4_0) [default: the cache's]
     #[arg(long, value_parser = store_types, value_name = "TYPE")]
     pub kv_store: Option<StoreTypes>,
-    /// Folder for rows on disk. run and chat keep the context there and go on
-    /// with it the next time; other commands remove theirs
+    /// Folder for rows on disk. run and chat keep the context there and go on with
+    /// it the next time, serve keeps all of its contexts; other commands remove theirs
     #[arg(long, value_name = "DIR")]
     pub kv_dir: Option<PathBuf>,
     /// Most rows in host memory (500M, 4G): what is used least is on disk only

@@ -3,9 +3,9 @@
 use crate::args::ServeArgs;
 use crate::model::{self, builder};
 use crate::{bundled, interrupt};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use kiv_runtime::{ChatTemplate, Message};
-use kiv_server::{Config, Engine, EngineOptions};
+use kiv_server::{Config, Engine, EngineOptions, KeptContexts};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,9 +14,6 @@ use tokio::net::TcpListener;
 
 pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
     let policy = args.policy.kv_policy.clone();
-    if args.cache.store.kv_dir.is_some() {
-        bail!("--kv-dir: the contexts of a server live in memory only, so far. Leave it out");
-    }
     let opened = model::open(&args.model)?;
     let n_ctx = opened.n_ctx(&args.model);
     let plan = model::plan(&opened.file, &args.model, &args.cache, &policy, n_ctx, 0)?;
@@ -60,11 +57,20 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
     let options = EngineOptions {
         sessions: args.parallel,
         queue: args.queue,
+        kept: args.cache.store.kv_dir.clone().map(|folder| KeptContexts {
+            folder,
+            most: args.kv_contexts,
+            warn: |what| eprintln!("warning: {what}"),
+        }),
     };
     let address = (args.host.clone(), args.port);
     let shared = Arc::new(args);
-    let engine = Engine::start(model.clone(), options, move |model| {
-        builder(model, &shared.model, &shared.cache, &policy).build()
+    let engine = Engine::start(model.clone(), options, move |model, folder| {
+        let builder = builder(model, &shared.model, &shared.cache, &policy);
+        match folder {
+            Some(folder) => builder.context_dir(folder).build(),
+            None => builder.build(),
+        }
     })?;
     let router = kiv_server::router(config, model, engine);
     let runtime = tokio::runtime::Builder::new_multi_thread()
