@@ -3,7 +3,7 @@
 
 mod support;
 
-use kiv::{Model, Outputs, Session, SessionBuilder, Token};
+use kiv::{Model, Outputs, Session, Token};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::io::{BufRead, BufReader};

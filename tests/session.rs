@@ -5,7 +5,7 @@ mod support;
 use kiv::policy::{
     BlockId, Geometry, Policy, PolicyError, SealedBlocks, SelectRequest, Selection, conformance,
 };
-use kiv::{Error, Finish, GenerateOptions, Model, Outputs, Sampling, Session, SessionBuilder};
+use kiv::{Error, Finish, GenerateOptions, Model, Outputs, Sampling, Session};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::{model, prose, small};

@@ -77,7 +77,7 @@ mod select;
 
 pub use isa::{Isa, IsaError};
 pub use lut::{Lut, LutError};
-pub use pack::{group_bytes, pack, unpack_key};
+pub use pack::{group_bytes, pack, unpack_key, unpack_one};
 pub use scan::{scan, scan_groups, scan_many};
 pub use select::{at_least, scan_top_k, top_k};
 

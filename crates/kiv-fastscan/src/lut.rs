@@ -185,10 +185,17 @@ impl Lut {
     /// key reaches, if there is none.
     #[must_use]
     pub fn sum_for(&self, score: f32) -> u16 {
+        // Right but for rounding, which is nothing unless the bias is huge.
+        let near = ((score - self.bias) / self.scale).ceil();
+        let near = near.clamp(0.0, f32::from(u16::MAX)) as u16;
+        let reaches = |sum: u16| self.score(sum) >= score;
+        if reaches(near) && (near == 0 || !reaches(near - 1)) {
+            return near;
+        }
         let (mut low, mut high) = (0u16, u16::MAX);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.score(middle) >= score {
+            if reaches(middle) {
                 high = middle;
             } else {
                 low = middle + 1;

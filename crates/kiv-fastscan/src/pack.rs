@@ -62,3 +62,17 @@ pub fn unpack_key(packed: &[u8], m: usize, key: usize, out: &mut [u8]) {
         *code = run[byte_of(key)] >> shift & 15;
     }
 }
+
+/// One subquantizer's code of the `key`-th key of packed groups.
+///
+/// # Panics
+///
+/// Panics if `m` is odd or not within `2..=256`, if `packed` is too short to hold the key,
+/// or if there is no such subquantizer.
+#[must_use]
+pub fn unpack_one(packed: &[u8], m: usize, key: usize, subquantizer: usize) -> u8 {
+    check_m(m);
+    let group = &packed[key / GROUP * group_bytes(m)..][..group_bytes(m)];
+    let key = key % GROUP;
+    group[subquantizer * 16 + byte_of(key)] >> (4 * (key / 16)) & 15
+}

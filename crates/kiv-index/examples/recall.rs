@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Names: `budget` (tokens), `block` (tokens), `scale`, `n` (keys), `queries`,
-//! `parts`, `probed`, `kept` (see `Effort`), `fine`, `coarse`, `segment`, `cluster`,
+//! `probed`, `kept` (see `Effort`), `fine`, `coarse`, `segment`, `list`,
 //! `era` (see `Params`), `timed` (searches besides, for a profiler), `observe` (0: codebooks never see a query). A row for
 //! every layer and KV head:
 //!
@@ -58,7 +58,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let scale = get("scale", 1.0 / (dim as f64).sqrt()) as f32;
     let (block, budget) = (int("block", 32), int("budget", 2048));
     let effort = Effort {
-        parts: int("parts", usize::MAX),
         probed: int("probed", 8192),
         kept: int("kept", 2048),
     };
@@ -69,7 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fine: int("fine", base.fine),
         coarse: int("coarse", base.coarse),
         segment: int("segment", base.segment),
-        cluster: int("cluster", base.cluster),
+        list: int("list", base.list),
         era: int("era", base.era),
     };
     let reuse = get("reuse", 0.0) > 0.0;

@@ -59,14 +59,9 @@ impl Best {
         }
     }
 
-    /// Finds the best `wanted` of what comes from now on, of those only that are not
-    /// below the worst found so far, if as many were found as wanted.
+    /// Begins anew, but for scores below the worst found.
     pub fn want_above(&mut self, wanted: usize) {
-        let least = if self.found.len() < self.wanted {
-            f32::NEG_INFINITY
-        } else {
-            self.least
-        };
+        let least = self.least;
         self.want(wanted);
         self.least = least;
     }

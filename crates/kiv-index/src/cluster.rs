@@ -1,159 +1,24 @@
-//! Clusters of similar keys: the coarse level of the index.
-//!
-//! A segment's keys are divided by k-means in two steps, first into about
-//! sqrt(n / size) parts, then each part into clusters of about `size` keys:
-//! much cheaper than one step, and nearly as tight. Clusters of about 16 keys
-//! per segment of some thousand tokens, trained segment by segment, are
-//! RetroInfer's (Chen et al., arXiv 2505.02922): keys rotate with their
-//! positions (RoPE), so clusters over the whole context would go stale.
-//!
-//! The mean of a cluster says nothing of a member that is unlike the others,
-//! and what a question is about is often unlike everything else. So members far
-//! from the mean leave, and are scored one by one.
+//! Lists of similar vectors.
 
-use kiv_fastscan::GROUP;
 use kiv_numeric::{TILE, dot, tile_logits};
 
 /// Rounds of k-means. More gain little.
 const ROUNDS: usize = 3;
 
-/// Squared distance from its mean, over the mean one of all vectors, from
-/// which on a vector is a cluster of its own.
-const FAR: f32 = 1.5;
-
-/// A partition of vectors.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Clusters {
-    /// Indices of the vectors, cluster by cluster.
-    pub order: Vec<u32>,
-    /// Where each cluster ends in `order`. No cluster is empty.
-    pub ends: Vec<u32>,
-    /// Means, `[n_clusters, dim]`.
-    pub means: Vec<f32>,
-}
-
-impl Clusters {
-    /// Divides vectors `[n, dim]` into clusters of about `size`; those whose
-    /// squared distance from the mean is above `far`, or far above the others',
-    /// are clusters of their own.
-    ///
-    /// # Panics
-    /// If `size` or `dim` is 0.
-    #[must_use]
-    pub fn new(vectors: &[f32], dim: usize, size: usize, far: f32) -> Self {
-        let all: Vec<u32> = (0..(vectors.len() / dim) as u32).collect();
-        Self::of(vectors, dim, &all, size, far)
-    }
-
-    /// Divides those of the vectors whose indices `members` holds.
-    ///
-    /// # Panics
-    /// As [`Clusters::new`], or if there is no such vector.
-    #[must_use]
-    pub fn of(vectors: &[f32], dim: usize, members: &[u32], size: usize, far: f32) -> Self {
-        let n = members.len();
-        let n_parts = ((n as f64 / size as f64).sqrt().round() as usize).max(1);
-        let mut clusters = Self {
-            order: Vec::with_capacity(n),
-            ends: Vec::new(),
-            means: Vec::new(),
-        };
-        let mut sets = Vec::new();
-        for part in k_means(vectors, dim, members, n_parts) {
-            sets.extend(k_means(vectors, dim, &part, part.len().div_ceil(size)));
-        }
-        let far = take_far(vectors, dim, &mut sets, n, far);
-        sets.extend(far.into_iter().map(|member| vec![member]));
-        let mut means = vec![0f32; sets.len() * dim];
-        for (set, out) in sets.iter().zip(means.chunks_exact_mut(dim)) {
-            mean(vectors, dim, set, out);
-        }
-        let mut order: Vec<u32> = (0..sets.len() as u32).collect();
-        arrange(&means, dim, &mut order);
-        for at in order {
-            clusters.push(vectors, dim, &sets[at as usize]);
-        }
-        clusters
-    }
-
-    fn push(&mut self, vectors: &[f32], dim: usize, members: &[u32]) {
-        let at = self.means.len();
-        self.means.resize(at + dim, 0.0);
-        mean(vectors, dim, members, &mut self.means[at..]);
-        self.order.extend(members);
-        self.ends.push(self.order.len() as u32);
-    }
-
-    /// Members of each cluster.
-    pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts
-            .zip(&self.ends)
-            .map(|(start, end)| &self.order[start as usize..*end as usize])
-    }
-}
-
-/// Puts similar vectors beside each other, so that every [`GROUP`] of them in
-/// turn make a part: divides them in two by k-means until no more than that are
-/// left, where whole groups are next to where the means divide them.
-fn arrange(vectors: &[f32], dim: usize, members: &mut [u32]) {
-    if members.len() <= GROUP {
-        return;
-    }
-    let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];
-    let (mut from, mut direction) = widest_axis(vectors, dim, members);
-    let mut along: Vec<(f32, u32)> = Vec::new();
-    let mut n_left = 0;
-    for _ in 0..=ROUNDS {
-        along.clear();
-        let middle = dot(&from, &direction);
-        along.extend((members.iter()).map(|m| (dot(vector(*m), &direction) - middle, *m)));
-        let (mut left, mut right) = (vec![0f32; dim], vec![0f32; dim]);
-        n_left = 0;
-        for (at, member) in &along {
-            let is_left = *at < 0.0;
-            n_left += usize::from(is_left);
-            let side = if is_left { &mut left } else { &mut right };
-            let pairs = side.iter_mut().zip(vector(*member));
-            pairs.for_each(|(sum, v)| *sum += v);
-        }
-        if n_left == 0 || n_left == members.len() {
-            break;
-        }
-        let (l, r) = (n_left as f32, (members.len() - n_left) as f32);
-        for (i, (from, direction)) in from.iter_mut().zip(&mut direction).enumerate() {
-            let (left, right) = (left[i] / l, right[i] / r);
-            *from = (left + right) / 2.0;
-            *direction = right - left;
-        }
-    }
-    let most = (members.len() - 1) / GROUP;
-    let half = ((n_left + GROUP / 2) / GROUP).clamp(1, most) * GROUP;
-    along.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    for (member, (_, sorted)) in members.iter_mut().zip(&along) {
-        *member = *sorted;
-    }
-    let (left, right) = members.split_at_mut(half);
-    arrange(vectors, dim, left);
-    arrange(vectors, dim, right);
-}
-
-/// Mean of some vectors, and the axis on which they differ most, as a direction.
-fn widest_axis(vectors: &[f32], dim: usize, members: &[u32]) -> (Vec<f32>, Vec<f32>) {
-    let mut centre = vec![0f32; dim];
-    mean(vectors, dim, members, &mut centre);
-    let mut variances = vec![0f32; dim];
-    for member in members {
-        let at = *member as usize * dim;
-        let pairs = vectors[at..at + dim].iter().zip(&centre);
-        for (variance, (v, c)) in variances.iter_mut().zip(pairs) {
-            *variance += (v - c) * (v - c);
-        }
-    }
-    let axis = (0..dim).max_by(|a, b| variances[*a].total_cmp(&variances[*b]));
-    let mut direction = vec![0f32; dim];
-    direction[axis.unwrap_or(0)] = 1.0;
-    (centre, direction)
+/// Divides vectors `[n, dim]` into lists of about `size` similar ones, none empty, by
+/// k-means in two steps: first into about sqrt(n / size) parts, then each part. That is
+/// much cheaper than one step, and nearly as tight. Similar lists are near each other.
+///
+/// # Panics
+/// If `size` or `dim` is 0.
+#[must_use]
+pub fn lists(vectors: &[f32], dim: usize, size: usize) -> Vec<Vec<u32>> {
+    let all: Vec<u32> = (0..(vectors.len() / dim) as u32).collect();
+    let n_parts = ((all.len() as f64 / size as f64).sqrt().round() as usize).max(1);
+    let parts = k_means(vectors, dim, &all, n_parts).into_iter();
+    parts
+        .flat_map(|part| k_means(vectors, dim, &part, part.len().div_ceil(size)))
+        .collect()
 }
 
 fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {
@@ -174,40 +39,6 @@ fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {
 pub fn groups(vectors: &[f32], dim: usize, k: usize) -> Vec<Vec<u32>> {
     let all: Vec<u32> = (0..(vectors.len() / dim) as u32).collect();
     k_means(vectors, dim, &all, k)
-}
-
-/// Takes the members out whose squared distance from their set's mean is more
-/// than `most`, or than [`FAR`] times the mean one.
-fn take_far(
-    vectors: &[f32],
-    dim: usize,
-    sets: &mut Vec<Vec<u32>>,
-    n: usize,
-    most: f32,
-) -> Vec<u32> {
-    let vector = |member: u32| &vectors[member as usize * dim..(member as usize + 1) * dim];
-    let mut centre = vec![0f32; dim];
-    let mut distances = Vec::with_capacity(n);
-    for set in &*sets {
-        mean(vectors, dim, set, &mut centre);
-        distances.extend(set.iter().map(|member| {
-            let pairs = vector(*member).iter().zip(&centre);
-            pairs.map(|(v, c)| (v - c) * (v - c)).sum::<f32>()
-        }));
-    }
-    let limit = most.min(FAR * distances.iter().sum::<f32>() / n.max(1) as f32);
-    let (mut far, mut distances) = (Vec::new(), distances.into_iter());
-    for set in &mut *sets {
-        set.retain(|member| {
-            let stays = distances.next().is_none_or(|d| d <= limit);
-            if !stays {
-                far.push(*member);
-            }
-            stays
-        });
-    }
-    sets.retain(|set| !set.is_empty());
-    far
 }
 
 /// Divides `members` into at most `k` sets, none empty. The first means are
@@ -305,7 +136,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     #[test]
-    fn every_vector_is_in_one_cluster() {
+    fn every_vector_is_in_one_list() {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         for (n, dim, size) in [
             (0, 8, 16),
@@ -315,14 +146,11 @@ mod tests {
             (500, 4, 1),
         ] {
             let vectors: Vec<f32> = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-            let clusters = Clusters::new(&vectors, dim, size, f32::INFINITY);
-            let mut order = clusters.order.clone();
-            order.sort_unstable();
-            assert_eq!(order, (0..n as u32).collect::<Vec<_>>());
-            assert_eq!(clusters.means.len(), clusters.ends.len() * dim);
-            assert!(clusters.iter().all(|members| !members.is_empty()));
-            let members: usize = clusters.iter().map(<[u32]>::len).sum();
-            assert_eq!(members, n);
+            let lists = lists(&vectors, dim, size);
+            assert!(lists.iter().all(|members| !members.is_empty()));
+            let mut all: Vec<u32> = lists.into_iter().flatten().collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..n as u32).collect::<Vec<_>>());
         }
     }
 
@@ -337,17 +165,14 @@ mod tests {
                     .map(|c| c + rng.random_range(-0.1..0.1))
             })
             .collect();
-        let clusters = Clusters::new(&vectors, 2, 16, f32::INFINITY);
-        for members in clusters.iter() {
+        for members in lists(&vectors, 2, 16) {
             let first = members[0] as usize % groups;
             assert!(members.iter().all(|m| *m as usize % groups == first));
         }
     }
 
     #[test]
-    fn equal_vectors_make_one_cluster() {
-        let clusters = Clusters::new(&vec![1.5; 8 * 300], 8, 16, 0.0);
-        assert_eq!(clusters.ends, [300]);
-        assert_eq!(clusters.means, [1.5; 8]);
+    fn equal_vectors_make_one_list() {
+        assert_eq!(lists(&vec![1.5; 8 * 300], 8, 16).len(), 1);
     }
 }

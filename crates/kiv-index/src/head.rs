@@ -1,6 +1,7 @@
 //! The index of one layer and KV head.
 
 use crate::era::{EXTRA, Era};
+use crate::newest::Newest;
 use crate::outliers::Outliers;
 use crate::packed::PackedCodes;
 use crate::space::QueryMoments;
@@ -14,15 +15,15 @@ pub struct Params {
     pub dim: usize,
     /// Logits are `scale * (q . k)`.
     pub scale: f32,
-    /// Subquantizers of a key, 4 bits each: an even number up to `dim` and 254.
+    /// Subquantizers of a key, 4 bits each: an even number up to `dim` and 256.
     pub fine: usize,
-    /// Subquantizers of a cluster's mean, an even number up to `dim` and 254.
+    /// Subquantizers of a list's mean, an even number up to `dim` and 254.
     pub coarse: usize,
-    /// Tokens in a segment, a multiple of 32 up to 65,536.
+    /// Tokens in a segment, a multiple of 32.
     pub segment: usize,
-    /// Keys in a cluster, about.
-    pub cluster: usize,
-    /// Segments that share their codebooks.
+    /// Keys in a list, about.
+    pub list: usize,
+    /// Segments in an era, of 65,536 tokens at most together.
     pub era: usize,
 }
 
@@ -35,20 +36,20 @@ impl Params {
         Self {
             dim,
             scale,
-            fine: even(dim * 3 / 4, MAX_M - EXTRA),
-            coarse: even(dim / 4, 64),
+            fine: even(dim * 7 / 8, MAX_M),
+            coarse: even(dim / 2, MAX_M - EXTRA),
             segment: 4096,
-            cluster: 8,
+            list: 8,
             era: 16,
         }
     }
 
-    pub(crate) fn coarse_m(&self) -> usize {
+    pub(crate) fn lists_m(&self) -> usize {
         self.coarse + EXTRA
     }
 
-    pub(crate) fn parts_m(&self) -> usize {
-        self.fine + EXTRA
+    pub(crate) fn era_len(&self) -> usize {
+        self.era * self.segment
     }
 
     /// Whether the sizes fit together.
@@ -56,16 +57,20 @@ impl Params {
     /// # Errors
     /// What is wrong, in words.
     pub fn check(&self) -> Result<(), String> {
-        for m in [self.fine, self.coarse] {
-            if m < 2 || m > self.dim.min(MAX_M - EXTRA) || !m.is_multiple_of(2) {
+        for (m, most) in [(self.fine, MAX_M), (self.coarse, MAX_M - EXTRA)] {
+            if m < 2 || m > self.dim.min(most) || !m.is_multiple_of(2) {
                 return Err(format!("{m} subquantizers for keys of {} values", self.dim));
             }
         }
-        if self.segment == 0 || self.segment > 1 << 16 || !self.segment.is_multiple_of(GROUP) {
+        if self.segment == 0 || !self.segment.is_multiple_of(GROUP) {
             return Err(format!("segments of {} tokens", self.segment));
         }
-        if self.cluster == 0 || self.era == 0 {
-            return Err("clusters and eras of nothing".to_owned());
+        let n = self.segment.checked_mul(self.era);
+        if self.list == 0 || n.is_none_or(|n| n == 0 || n > 1 << 16) {
+            return Err(format!(
+                "lists of {} keys, eras of {} segments",
+                self.list, self.era
+            ));
         }
         Ok(())
     }
@@ -73,26 +78,26 @@ impl Params {
     /// Bytes that an index of `n_tokens` takes, about.
     #[must_use]
     pub fn planned_bytes(&self, n_tokens: usize) -> usize {
-        let segments = n_tokens / self.segment;
-        let rest = n_tokens % self.segment;
+        let eras = n_tokens / self.era_len();
+        let rest = n_tokens % self.era_len();
         let book = self.dim * 16 * size_of::<f32>();
-        let per_era = 2 * self.dim * self.dim * size_of::<f32>() + 2 * book;
-        // Measured: some half of the keys are clusters of their own, and parts are
-        // rounded up; outliers are few.
-        let clusters = self.segment * 5 / 8 + self.segment / (self.cluster * 2);
-        let outliers = self.segment / 200 * (self.dim + size_of::<u32>());
-        let per_segment = self.segment * (self.fine / 2 + size_of::<u16>())
-            + clusters * (self.coarse_m() / 2 + size_of::<u32>())
-            + clusters / GROUP * self.parts_m() / 2
-            + self.dim * size_of::<f32>()
-            + outliers;
-        let tail = if segments == 0 {
+        let space = 2 * self.dim * self.dim * size_of::<f32>() + self.dim * size_of::<f64>();
+        // Measured: lists come out shorter than they should; outliers are one in 20 to 200.
+        let lists = self.era_len() * 5 / 4 / self.list;
+        let outliers = |n: usize| n / 12 * (self.dim + size_of::<u32>());
+        let per_era = space
+            + 2 * book
+            + self.era_len() * (self.fine / 2 + size_of::<u16>())
+            + lists * (self.lists_m() / 2 + size_of::<u32>())
+            + outliers(self.era_len());
+        let newest = if rest + eras * self.era_len() < self.segment {
             rest * self.dim * size_of::<f32>()
         } else {
-            rest * self.fine / 2
+            space + book + rest * self.fine / 2 + outliers(rest)
         };
+        let centres = rest / self.segment * self.dim * size_of::<f32>();
         let moments = self.dim * self.dim * size_of::<f64>();
-        segments.div_ceil(self.era) * per_era + segments * per_segment + tail + moments
+        eras * per_era + newest + centres + moments
     }
 }
 
@@ -150,6 +155,8 @@ pub struct HeadIndex {
     pub(crate) params: Params,
     pub(crate) moments: QueryMoments,
     pub(crate) eras: Vec<Era>,
+    /// Whole segments after the last era, once there was one.
+    pub(crate) newest: Option<Newest>,
     pub(crate) tail: Tail,
     pub(crate) n_tokens: usize,
 }
@@ -167,6 +174,7 @@ impl HeadIndex {
             tail: Tail::new(&params),
             params,
             eras: Vec::new(),
+            newest: None,
             n_tokens: 0,
         }
     }
@@ -195,9 +203,9 @@ impl HeadIndex {
         self.moments.add(queries);
     }
 
-    /// Appends keys `[n, dim]`. Whenever a segment is whole, `read` is asked for
-    /// its keys, `[segment, dim]`, from this token on, and answers whether it
-    /// could read them: the index does not keep them.
+    /// Appends keys `[n, dim]`. Whenever a segment is whole, `read` is asked for its keys,
+    /// `[segment, dim]`, from this token on, and for those of a whole era segment by
+    /// segment; it answers whether it could read them: the index does not keep them.
     ///
     /// # Errors
     /// [`IndexError::BadKey`], [`IndexError::NoMemory`] or
@@ -228,11 +236,14 @@ impl HeadIndex {
             self.n_tokens += n;
             if self.tail_len() == segment {
                 room.clear();
-                if !read(self.tail_first(), &mut room) {
+                let is_read = read(self.tail_first(), &mut room) && {
+                    self.seal_segment(&room);
+                    self.close_era(&mut room, read)
+                };
+                if !is_read {
                     self.truncate(before);
                     return Err(IndexError::Unread);
                 }
-                self.seal_segment(&room);
             }
             keys = later;
         }
@@ -240,9 +251,9 @@ impl HeadIndex {
     }
 
     fn append_to_tail(&mut self, keys: &[f32]) {
-        if let Some(era) = self.eras.last() {
+        if let Some(newest) = &self.newest {
             let (mut codes, n) = (Vec::new(), self.tail.codes.len());
-            era.encode(keys, &mut codes, n, &mut self.tail.outliers);
+            newest.encode(keys, &mut codes, n, &mut self.tail.outliers);
             self.tail.codes.push(&codes);
         } else {
             self.tail.keys.extend_from_slice(keys);
@@ -254,44 +265,81 @@ impl HeadIndex {
         self.n_tokens - self.tail_first()
     }
 
+    /// First token after the last era.
+    fn newest_first(&self) -> usize {
+        self.eras.len() * self.params.era_len()
+    }
+
     /// First token of the tail.
     pub(crate) fn tail_first(&self) -> usize {
-        self.eras
-            .last()
-            .map_or(0, |era| era.first + era.n_segments() * self.params.segment)
+        let segments = self.newest.as_ref().map_or(0, Newest::n_segments);
+        self.newest_first() + segments * self.params.segment
     }
 
     fn seal_segment(&mut self, keys: &[f32]) {
-        let first = self.tail_first();
+        let first = self.newest_first();
+        match &mut self.newest {
+            Some(newest) if newest.n_segments() > 0 => newest.push(keys),
+            newest => newest
+                .insert(Newest::train(&self.params, &self.moments, keys, first))
+                .push(keys),
+        }
         self.tail = Tail::new(&self.params);
-        let full = |era: &Era| era.n_segments() >= self.params.era;
-        if self.eras.last().is_none_or(full) {
-            let era = Era::train(&self.params, &self.moments, keys, first);
-            self.eras.push(era);
-        }
-        if let Some(era) = self.eras.last_mut() {
-            era.push(&self.params, keys);
-        }
     }
 
-    /// Forgets every key from `n_tokens` on.
+    /// Makes an era of the newest segments if they are enough; whether all could be
+    /// read.
+    fn close_era(
+        &mut self,
+        room: &mut Vec<f32>,
+        read: &mut dyn FnMut(usize, &mut Vec<f32>) -> bool,
+    ) -> bool {
+        let Some(newest) = &self.newest else {
+            return true;
+        };
+        if newest.n_segments() < self.params.era {
+            return true;
+        }
+        let (mut all, first) = (Vec::new(), newest.first);
+        for segment in 0..self.params.era {
+            room.clear();
+            if !read(first + segment * self.params.segment, room) {
+                return false;
+            }
+            all.append(room);
+        }
+        self.eras
+            .push(Era::new(&self.params, &self.moments, &all, first));
+        // The next keys are like these: the codebook is good until the next segment is
+        // whole.
+        let newest = self.newest.take();
+        self.newest = newest.map(|newest| newest.emptied(first + self.params.era_len()));
+        true
+    }
+
+    /// Forgets every key from `n_tokens` on, and some before if that is in the middle of
+    /// keys that were coded together: [`HeadIndex::len`] says how many are left.
     pub fn truncate(&mut self, n_tokens: usize) {
         if n_tokens >= self.n_tokens {
             return;
         }
         let Params { dim, segment, .. } = self.params;
-        while self.eras.last().is_some_and(|era| era.first >= n_tokens) {
-            self.eras.pop();
+        if n_tokens < self.newest_first() {
+            self.eras.truncate(n_tokens / self.params.era_len());
+            self.newest = None;
             self.tail = Tail::new(&self.params);
+            self.n_tokens = self.newest_first();
+            return;
         }
         if n_tokens < self.tail_first() {
-            // The cut goes through a segment: its tokens are the tail again.
-            if let Some(era) = self.eras.last_mut() {
-                let (codes, outliers) = era.take_from((n_tokens - era.first) / segment);
-                self.tail = Tail::new(&self.params);
-                self.tail.codes.push(&codes);
-                self.tail.outliers = outliers;
+            let kept = (n_tokens - self.newest_first()) / segment;
+            self.tail = Tail::new(&self.params);
+            match &mut self.newest {
+                Some(newest) if kept > 0 => newest.truncate(kept),
+                newest => *newest = None,
             }
+            self.n_tokens = self.tail_first();
+            return;
         }
         let kept = n_tokens - self.tail_first();
         self.tail.keys.truncate(kept * dim);
@@ -304,6 +352,7 @@ impl HeadIndex {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let eras: usize = self.eras.iter().map(Era::bytes).sum();
-        eras + self.tail.bytes() + self.moments.bytes()
+        let newest = self.newest.as_ref().map_or(0, Newest::bytes);
+        eras + newest + self.tail.bytes() + self.moments.bytes()
     }
 }

@@ -9,6 +9,7 @@
 //! them are scored for every query.
 
 use crate::head::Params;
+use crate::marks::Marks;
 use crate::packed::PackedCodes;
 use crate::saved::{Saved, expect};
 use kiv_fastscan::{CENTROIDS, Isa, Lut, LutError, MAX_M, scan};
@@ -103,6 +104,14 @@ impl Outliers {
         has(&self.tokens) || has(&self.beyond)
     }
 
+    /// Which of the first `n` tokens are outliers.
+    pub fn marks(&self, n: usize) -> Marks {
+        let mut marks = Marks::default();
+        marks.clear(n);
+        self.tokens().for_each(|token| marks.mark(token as usize));
+        marks
+    }
+
     /// Adds the vector of a token after the last.
     pub fn push(&mut self, grid: &Grid, token: usize, vector: &[f32]) {
         if grid.covers(vector) {
@@ -124,25 +133,6 @@ impl Outliers {
         self.vectors.extend_from_slice(&others.vectors);
         for (part, other) in self.parts.iter_mut().zip(&others.parts) {
             part.push(&other.unpack(0..other.len()));
-        }
-    }
-
-    /// Those from token `first` on, as a stretch of their own.
-    pub fn from(&self, first: usize) -> Self {
-        let before = |list: &[u32]| list.partition_point(|t| (*t as usize) < first);
-        let moved = |t: &u32| t - first as u32;
-        let (on, beyond) = (before(&self.tokens), before(&self.beyond));
-        let part = |part: &PackedCodes| {
-            let mut copy = PackedCodes::new(part.m());
-            copy.push(&part.unpack(on..part.len()));
-            copy
-        };
-        Self {
-            dim: self.dim,
-            tokens: self.tokens[on..].iter().map(moved).collect(),
-            beyond: self.beyond[beyond..].iter().map(moved).collect(),
-            vectors: self.vectors[beyond * self.dim..].to_vec(),
-            parts: self.parts.iter().map(part).collect(),
         }
     }
 
@@ -306,12 +296,12 @@ mod tests {
             // One beyond the grid is as good as exact.
             let far: Vec<f32> = vectors[..dim].iter().map(|v| v * 1000.0).collect();
             outliers.push(&grid, 150, &far);
-            let part = outliers.from(30);
-            assert!(part.tokens().eq((0..=40).map(|i| 3 * i)));
             let mut again = Vec::new();
-            part.score(Isa::Scalar, &tables, &mut Vec::new(), &mut again);
-            assert_eq!(again[..40], products[10..]);
-            assert!((again[40] - dot(&query, &far)).abs() < 1e-2);
+            outliers.score(Isa::Scalar, &tables, &mut Vec::new(), &mut again);
+            assert_eq!(again[..50], products[..]);
+            assert!((again[50] - dot(&query, &far)).abs() < 1e-2);
+            let marks = outliers.marks(151);
+            assert!((0..151).all(|t| marks.has(t) == outliers.contains(t)));
             assert!(outliers.contains(150));
             outliers.truncate(60);
             assert!(outliers.contains(57) && !outliers.contains(60) && !outliers.contains(58));

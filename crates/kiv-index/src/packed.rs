@@ -2,7 +2,7 @@
 
 use crate::head::Params;
 use crate::saved::{Saved, expect};
-use kiv_fastscan::{GROUP, MAX_M, group_bytes, pack, unpack_key};
+use kiv_fastscan::{GROUP, MAX_M, group_bytes, pack, unpack_key, unpack_one};
 use kiv_wire::{Put, Take, WireError};
 use std::ops::Range;
 
@@ -63,6 +63,11 @@ impl PackedCodes {
             unpack_key(&self.bytes, self.m, i, codes);
         }
         codes
+    }
+
+    /// One subquantizer's code of one vector.
+    pub fn code(&self, vector: usize, subquantizer: usize) -> u8 {
+        unpack_one(&self.bytes, self.m, vector, subquantizer)
     }
 
     /// Keeps the first `n`.

@@ -7,11 +7,12 @@
 
 use crate::era::Era;
 use crate::head::{HeadIndex, Params, Tail};
+use crate::newest::Newest;
 use crate::space::QueryMoments;
 use kiv_wire::{Put, Take, WireError};
 
 /// Version of what is written.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Something that can be written and read back under the same sizes.
 pub(crate) trait Saved: Sized {
@@ -38,11 +39,11 @@ impl Params {
             fine,
             coarse,
             segment,
-            cluster,
+            list,
             era,
         } = self;
         out.put_u32(VERSION);
-        for n in [dim, fine, coarse, segment, cluster, era] {
+        for n in [dim, fine, coarse, segment, list, era] {
             out.put_u64(*n as u64);
         }
         out.put_f32(*scale);
@@ -50,8 +51,8 @@ impl Params {
 }
 
 impl HeadIndex {
-    /// Stretches of tokens that [`HeadIndex::put_era`] writes. All but the last
-    /// never change, unless they are cut off.
+    /// Stretches of tokens that [`HeadIndex::put_era`] writes. They never change, unless
+    /// they are cut off.
     #[must_use]
     pub fn n_eras(&self) -> usize {
         self.eras.len()
@@ -71,6 +72,10 @@ impl HeadIndex {
         out.put_u64(self.n_tokens as u64);
         out.put_u64(self.eras.len() as u64);
         self.moments.put(out);
+        out.put_u32(u32::from(self.newest.is_some()));
+        if let Some(newest) = &self.newest {
+            newest.put(out);
+        }
         self.tail.put(out);
     }
 
@@ -92,11 +97,17 @@ impl HeadIndex {
         let (n_tokens, n_eras) = (rest.u64()?, rest.u64()?);
         expect(n_eras == eras.len() as u64, "another number of eras")?;
         let moments = QueryMoments::take(&params, rest)?;
+        let newest = match rest.u32()? {
+            0 => None,
+            1 => Some(Newest::take(&params, rest)?),
+            _ => return Err(WireError::invalid("neither newest keys nor none")),
+        };
         let tail = Tail::take(&params, rest)?;
         let eras = eras.iter_mut().map(|take| Era::take(&params, take));
         let index = Self {
             moments,
             eras: eras.collect::<Result<_, _>>()?,
+            newest,
             tail,
             n_tokens: usize::try_from(n_tokens).map_err(|_| WireError::Short)?,
             params,
@@ -106,26 +117,22 @@ impl HeadIndex {
     }
 
     fn check_lengths(&self) -> Result<(), WireError> {
-        let Params {
-            dim, segment, era, ..
-        } = self.params;
-        let mut first = 0;
-        for (i, it) in self.eras.iter().enumerate() {
-            let n = it.n_segments();
-            // One that was cut back to nothing still has its codebooks.
-            let whole = n == era || (i + 1 == self.eras.len() && n < era);
-            expect(it.first == first && whole, "eras that do not adjoin")?;
-            first += n * segment;
+        let Params { dim, segment, .. } = self.params;
+        for (i, era) in self.eras.iter().enumerate() {
+            let adjoins = era.first == i * self.params.era_len();
+            expect(adjoins, "eras that do not adjoin")?;
         }
-        let kept = if self.eras.is_empty() {
+        let kept = if let Some(newest) = &self.newest {
+            let adjoins = newest.first == self.eras.len() * self.params.era_len();
+            expect(adjoins, "newest keys that do not adjoin")?;
+            expect(self.tail.keys.is_empty(), "keys beside codes")?;
+            self.tail.codes.len()
+        } else {
             let codes = self.tail.codes.len() + self.tail.outliers.tokens().count();
             expect(codes == 0, "codes without a codebook")?;
             self.tail.keys.len() / dim
-        } else {
-            expect(self.tail.keys.is_empty(), "keys beside codes")?;
-            self.tail.codes.len()
         };
-        let adds_up = kept < segment && first + kept == self.n_tokens;
+        let adds_up = kept < segment && self.tail_first() + kept == self.n_tokens;
         expect(adds_up, "lengths that do not add up")
     }
 }

@@ -24,15 +24,13 @@ use rayon::prelude::*;
 
 /// Keys looked at for a decoded token's queries, and told.
 const DECODE: Effort = Effort {
-    parts: usize::MAX,
     probed: 8192,
-    kept: 2048,
+    kept: 1024,
 };
 
 /// The same for one of a micro-batch's groups of queries.
 const PREFILL: Effort = Effort {
-    parts: 2048,
-    probed: 2048,
+    probed: 1024,
     kept: 512,
 };
 

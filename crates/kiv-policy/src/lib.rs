@@ -247,7 +247,8 @@ pub trait Policy: Send {
         Ok(())
     }
 
-    /// Forgets every block with id `n_blocks` and above, in all layers.
+    /// Forgets every block with id `n_blocks` and above, in all layers. Those below may
+    /// be forgotten with them: [`Policy::sealed`] is called before anything is selected.
     ///
     /// # Errors
     /// If the policy cannot.

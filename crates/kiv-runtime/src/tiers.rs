@@ -220,6 +220,8 @@ impl Tiers {
         self.n_sealed = self.n_sealed.min(n_blocks);
         self.slots = slots_at_home(&self.geometry);
         let told = self.policy.truncate(n_blocks);
+        // It may have forgotten more than that.
+        let told = told.and_then(|()| self.policy.sealed(&*self.store));
         told.map_err(|source| self.policy_error(source))
     }
 

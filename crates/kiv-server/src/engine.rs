@@ -454,7 +454,10 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             // Worth it if half of what the session holds stays, so that it is the same
             // text.
             let same_text = |(_, slot): &(usize, &Slot)| 2 * shares(slot) >= holds(slot);
-            return Some(idle.filter(same_text).map_or(Choice::New, |(i, _)| Choice::Slot(i)));
+            return Some(
+                idle.filter(same_text)
+                    .map_or(Choice::New, |(i, _)| Choice::Slot(i)),
+            );
         };
         let stored = library.best(prompt);
         let any = slots.max_by_key(|(_, slot)| shares(slot));

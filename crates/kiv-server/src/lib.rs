@@ -16,7 +16,9 @@ mod native;
 mod ollama;
 mod openai;
 
-pub use engine::{Counters, Engine, EngineOptions, Event, Full, KeptContexts, Request, SlotState, Summary};
+pub use engine::{
+    Counters, Engine, EngineOptions, Event, Full, KeptContexts, Request, SlotState, Summary,
+};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
