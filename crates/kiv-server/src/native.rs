@@ -55,7 +55,7 @@ pub(crate) async fn slots(State(app): State<Shared>) -> Response {
         json!({
             "id": id, "n_ctx": app.config.n_ctx, "is_processing": slot.busy,
             "n_tokens": slot.tokens, "resident_kv_bytes": slot.resident_bytes,
-            "host_kv_bytes": slot.host_bytes,
+            "host_kv_bytes": slot.host_bytes, "disk_kv_bytes": slot.disk_bytes,
         })
     });
     Json(slots.collect::<Vec<_>>()).into_response()
@@ -128,6 +128,24 @@ pub(crate) async fn metrics(State(app): State<Shared>) -> Response {
             "gauge",
             "Cold rows in host memory",
             sum(|s| s.host_bytes),
+        ),
+        (
+            "disk_kv_bytes",
+            "gauge",
+            "Cold rows on disk, of all sessions",
+            sum(|s| s.disk_bytes),
+        ),
+        (
+            "stored_contexts",
+            "gauge",
+            "Contexts on disk that no session holds",
+            count(&counters.stored),
+        ),
+        (
+            "contexts_unsaved_total",
+            "counter",
+            "Times that a context could not be kept",
+            count(&counters.unsaved),
         ),
     ] {
         let _ = writeln!(
