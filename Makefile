@@ -43,6 +43,14 @@ tests/clients/venv/bin/python: tests/clients/requirements.txt
 	$@ -m pip install --quiet -r tests/clients/requirements.txt
 	touch $@
 
+# The server's page in headless Chromium (CHROMIUM names it if it is not /usr/bin/chromium).
+.PHONY: test-web
+
+test-web: ## the server's page in a browser; needs Node.js 20 and Chromium
+	cargo build --release --locked
+	npm --prefix tests/web install --silent --no-package-lock
+	node tests/web/check.mjs
+
 # Training of the reference models (training/README.md), apart from all else: Python,
 # in an environment of its own. TRAIN_PYTHON may name one that has the packages.
 TRAIN_PYTHON ?= $(CURDIR)/training/venv/bin/python

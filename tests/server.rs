@@ -194,6 +194,61 @@ fn openai_clients() {
     assert_eq!(models["data"][0]["id"], "tiny");
 }
 
+/// kiv's own: how far reading has come, and where the answer came from.
+#[test]
+fn answers_say_where_they_came_from() {
+    let at = server(1, 4, None);
+    // The fact is far from both ends.
+    let prose = document(3000).replace(FACT, "");
+    let middle = prose.len() / 2 + prose[prose.len() / 2..].find(' ').unwrap();
+    let text = format!("{} {FACT}{}", &prose[..middle], &prose[middle..]);
+    let ask = json!({"messages": conversation(&text), "temperature": 0, "max_tokens": 6, "stream": true,
+        "return_progress": true, "kiv_retrieved": true});
+    let pieces = data(&post(at, "/v1/chat/completions", &ask));
+    let progress: Vec<(u64, u64)> = (pieces.iter().map(|p| &p["prompt_progress"]))
+        .filter(|p| p.is_object())
+        .map(|p| {
+            (
+                p["processed"].as_u64().unwrap(),
+                p["total"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert!(progress.len() > 3 && progress.is_sorted(), "{progress:?}");
+    let (read, total) = *progress.last().unwrap();
+    assert_eq!(read, total);
+    let told = pieces.iter().find(|p| p["kiv_retrieved"].is_object());
+    let told = &told.unwrap()["kiv_retrieved"];
+    let bins: Vec<f64> = serde_json::from_value(told["bins"].clone()).unwrap();
+    assert!((bins.iter().sum::<f64>() - 1.0).abs() < 1e-3, "{bins:?}");
+    let passages = told["passages"].as_array().unwrap();
+    let has_fact = |p: &&Value| p["text"].as_str().unwrap().contains("48213");
+    let fact = passages.iter().find(has_fact).unwrap();
+    let tokens = told["tokens"].as_u64().unwrap();
+    let from = fact["from"].as_u64().unwrap();
+    assert!((tokens / 3..tokens * 2 / 3).contains(&from), "{fact}");
+    // Nobody asked: nothing is told.
+    let ask = json!({"messages": conversation(FACT), "max_tokens": 1});
+    let answer = post(at, "/v1/chat/completions", &ask).json();
+    assert!(answer["kiv_retrieved"].is_null() && answer["usage"].is_object());
+}
+
+#[test]
+fn the_page_is_served_without_a_key_and_can_load_nothing_foreign() {
+    let at = server(1, 4, Some("secret"));
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+    ] {
+        let page = get(at, path);
+        assert_eq!(page.status, 200);
+        assert!(page.head.contains(kind) && page.head.contains("default-src 'self'"));
+        assert!(!page.body.contains("http://") && !page.body.contains("https://"));
+    }
+    assert_eq!(get(at, "/slots").status, 401);
+}
+
 #[test]
 fn ollama_clients() {
     let at = server(2, 4, None);

@@ -41,6 +41,7 @@ fn submit(engine: &Engine, prompt: &[Token], max_tokens: usize) -> UnboundedRece
     let request = Request {
         prompt: prompt.to_vec(),
         options,
+        retrieved: false,
         events,
     };
     engine.submit(request).unwrap();

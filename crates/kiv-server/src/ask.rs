@@ -262,6 +262,7 @@ pub(crate) fn submit(
     prompt: Vec<Token>,
     mut options: GenerateOptions,
     param: &'static str,
+    retrieved: bool,
 ) -> Result<UnboundedReceiver<Event>, Fault> {
     if prompt.is_empty() {
         return Err(Fault::param(param, format!("{param} has no text in it")));
@@ -279,6 +280,7 @@ pub(crate) fn submit(
     let request = Request {
         prompt,
         options,
+        retrieved,
         events,
     };
     app.engine.submit(request).map_err(|_| {

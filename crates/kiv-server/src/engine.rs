@@ -15,6 +15,7 @@
 //! shares with a context that goes on otherwise, or is in use, is shared on disk.
 
 use crate::library::{Library, shared};
+use crate::retrieved::{Heat, Retrieved};
 use kiv_runtime::{Error, Finish, GenerateOptions, Generation, Model, Session, Token};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -47,6 +48,8 @@ pub struct Request {
     pub prompt: Vec<Token>,
     /// How to go on.
     pub options: GenerateOptions,
+    /// Whether to tell where in the prompt the answer came from.
+    pub retrieved: bool,
     /// Where to tell. If nobody listens any more the request is given up.
     pub events: UnboundedSender<Event>,
 }
@@ -86,6 +89,8 @@ pub struct Summary {
     pub reading: Duration,
     /// Time generating.
     pub generating: Duration,
+    /// Where the answer came from, if that was asked.
+    pub retrieved: Option<Retrieved>,
 }
 
 /// Counts since the start.
@@ -310,6 +315,8 @@ fn first_slot(
 
 struct Job {
     request: Request,
+    /// Where attention goes, if that was asked.
+    heat: Option<Heat>,
     reused: usize,
     /// Tokens of the prompt that are read.
     read: usize,
@@ -421,7 +428,10 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
                 Ok((slot, reused)) => {
                     slot.used = Instant::now();
                     self.counters.reused.fetch_add(reused, Ordering::Relaxed);
+                    let until = question(&request.prompt);
+                    let watch = request.retrieved;
                     slot.job = Some(Job {
+                        heat: watch.then(|| Heat::watch(&mut slot.session, until)),
                         read: reused,
                         reused,
                         request,
@@ -556,6 +566,7 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             return;
         };
         if job.request.events.is_closed() {
+            slot.session.set_tap(None);
             self.counters.cancelled.fetch_add(1, Ordering::Relaxed);
             self.finished();
             return;
@@ -576,12 +587,17 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
                         generated: generation.generated(),
                         reading: job.reading,
                         generating: job.generating,
+                        retrieved: (job.heat.as_ref())
+                            .map(|heat| heat.told(&slot.session, question(&job.request.prompt))),
                     })),
                     Err(error) => Err(error),
                 }
             }
         };
         slot.used = Instant::now();
+        if !matches!(result, Ok(None)) && job.heat.is_some() {
+            slot.session.set_tap(None);
+        }
         match result {
             Ok(None) => slot.job = Some(job),
             Ok(Some(summary)) => {
@@ -619,11 +635,16 @@ fn discard(folder: &Path) {
     let _ = std::fs::remove_dir_all(folder);
 }
 
+/// Where the question at the end of a prompt begins, as far as can be told.
+fn question(prompt: &[Token]) -> usize {
+    prompt.len().saturating_sub(QUESTION)
+}
+
 /// Reads the next piece of the prompt.
 fn read(session: &mut Session, job: &mut Job, counters: &Counters) -> Result<(), Error> {
     let started = Instant::now();
     let prompt = &job.request.prompt;
-    let question = prompt.len().saturating_sub(QUESTION);
+    let question = question(prompt);
     let end = if job.read < question {
         let end = (job.read + CHUNK).min(question);
         session.read(&prompt[job.read..end])?;

@@ -4,8 +4,8 @@
 //! DNS rebinding even read the answers). So the `Host` must be the loopback's or one
 //! that was named, and an `Origin`, which only browsers send, must be of such a host.
 
-use crate::Shared;
 use crate::fault::{Fault, Protocol};
+use crate::{Shared, web};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
@@ -13,7 +13,8 @@ use axum::response::Response;
 
 pub(crate) async fn check(State(app): State<Shared>, request: Request, next: Next) -> Response {
     let protocol = Protocol::of(request.uri().path());
-    let open = matches!(request.uri().path(), "/health" | "/v1/health");
+    let path = request.uri().path();
+    let open = matches!(path, "/health" | "/v1/health") || web::PATHS.contains(&path);
     match refusal(
         request.headers(),
         &app.config.hosts,

@@ -15,10 +15,14 @@ mod library;
 mod native;
 mod ollama;
 mod openai;
+mod retrieved;
+mod web;
 
 pub use engine::{
     Counters, Engine, EngineOptions, Event, Full, KeptContexts, Request, SlotState, Summary,
 };
+
+pub use retrieved::{Passage, Retrieved};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -70,6 +74,9 @@ pub fn router(config: Config, model: Model, engine: Engine) -> Router {
         started: SystemTime::now(),
     });
     Router::new()
+        .route("/", get(web::index))
+        .route("/page.css", get(web::style))
+        .route("/page.js", get(web::script))
         .route("/v1/models", get(openai::models))
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))

@@ -213,7 +213,13 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
         ignore_end: params.take("ignore_eos")?.unwrap_or(false),
     };
     let stream = params.take::<bool>("stream")?.unwrap_or(false);
-    let events = ask::submit(app, app.model.tokenize(&prompt, true), options, "prompt")?;
+    let events = ask::submit(
+        app,
+        app.model.tokenize(&prompt, true),
+        options,
+        "prompt",
+        false,
+    )?;
     if !stream {
         let (text, summary) = ask::collect(events).await?;
         return Ok(Json(last(&text, &summary)).into_response());

@@ -126,7 +126,7 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         stop: ask::stops(&mut within)?,
         ignore_end: false,
     };
-    let events = ask::submit(app, app.model.tokenize(&text, true), options, param)?;
+    let events = ask::submit(app, app.model.tokenize(&text, true), options, param, false)?;
     let line = Line {
         model: app.config.name.clone(),
         is_chat,

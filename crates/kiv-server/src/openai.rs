@@ -102,10 +102,14 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
         .within("stream_options")?
         .take("include_usage")?
         .unwrap_or(false);
-    let events = ask::submit(app, app.model.tokenize(&text, true), options, param)?;
+    // As in llama-server, and kiv's own.
+    let progress = params.take::<bool>("return_progress")?.unwrap_or(false);
+    let retrieved = params.take::<bool>("kiv_retrieved")?.unwrap_or(false);
+    let prompt = app.model.tokenize(&text, true);
+    let events = ask::submit(app, prompt, options, param, retrieved)?;
     let frame = Frame::new(kind, app.config.name.clone());
     if stream {
-        return Ok(frame.stream(events, include));
+        return Ok(frame.stream(events, include, progress));
     }
     let (text, summary) = ask::collect(events).await?;
     Ok(Json(frame.whole(&text, &summary)).into_response())
@@ -153,6 +157,9 @@ impl Frame {
         };
         let mut whole = self.around(object, &json!([choice]));
         whole["usage"] = usage(summary);
+        if let Some(retrieved) = &summary.retrieved {
+            whole["kiv_retrieved"] = json!(retrieved);
+        }
         whole
     }
 
@@ -180,18 +187,38 @@ impl Frame {
         self.around(object, &json!([choice]))
     }
 
-    fn stream(self, events: UnboundedReceiver<Event>, include_usage: bool) -> Response {
+    fn stream(
+        self,
+        events: UnboundedReceiver<Event>,
+        include_usage: bool,
+        progress: bool,
+    ) -> Response {
         let mut first = true;
         let pieces = UnboundedReceiverStream::new(events).flat_map(move |event| {
             let mut lines = Vec::new();
             match event {
+                Event::Reading {
+                    read,
+                    total,
+                    reused,
+                } if progress => {
+                    let mut piece = self.piece(None, None, first);
+                    first = false;
+                    piece["prompt_progress"] =
+                        json!({"total": total, "cache": reused, "processed": read});
+                    lines.push(piece.to_string());
+                }
                 Event::Reading { .. } => {}
                 Event::Text(text) => {
                     lines.push(self.piece(Some(&text), None, first).to_string());
                     first = false;
                 }
                 Event::Done(summary) => {
-                    lines.push(self.piece(None, Some(summary.finish), first).to_string());
+                    let mut last = self.piece(None, Some(summary.finish), first);
+                    if let Some(retrieved) = &summary.retrieved {
+                        last["kiv_retrieved"] = json!(retrieved);
+                    }
+                    lines.push(last.to_string());
                     if include_usage {
                         let mut last = self.piece(None, None, false);
                         last["choices"] = json!([]);
