@@ -19,7 +19,7 @@ fn engine(model: &Model, folder: &Path, sessions: usize, most: usize) -> Engine 
         queue: 8,
         kept: Some(kept),
     };
-    Engine::start(model.clone(), options, |model, folder| open(model, folder)).unwrap()
+    Engine::start(model.clone(), options, open).unwrap()
 }
 
 fn open(model: &Model, folder: Option<&Path>) -> Result<Session, kiv::Error> {

@@ -53,13 +53,9 @@ pub fn evaluate(
                     Some(prompt) => prompt,
                     None => tasks::prompt(env.model, plan, spec)?,
                 };
-                let judged = judge(env, &prompt, &wanted, shared, &mut tell);
+                let judged = judge(env, &prompt, spec.n_ctx, &wanted, shared, &mut tell);
                 shared.prompt = Some(prompt);
-                judged.map_err(|(contender, source)| EvalError::Session {
-                    policy: contender.policy,
-                    n_ctx: spec.n_ctx,
-                    source,
-                })?;
+                judged?;
             }
             for contender in contenders {
                 for task in Task::ALL.into_iter().chain([Task::Prompts]) {
@@ -117,13 +113,18 @@ fn wanted(env: &Env<'_>, plan: &Plan, contender: &Contender, spec: &Spec) -> Vec
 fn judge(
     env: &Env<'_>,
     prompt: &Prompt,
+    n_ctx: usize,
     wanted: &[(&Contender, Vec<Task>)],
     shared: &mut Shared,
     tell: &mut dyn FnMut(&Contender, Task, usize, Outcome),
-) -> Result<(), (Contender, Error)> {
+) -> Result<(), EvalError> {
     let mut reader: Option<Reader<'_>> = None;
     for (contender, tasks) in wanted {
-        let failed = |error| ((*contender).clone(), error);
+        let failed = |source| EvalError::Session {
+            policy: contender.policy.clone(),
+            n_ctx,
+            source,
+        };
         let is_full = contender.policy == "full";
         if tasks.contains(&Task::Kld) && shared.reference.is_none() && !is_full {
             let full = Contender {
