@@ -41,7 +41,8 @@ fn server(sessions: usize, queue: usize, api_key: Option<&str>) -> SocketAddr {
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             told.send(listener.local_addr().unwrap()).unwrap();
-            kiv_server::serve(listener, router, std::future::pending())
+            let headers = Duration::from_secs(2);
+            kiv_server::serve_with(listener, router, std::future::pending(), headers)
                 .await
                 .unwrap();
         });
@@ -440,6 +441,32 @@ fn what_cannot_be_is_refused_in_each_protocol_s_form() {
         post(at, "/completion", &json!({"prompt": "x", "n_predict": 1})).status,
         200
     );
+}
+
+#[test]
+fn headers_that_never_end_are_not_waited_for() {
+    let at = server(1, 4, None);
+    let mut slow: Vec<TcpStream> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(at).unwrap();
+            stream
+                .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-")
+                .unwrap();
+            stream
+        })
+        .collect();
+    // Others are served meanwhile, and in the end the slow ones are closed.
+    assert_eq!(get(at, "/health").status, 200);
+    for stream in &mut slow {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let mut rest = Vec::new();
+        // Closed, or reset: not timed out.
+        if let Err(error) = stream.read_to_end(&mut rest) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    }
 }
 
 #[test]

@@ -28,10 +28,14 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use kiv_runtime::{ChatTemplate, Model};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 
 /// Largest body of a request, bytes: a million tokens are some 5 MB of text.
@@ -101,6 +105,9 @@ pub fn router(config: Config, model: Model, engine: Engine) -> Router {
         .with_state(app)
 }
 
+/// Time that a request's headers may take to come.
+const HEADERS: Duration = Duration::from_secs(30);
+
 /// Serves until `stop` is done, then lets running answers come to their end.
 ///
 /// # Errors
@@ -110,7 +117,42 @@ pub async fn serve(
     router: Router,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop)
-        .await
+    serve_with(listener, router, stop, HEADERS).await
+}
+
+/// As [`serve`]; connections whose headers take longer than `headers` are closed.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with(
+    listener: TcpListener,
+    router: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+    headers: Duration,
+) -> std::io::Result<()> {
+    let connections = GracefulShutdown::new();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                // The client is gone, or there are too many files: both pass.
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = &mut stop => break,
+        };
+        let _ = stream.set_nodelay(true);
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(headers);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
+        // Its errors are the client's.
+        tokio::spawn(async move { connection.await.ok() });
+    }
+    drop(listener);
+    connections.shutdown().await;
+    Ok(())
 }
