@@ -139,7 +139,7 @@ class Model(nn.Module):
         to_common = common / shape.d_model * math.sqrt(2)
         for kv_head in range(shape.n_kv // 2):
             for pair, size in enumerate(LOOK_BACK):
-                turn = float(self.freq[pair])
+                turn = shape.rope_theta ** (-2 * pair / shape.head_dim)
                 row = kv_head * shape.head_dim + pair
                 attn.k.weight[row] += size * to_common
                 for head in range(kv_head * group, (kv_head + 1) * group):

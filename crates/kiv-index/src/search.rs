@@ -1,6 +1,6 @@
 //! Finding the keys that score highest.
 
-use crate::best::Best;
+use crate::best::{Best, Candidate};
 use crate::head::{HeadIndex, IndexError};
 use crate::marks::Marks;
 use crate::outliers::OutlierTables;
@@ -123,10 +123,8 @@ impl HeadIndex {
         self.rank_lists(isa, effort.probed / self.params().list, scratch);
         // The best lists' keys come first: hardly any of the others get past them.
         let mut best = std::mem::take(&mut scratch.best);
-        let opened: Vec<Vec<u32>> = best
-            .iter()
-            .map(|best| best.found().iter().map(|list| list.id()).collect())
-            .collect();
+        let opened = best.iter().map(|best| self.lists_to_open(best, effort.probed));
+        let opened: Vec<Vec<u32>> = opened.collect();
         best.iter_mut().for_each(|best| best.want(effort.kept));
         self.score_eras(isa, &opened, &mut best, scratch);
         self.score_newest(isa, effort.kept, &mut best, scratch);
@@ -218,6 +216,27 @@ impl HeadIndex {
             }
         }
         best.iter_mut().for_each(Best::settle);
+    }
+
+    /// The best lists, numbered by era and list: fewer where they are long, as with keys
+    /// that are all alike.
+    fn lists_to_open(&self, best: &Best, probed: usize) -> Vec<u32> {
+        let era_len = self.params().era_len() as u32;
+        let size = |list: &Candidate| {
+            let era = &self.eras[(list.id() / era_len) as usize];
+            era.places((list.id() % era_len) as usize).len()
+        };
+        let mut lists = best.found().to_vec();
+        if lists.iter().map(size).sum::<usize>() > probed + probed / 2 {
+            lists.sort_unstable_by(|a, b| b.cmp(a));
+            let mut keys = 0;
+            let end = lists.iter().position(|list| {
+                keys += size(list);
+                keys >= probed
+            });
+            lists.truncate(end.map_or(lists.len(), |end| end + 1));
+        }
+        lists.iter().map(|list| list.id()).collect()
     }
 
     /// Scores the keys of the lists that any query has opened, and outliers.
