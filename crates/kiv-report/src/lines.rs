@@ -30,6 +30,8 @@ pub(crate) struct Header {
     pub rope_freq_scale: Option<f64>,
     pub kv_window: Option<u64>,
     pub kv_block: Option<u64>,
+    /// Policy that read each context for all that can take over from it.
+    pub kv_read_policy: Option<String>,
     pub kv_sinks: Option<u64>,
     pub samples: Option<u64>,
     pub seed: Option<u64>,

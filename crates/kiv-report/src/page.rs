@@ -426,12 +426,19 @@ fn conditions(section: &Section) -> Markup {
             "sinks",
             of(&|h| Some(format!("{} tokens", number(h.kv_sinks)?))),
         ),
+        (
+            "contexts read by",
+            of(&|h| {
+                let by = h.kv_read_policy.as_ref()?;
+                Some(format!("{by}, for all policies that keep every row"))
+            }),
+        ),
         ("seed", of(&|h| h.seed.map(|s| s.to_string()))),
         ("samples", of(&|h| h.samples.map(|s| s.to_string()))),
         ("kiv", of(&|h| h.kiv_version.clone())),
     ];
     // What is only sometimes set is left out where it is not.
-    let optional = ["layers on a GPU", "RoPE scaling"];
+    let optional = ["layers on a GPU", "RoPE scaling", "contexts read by"];
     html! {
         div.scroll { table.facts { tbody {
             @for (name, value) in rows {
