@@ -123,7 +123,9 @@ impl HeadIndex {
         self.rank_lists(isa, effort.probed / self.params().list, scratch);
         // The best lists' keys come first: hardly any of the others get past them.
         let mut best = std::mem::take(&mut scratch.best);
-        let opened = best.iter().map(|best| self.lists_to_open(best, effort.probed));
+        let opened = best
+            .iter()
+            .map(|best| self.lists_to_open(best, effort.probed));
         let opened: Vec<Vec<u32>> = opened.collect();
         best.iter_mut().for_each(|best| best.want(effort.kept));
         self.score_eras(isa, &opened, &mut best, scratch);
