@@ -121,7 +121,7 @@ fn gemma2_with_soft_caps_and_sliding_windows() {
 }
 
 #[test]
-fn a_window_shorter_than_the_models_own_is_refused() {
+fn sliding_windows_decide_what_can_be_taken_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("random.gguf");
     let shape = Shape {
@@ -134,15 +134,47 @@ fn a_window_shorter_than_the_models_own_is_refused() {
     };
     shape.write(&path, &bundled());
     let model = Model::load(&path).unwrap();
-    let error = model.session().window(256).build().err().unwrap();
-    assert!(
-        matches!(
-            error,
-            Error::WindowShorterThanSliding {
-                window: 256,
-                n_swa: 512
-            }
-        ),
-        "{error}"
-    );
+    let build = || {
+        let builder = model.session().window(256).budget(128).block(16);
+        let builder = builder.ubatch(64).threads(1, 1).ctx_size(1 << 16);
+        builder.policy("exact").build().unwrap()
+    };
+    // The recent window is as long as the model's own at least.
+    let mut session = build();
+    assert!(session.pool().window >= 512);
+
+    let tokens: Vec<i32> = (0..4000).map(|i| 5 + i * 7 % 200).collect();
+    let question = &tokens[100..130];
+    session.read(&tokens).unwrap();
+    session.read_one_by_one(question).unwrap();
+    let logits = session.logits().to_vec();
+    // A few tokens can be taken back, as if they had never been there.
+    session.rewind(tokens.len()).unwrap();
+    session.read_one_by_one(question).unwrap();
+    assert_eq!(session.logits(), logits);
+    // Far more cannot: the layers that slide have forgotten what came before.
+    let error = session.truncate(tokens.len() - 1000).err().unwrap();
+    assert!(matches!(error, Error::TruncateTooFar { .. }), "{error}");
+    let Error::TruncateTooFar { window_first, .. } = error else {
+        unreachable!()
+    };
+    // The error says how far one can go; nothing is lost.
+    assert!(session.truncate(window_first - 1).is_err());
+    session.truncate(window_first).unwrap();
+    let mut fresh = build();
+    fresh.read(&tokens[..window_first]).unwrap();
+    let most = |logits: &[f32], other: &[f32]| {
+        let pairs = logits.iter().zip(other);
+        pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()))
+    };
+    fresh.read_one_by_one(question).unwrap();
+    session.read_one_by_one(question).unwrap();
+    let difference = most(session.logits(), fresh.logits());
+    // The one has sealed more blocks than the other.
+    assert!(difference < 0.2, "{difference}");
+    // Forgotten altogether and read again it is the same.
+    session.clear().unwrap();
+    session.read(&tokens).unwrap();
+    session.read_one_by_one(question).unwrap();
+    assert_eq!(session.logits(), logits);
 }

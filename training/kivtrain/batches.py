@@ -162,6 +162,7 @@ def make_batch(
     dilution: float,
     held_out: bool = False,
     silent_hops: float = 0.0,
+    may_jump: bool = True,
 ) -> Batch:
     """The batch that follows from a seed."""
     rng = random.Random(seed)
@@ -177,7 +178,7 @@ def make_batch(
         doc = writer.write(kind)
         row = document_row(doc, tokenizer, rng)
         size = min(len(row.tokens), n_tokens)
-        jumps = rng.random() >= UNJUMPED
+        jumps = rng.random() >= UNJUMPED and may_jump
         at, run = _positions(row, len(doc.body), rng, jumps)
         filler = rng.uniform(0, math.log(max(1.0, dilution)))
         unasked = rng.uniform(0, min(filler, math.log(UNASKED_MOST)))
@@ -229,4 +230,5 @@ class Batches(torch.utils.data.Dataset):  # type: ignore[type-arg]
             c.seq_len * (c.long_factor if long else 1),
             math.exp(ramp * math.log(c.dilution)) if c.dilution > 1 else 1.0,
             silent_hops=c.silent_hops,
+            may_jump=c.jumps,
         )

@@ -75,6 +75,8 @@ class Config:
     # It begins to grow after this share of them.
     dilution_from: float = 0.10
     dilution_ramp: float = 0.33
+    # Whether positions jump, so that distances up to `n_ctx` occur in short sequences.
+    jumps: bool = True
     # Attention heads left out at random in the upper half of the layers, one by one,
     # with all that share a KV head, or a layer's all: no single head may do all the
     # retrieval. Grows from 0 between two shares of the steps.
@@ -122,6 +124,19 @@ CONFIGS: dict[str, Config] = {
         drop_full=0.25,
         first_until=0.0,
         mixed_from=0.0,
+    ),
+    # Trained for 2048 tokens, as usual models are for some thousands: shows what becomes
+    # of positions past that.
+    "tiny-short": replace(
+        _TINY,
+        name="tiny-short",
+        shape=replace(_TINY.shape, rope_theta=1e4, n_ctx=2048),
+        seed=6,
+        steps=1500,
+        seq_len=512,
+        batch=12,
+        long_factor=4,
+        jumps=False,
     ),
     # For one GPU with 80 GB or more, about 20 minutes.
     "small": Config(

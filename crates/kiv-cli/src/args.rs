@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiv_eval::Task;
 use kiv_policy::RowFormat;
 use kiv_pool::PoolConfig;
-use kiv_runtime::{RopeScaling, Sampling};
+use kiv_runtime::{Positions, RopeScaling, Sampling};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -139,6 +139,10 @@ pub(crate) struct ModelArgs {
         value_name = "X"
     )]
     pub rope_freq_scale: f32,
+    /// Where far tokens are for attention: absolute, where they are; remapped, within the
+    /// length that the model was trained for (longer texts)
+    #[arg(long, default_value = "absolute", value_parser = positions, value_name = "KIND")]
+    pub kv_pos: Positions,
     /// Go on although the memory plan does not fit
     #[arg(long)]
     pub force: bool,
@@ -552,6 +556,14 @@ fn rope_scaling(name: &str) -> Result<RopeScaling, String> {
         "linear" => Ok(RopeScaling::Linear),
         "yarn" => Ok(RopeScaling::Yarn),
         _ => Err("there are none, linear, yarn".to_owned()),
+    }
+}
+
+fn positions(name: &str) -> Result<Positions, String> {
+    match name {
+        "absolute" => Ok(Positions::Absolute),
+        "remapped" => Ok(Positions::Remapped),
+        _ => Err("there are absolute, remapped".to_owned()),
     }
 }
 

@@ -8,7 +8,7 @@ use kiv_context::{Identity, RecordLayout};
 use kiv_gguf::{LayerKind, MemoryPlan, ModelFile, PlanOptions, Untierable};
 use kiv_policy::{Geometry, LayerGeometry};
 use kiv_pool::{PoolError, PoolLayout};
-use kiv_runtime::{LoadOptions, Model, Session, SessionBuilder};
+use kiv_runtime::{LoadOptions, Model, Positions, Session, SessionBuilder};
 use std::io::Read;
 use std::path::PathBuf;
 
@@ -40,10 +40,11 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
     let file = ModelFile::open(&path)?;
     let (n_ctx, trained) = (args.ctx_size, file.n_ctx_train);
     let scaled = args.rope_freq_base != 0.0 || args.rope_freq_scale != 0.0;
-    if n_ctx > trained && !scaled {
+    if n_ctx > trained && !scaled && args.kv_pos == Positions::Absolute {
         eprintln!(
             "warning: --ctx-size {n_ctx} is more than the {trained} tokens that this model was trained for: \
-             past them answers get poor, unless positions are scaled (--rope-freq-scale)"
+             past them answers get poor, unless positions are remapped (--kv-pos remapped) or \
+             scaled (--rope-freq-scale)"
         );
     }
     Ok(Opened { file, bundled })
@@ -254,6 +255,7 @@ pub(crate) fn builder(
         .threads(threads, args.threads_batch.unwrap_or(threads))
         .offload_kv(!args.no_kv_offload)
         .rope(args.rope_scaling, args.rope_freq_base, args.rope_freq_scale)
+        .positions(args.kv_pos)
         .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
 }
 

@@ -85,15 +85,18 @@ impl Identity {
             settings
         };
         let (stored, given) = (own(self), own(given));
-        for (key, value) in &stored {
-            let other = given.iter().find(|(k, _)| k == key);
-            let other = other.map_or("nothing", |(_, v)| v);
-            if other != value {
+        let value_in = |settings: &[(String, String)], key: &str| {
+            let setting = settings.iter().find(|(k, _)| k == key);
+            setting.map_or("nothing".to_owned(), |(_, v)| v.clone())
+        };
+        for (key, _) in stored.iter().chain(&given) {
+            let (stored, given) = (value_in(&stored, key), value_in(&given, key));
+            if stored != given {
                 return Err(ContextError::OtherSetting {
                     path: path(),
                     key: key.clone(),
-                    stored: value.clone(),
-                    given: other.to_owned(),
+                    stored,
+                    given,
                 });
             }
         }

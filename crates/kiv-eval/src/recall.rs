@@ -99,6 +99,8 @@ struct Keys {
     dim: usize,
     rows: Vec<f32>,
     resident: Vec<bool>,
+    /// The first that is sealed.
+    cold_from: usize,
 }
 
 impl Keys {
@@ -115,6 +117,7 @@ impl Keys {
                 resident.push(true);
             }
         }
+        let cold_from = resident.len();
         let block = view.block();
         let mut wanted = vec![false; view.cold.n_blocks()];
         view.resident_blocks(kv_head)
@@ -138,6 +141,7 @@ impl Keys {
             dim,
             rows,
             resident,
+            cold_from,
         })
     }
 
@@ -146,10 +150,14 @@ impl Keys {
     fn recall(&self, view: &Attended<'_>, token: usize, head: usize) -> (f64, f64) {
         let g = view.geometry;
         let query = view.queries.get(token, head);
-        let logits: Vec<f64> = self
-            .rows
-            .chunks_exact(self.dim)
-            .map(|key| {
+        let cold_query = view.cold_queries.get(token, head);
+        let logits: Vec<f64> = (self.rows.chunks_exact(self.dim).enumerate())
+            .map(|(i, key)| {
+                let query = if i < self.cold_from {
+                    query
+                } else {
+                    cold_query
+                };
                 let dot: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();
                 let logit = f64::from(dot) * f64::from(g.scale);
                 g.soft_cap.map_or(logit, |cap| {

@@ -251,6 +251,9 @@ pub enum Untierable {
     /// Sparse attention of its own, or cache layers that other layers steer.
     #[error("llama.cpp gives it a special cache of its own")]
     OwnCache,
+    /// llama.cpp ends the program as soon as a token is computed.
+    #[error("the pinned llama.cpp crashes on it (llama4 without chunked attention)")]
+    Aborts,
     /// Nothing grows with the context.
     #[error("no layer of it attends to the whole context")]
     NoGlobalLayer,
@@ -263,7 +266,11 @@ impl Untierable {
     pub const fn runs_untiered(self) -> bool {
         !matches!(
             self,
-            Self::VocabOnly | Self::NotGenerative | Self::Draft | Self::EncoderDecoder
+            Self::VocabOnly
+                | Self::NotGenerative
+                | Self::Draft
+                | Self::EncoderDecoder
+                | Self::Aborts
         )
     }
 }

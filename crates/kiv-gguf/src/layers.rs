@@ -401,6 +401,10 @@ pub(crate) fn untierable(hp: &Hparams, layers: &[LayerInfo]) -> Option<Untierabl
     let recurrent = count(|k| matches!(k, LayerKind::Recurrent | LayerKind::GlobalRecurrent));
     Some(match hp.arch {
         "t5" => Untierable::EncoderDecoder,
+        // It asks for a scale that such a file does not give, and aborts.
+        "llama4" if hp.tokens("attention.sliding_window").ok().flatten() == Some(0) => {
+            Untierable::Aborts
+        }
         "eagle3" | "dflash" | "gemma4-assistant" => Untierable::Draft,
         arch if NO_CACHE.contains(&arch) => Untierable::NotGenerative,
         _ if hp.flag("attention.causal") == Some(false) => Untierable::NotGenerative,

@@ -3,7 +3,7 @@
 use crate::cold::Scratch;
 use crate::error::Error;
 use crate::model::Model;
-use crate::options::{Disk, Rope, SessionOptions};
+use crate::options::{Disk, Positions, Rope, SessionOptions};
 use kiv_context::{ContextError, DiskOptions, DiskTier, Identity};
 use kiv_gguf::ModelFile;
 use kiv_policy::Geometry;
@@ -87,9 +87,12 @@ fn identity(
         ("--rope-freq-scale", freq_scale.to_string()),
         ("a pool of cells", layout.n_cells.to_string()),
     ];
-    let settings = settings
+    let mut settings = settings
         .map(|(key, value)| (key.to_owned(), value))
         .to_vec();
+    if options.positions == Positions::Remapped {
+        settings.push(("--kv-pos".to_owned(), "remapped".to_owned()));
+    }
     let title = file.title(&fingerprint);
     Ok(Identity::new(fingerprint, title, geometry, settings))
 }

@@ -58,20 +58,13 @@ pub enum Error {
         /// Cells of the pool.
         pool: usize,
     },
-    /// The window is shorter than the model's own sliding window.
-    #[error("--kv-window {window} is shorter than this model's sliding window of {n_swa} tokens")]
-    WindowShorterThanSliding {
-        /// Tokens asked for.
-        window: usize,
-        /// The model's window.
-        n_swa: usize,
-    },
     /// llama.cpp picks RoPE factors by the size of its context, which is the
     /// pool here: it would pick those for short texts.
     #[error(
         "this model takes other RoPE factors beyond {n_ctx_orig} tokens, and --ctx-size {n_ctx} \
          is beyond while the resident pool of {pool} is not: raise --kv-window until the pool is \
-         larger than {n_ctx_orig}, lower --ctx-size to that, or use --kv-policy full"
+         larger than {n_ctx_orig}, lower --ctx-size to that, or use --kv-pos remapped or \
+         --kv-policy full"
     )]
     LongRope {
         /// Tokens asked for.
@@ -80,6 +73,12 @@ pub enum Error {
         pool: usize,
         /// Longest context of the short factors.
         n_ctx_orig: usize,
+    },
+    /// Far tokens cannot be moved near.
+    #[error("positions cannot be remapped (--kv-pos): {why}")]
+    CannotRemap {
+        /// Why, and what to do.
+        why: String,
     },
     /// The text does not fit.
     #[error(
@@ -206,10 +205,11 @@ pub enum Error {
     /// Something that only a new session can do.
     #[error("the session has already read something")]
     NotEmpty,
-    /// A cut that would need rows that are only in the cold store.
+    /// A cut that would need rows that nobody has any more: of a policy that drops them,
+    /// or of sliding-window layers, which is llama.cpp's own way.
     #[error(
-        "cannot cut the sequence back to {to} tokens: everything before {window_first} has left \
-         the recent window"
+        "cannot cut the sequence back to {to} tokens: what is before {window_first} has left \
+         the window"
     )]
     TruncateTooFar {
         /// Tokens to keep.

@@ -4,6 +4,7 @@
 use crate::cells::CellMap;
 use crate::error::Error;
 use crate::llama::{Caches, Device, GraphHook, Node, Op};
+use crate::rope::Rotation;
 use crate::tap::{Attended, AttentionTap};
 use crate::tiers::{Batch, Tiers};
 use kiv_policy::LayerGeometry;
@@ -20,6 +21,8 @@ pub(crate) struct SeenLayer {
     /// The list of cells that its rows are stored by; shared by the layers of
     /// one cache.
     pub cell_list: usize,
+    /// How its keys are rotated, as far as the graph shows.
+    pub rotation: Option<Rotation>,
 }
 
 /// How a model attends, as its graph shows.
@@ -30,8 +33,20 @@ pub(crate) struct Seen {
     pub obstacle: Option<String>,
     /// Keys are rotated by factors for short contexts (LongRoPE).
     pub short_rope: bool,
-    /// Cell lists of SET_ROWS nodes by layer.
-    stores: Vec<(u32, usize)>,
+    /// Layers, cell lists and rotations of SET_ROWS nodes.
+    stores: Vec<(u32, usize, Option<Rotation>)>,
+}
+
+/// The rotation that ends a chain of operations: the last one of its first operands.
+fn rotation(mut node: Node<'_>) -> Option<Rotation> {
+    // Reshapes, norms, at most; longer ways lead out of the layer.
+    for _ in 0..8 {
+        if node.op() == Op::Rope {
+            return node.rotation();
+        }
+        node = node.source(0)?;
+    }
+    None
 }
 
 impl Seen {
@@ -39,7 +54,8 @@ impl Seen {
         match node.op() {
             Op::SetRows => {
                 if let (Some(il), Some(list)) = (node.root().cache_layer('k'), node.source(1)) {
-                    self.stores.push((il, list.id()));
+                    let rotation = node.source(0).and_then(rotation);
+                    self.stores.push((il, list.id(), rotation));
                 }
             }
             Op::FlashAttention => {
@@ -96,6 +112,9 @@ impl Seen {
         let [_, _, n_head, _] = q.shape();
         let soft_cap = node.float_param(2);
         let scale = node.float_param(0);
+        let store = self.stores.iter().find(|(layer, ..)| *layer == il);
+        let (_, cell_list, rotation) =
+            store.ok_or_else(|| format!("layer {il} stores its rows in an unknown way"))?;
         self.layers.push(SeenLayer {
             geometry: LayerGeometry {
                 il,
@@ -107,12 +126,8 @@ impl Seen {
                 soft_cap: (soft_cap != 0.0).then_some(soft_cap),
             },
             n_cells,
-            cell_list: self
-                .stores
-                .iter()
-                .find(|(layer, _)| *layer == il)
-                .map(|(_, list)| *list)
-                .ok_or_else(|| format!("layer {il} stores its rows in an unknown way"))?,
+            cell_list: *cell_list,
+            rotation: rotation.clone(),
         });
         Ok(())
     }
@@ -160,7 +175,7 @@ impl Engine {
     }
 
     fn attention_layer(&self, node: &Node<'_>) -> Option<usize> {
-        let tiers = self.tiers.as_ref().filter(|t| t.selects())?;
+        let tiers = self.tiers.as_ref().filter(|t| t.serves())?;
         tiers.layer_of(node.root().cache_layer('v')?)
     }
 

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::llama::{self, RawModel};
 use crate::options::SessionBuilder;
 use crate::session::Token;
+use kiv_gguf::{ModelFile, Untierable};
 use llama_cpp_2::token::LlamaToken;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ impl Default for LoadOptions {
 pub struct Model {
     raw: Arc<RawModel>,
     path: PathBuf,
+    /// Why the cache cannot be tiered, as far as the file tells.
+    untierable: Option<Untierable>,
 }
 
 impl Model {
@@ -56,11 +59,22 @@ impl Model {
         };
         // llama.cpp's answer to a file that cannot be opened says less.
         std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+        // What llama.cpp does not survive. (It judges all else better itself.)
+        let untierable = ModelFile::open(path).ok().and_then(|f| f.untierable);
+        if untierable == Some(Untierable::Aborts) {
+            return Err(failed(Untierable::Aborts.to_string()));
+        }
         let raw = RawModel::load(path, options.gpu_layers, options.mmap).map_err(failed)?;
         Ok(Self {
             raw: Arc::new(raw),
             path: path.to_owned(),
+            untierable,
         })
+    }
+
+    /// Why no text can be generated, if so.
+    pub(crate) fn not_generative(&self) -> Option<Untierable> {
+        self.untierable.filter(|why| !why.runs_untiered())
     }
 
     /// Sets up a session.

@@ -19,6 +19,19 @@ pub enum RopeScaling {
     Yarn,
 }
 
+/// Where far tokens are for attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Positions {
+    /// Where they are.
+    #[default]
+    Absolute,
+    /// Retrieved blocks right before the window, sinks right before them: no distance
+    /// is beyond the resident pool, however long the text is. For texts longer than
+    /// the model was trained for. Before anything has left the pool it is as
+    /// [`Positions::Absolute`].
+    Remapped,
+}
+
 /// Rotary position embedding, where it is to differ from the model's.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rope {
@@ -54,12 +67,14 @@ pub(crate) struct SessionOptions {
     pub offload_kv: bool,
     pub all_logits: bool,
     pub rope: Rope,
+    pub positions: Positions,
     pub shuffle: Option<u64>,
 }
 
 /// The pool that a session gets: what was asked for, as the policy (`None`:
 /// everything resident) and a model with sliding windows of `n_swa` tokens (0:
-/// none) change it.
+/// none) change it. The window is as long as theirs at least: what leaves it leaves
+/// theirs, too.
 ///
 /// # Errors
 /// [`PoolError`] if that cannot be laid out.
@@ -85,6 +100,7 @@ pub fn pool_layout(
         pool.window = pool.window.saturating_add(pool.budget);
         pool.budget = 0;
     }
+    pool.window = pool.window.max(n_swa);
     let layout = PoolLayout::new(&pool)?;
     let beside = layout.cells_beside(n_swa);
     Ok(layout.at_least(beside))
@@ -120,6 +136,7 @@ impl SessionBuilder {
                 offload_kv: true,
                 all_logits: false,
                 rope: Rope::default(),
+                positions: Positions::default(),
                 shuffle: None,
             },
             policy_name: Some("pq".to_owned()),
@@ -252,6 +269,12 @@ impl SessionBuilder {
         self
     }
 
+    /// Where far tokens are for attention; nothing else under `full`.
+    pub fn positions(mut self, positions: Positions) -> Self {
+        self.options.positions = positions;
+        self
+    }
+
     /// Moves all resident blocks to other slots at random at every layer and
     /// step: attention must not notice. For checks.
     pub fn shuffle_slots(mut self, seed: u64) -> Self {
@@ -263,7 +286,8 @@ impl SessionBuilder {
     ///
     /// # Errors
     /// [`Error::UnknownPolicy`], [`Error::Pool`], [`Error::ContextSmallerThanPool`],
-    /// [`Error::Context`], [`Error::Unhookable`] and [`Error::NotGenerative`].
+    /// [`Error::Context`], [`Error::Unhookable`], [`Error::NotGenerative`] and, with
+    /// [`Positions::Remapped`], [`Error::CannotRemap`].
     pub fn build(self) -> Result<Session, Error> {
         let Self {
             model,

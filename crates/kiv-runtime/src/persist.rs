@@ -41,6 +41,7 @@ impl Session {
         if tiers.disk().is_none() {
             return Ok(());
         }
+        tiers.sinks_go_home(caches, cells)?;
         let hot = Hot {
             step: self.step,
             cells: cells.clone(),
@@ -163,7 +164,8 @@ impl Session {
         };
         let new = CellMap::replay(&layout, n);
         let used = hot::by_cell(&new);
-        // Sinks have never been anywhere else.
+        tiers.sinks_go_home(caches, cells)?;
+        // Sinks have never been in other cells.
         let sinks = cells.cells(0, layout.sinks.min(n));
         let geometry = tiers.geometry().clone();
         let mut rows = Vec::new();

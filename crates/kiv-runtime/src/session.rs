@@ -5,10 +5,12 @@ use crate::cold::{Cold, Scratch};
 use crate::disk::open_disk;
 use crate::dump::{DumpForm, repeat};
 use crate::error::Error;
-use crate::hook::{Engine, Seen};
+use crate::hook::{Engine, Seen, SeenLayer};
 use crate::llama::{Context, ContextParams};
 use crate::model::Model;
-use crate::options::{SessionOptions, pool_layout};
+use crate::options::{Positions, SessionOptions, pool_layout};
+use crate::probe::rotations;
+use crate::remap::Remap;
 use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
@@ -119,15 +121,14 @@ impl Session {
             let reason = "it encodes text (an embedding or encoder-decoder model)".to_owned();
             return Err(Error::NotGenerative { reason });
         }
+        if let Some(why) = model.not_generative() {
+            return Err(Error::NotGenerative {
+                reason: why.to_string(),
+            });
+        }
         if policy.is_some() && (raw.get().is_recurrent() || raw.get().is_hybrid()) {
             let reason = "it keeps recurrent state instead of a KV cache in some layers".to_owned();
             return Err(Error::Unhookable { reason });
-        }
-        if policy.is_some() && layout.window < raw.n_swa() {
-            return Err(Error::WindowShorterThanSliding {
-                window: layout.window,
-                n_swa: raw.n_swa(),
-            });
         }
         let params = ContextParams {
             n_cells: layout.n_cells,
@@ -215,11 +216,26 @@ impl Session {
         if let Some(reason) = seen.obstacle {
             return Err(Error::Unhookable { reason });
         }
+        let remapped = options.positions == Positions::Remapped;
         if seen.short_rope {
-            self.check_rope_factors()?;
+            // Distances are what counts, and these stay short.
+            let longest = if remapped {
+                self.layout.n_cells
+            } else {
+                self.n_ctx
+            };
+            self.check_rope_factors(longest)?;
         }
-        let (engine, _) = self.context.parts();
         let layers = global_layers(seen, self.model.raw().n_swa())?;
+        let remap = if remapped {
+            let rotations = rotations(&mut self.context, &layers, options.type_k)?;
+            self.check_distances()?;
+            Some(Remap::new(rotations, &self.layout))
+        } else {
+            None
+        };
+        let layers: Vec<LayerGeometry> = layers.into_iter().map(|l| l.geometry).collect();
+        let (engine, _) = self.context.parts();
         engine.cells_from = layers.first().map(|l| l.il);
         self.form = form.ok().filter(|form| {
             let heads = |l: &LayerGeometry| [l.key_dim, l.value_dim].map(|dim| dim * l.n_head_kv);
@@ -268,14 +284,35 @@ impl Session {
         };
         let shuffle = options.shuffle.map(ChaCha8Rng::seed_from_u64);
         let layout = self.layout.clone();
-        let tiers = Tiers::new(geometry, cache_types, layout, policy, store, shuffle)?;
+        let tiers = Tiers::new(geometry, cache_types, layout, policy, store, remap, shuffle)?;
         self.context.hook().tiers = Some(tiers);
         Ok(())
     }
 
-    /// llama.cpp took RoPE factors for short contexts: the whole sequence must
-    /// be one.
-    fn check_rope_factors(&self) -> Result<(), Error> {
+    /// Whether no distance will be longer than what the model was trained for.
+    fn check_distances(&self) -> Result<(), Error> {
+        let PoolLayout {
+            n_cells,
+            n_slots,
+            block,
+            ..
+        } = self.layout;
+        // All slots are seen in the place of one.
+        let longest = n_cells - n_slots * block + block;
+        let trained = self.model.n_ctx_train();
+        if longest <= trained {
+            return Ok(());
+        }
+        let why = format!(
+            "sinks, window and micro-batch are {longest} tokens, and this model was trained for \
+             {trained}; lower --kv-window or --ubatch-size"
+        );
+        Err(Error::CannotRemap { why })
+    }
+
+    /// llama.cpp took RoPE factors for short contexts: positions, or their differences,
+    /// up to `longest` must be short.
+    fn check_rope_factors(&self, longest: usize) -> Result<(), Error> {
         let arch = self.model.metadata("general.architecture");
         let key = format!(
             "{}.rope.scaling.original_context_length",
@@ -283,7 +320,7 @@ impl Session {
         );
         let given = self.model.metadata(&key).and_then(|n| n.parse().ok());
         let n_ctx_orig = given.unwrap_or(self.model.n_ctx_train());
-        if self.n_ctx <= n_ctx_orig {
+        if longest <= n_ctx_orig {
             return Ok(());
         }
         Err(Error::LongRope {
@@ -573,6 +610,12 @@ impl Session {
         if n >= self.tokens.len() {
             return Ok(());
         }
+        if let Some(first) = self.slid_to(n) {
+            return Err(Error::TruncateTooFar {
+                to: n,
+                window_first: first,
+            });
+        }
         let cells = self.context.hook().cells.as_mut().expect("set when built");
         let window_first = cells.window_first();
         // Before anything was sealed every position is still in its cell.
@@ -692,6 +735,20 @@ impl Session {
         Ok(())
     }
 
+    /// If sliding-window layers lack tokens that the one after the first `n` sees: the
+    /// length that the sequence can be cut back to. Their cells are used again as soon as
+    /// they have slid out of the window of what comes last.
+    fn slid_to(&mut self, n: usize) -> Option<usize> {
+        let n_swa = self.model.raw().n_swa();
+        if n_swa == 0 {
+            return None;
+        }
+        let first = usize::try_from(self.context.first_position()).ok()?;
+        // A token sees `n_swa` tokens, itself included.
+        let seen = (n + 1).saturating_sub(n_swa).saturating_sub(self.invented);
+        (first > seen).then_some(first + self.invented + n_swa - 1)
+    }
+
     /// Frees cells of positions from `n` on, if the model can.
     fn take_back(&mut self, n: usize) -> bool {
         let freed = self.context.free(n - self.invented, None);
@@ -722,6 +779,8 @@ impl Session {
             // The slots' own first tokens stay where they are but are sealed
             // too, so that slots can be overwritten.
             tiers.seal_slots(caches, cells)?;
+            // Resident rows will be seen from elsewhere, as after a missed step.
+            self.step += u64::from(tiers.moves());
         }
         if missing == 0 {
             return Ok(());
@@ -730,6 +789,7 @@ impl Session {
         let leaving = missing.next_multiple_of(block);
         tiers.seal(&cells.cells(from, from + leaving), caches)?;
         cells.evict(leaving);
+        self.step += u64::from(tiers.moves());
         if self
             .context
             .free(from - self.invented, Some(from - self.invented + leaving))
@@ -786,7 +846,7 @@ fn stock_cache_bytes(
 /// The layers to be tiered: those of the one cache that spans the context.
 /// Sliding-window layers have a smaller cache of their own and are left to
 /// llama.cpp.
-fn global_layers(seen: Seen, n_swa: usize) -> Result<Vec<LayerGeometry>, Error> {
+fn global_layers(seen: Seen, n_swa: usize) -> Result<Vec<SeenLayer>, Error> {
     let unhookable = |reason: &str| Error::Unhookable {
         reason: reason.to_owned(),
     };
@@ -806,5 +866,5 @@ fn global_layers(seen: Seen, n_swa: usize) -> Result<Vec<LayerGeometry>, Error> 
         2 if n_swa > 0 && global.len() < all => {}
         _ => return Err(unhookable("it keeps several caches of different kinds")),
     }
-    Ok(global.into_iter().map(|l| l.geometry).collect())
+    Ok(global)
 }

@@ -24,6 +24,11 @@ pub struct Attended<'a> {
     pub phase: Phase,
     /// The queries.
     pub queries: Queries<'a>,
+    /// The queries as they meet sealed keys: others if positions are remapped.
+    pub cold_queries: Queries<'a>,
+    /// Learned sinks (gpt-oss): a logit for each head that takes its share of the softmax
+    /// and has no value. None in most models.
+    pub sinks: &'a [f32],
     /// The result, `[n_tokens, n_head, value_dim]`. Changes are written back.
     pub output: &'a mut [f32],
     /// All sealed rows.
@@ -109,10 +114,10 @@ impl Attended<'_> {
             return Ok(());
         };
         let geometry = &tiers.geometry().layers[layer];
-        let mut queries = Vec::new();
+        let mut own = Vec::new();
         node.source(0)
             .ok_or("attention without queries")?
-            .read_queries(&mut queries)?;
+            .read_queries(&mut own)?;
         let (k, v) = caches.layer(geometry.il).ok_or("no cache")?;
         let old = map.resident().map(|(p, cell)| (p as i32, cell));
         let new = batch
@@ -121,18 +126,27 @@ impl Attended<'_> {
             .copied()
             .zip(batch.cells.iter().copied());
         let (positions, cells) = old.chain(new).unzip();
+        let sinks = node.source(4).map(|s| s.read_f32()).transpose()?;
+        let sinks = sinks.unwrap_or_default();
+        let mut turned = own.clone();
+        if let Some(frame) = tiers.frame(layer, map) {
+            frame.show_queries(&batch.positions, &mut turned, geometry.key_dim);
+        }
+        let queries = |values| Queries {
+            values,
+            n_head: geometry.n_head,
+            dim: geometry.key_dim,
+            positions: &batch.positions,
+        };
         let mut result = Ok(());
         node.edit_f32(|output| {
             result = tap.attended(&mut Attended {
                 layer,
                 geometry,
                 phase: batch.phase,
-                queries: Queries {
-                    values: &queries,
-                    n_head: geometry.n_head,
-                    dim: geometry.key_dim,
-                    positions: &batch.positions,
-                },
+                queries: queries(&own),
+                cold_queries: queries(&turned),
+                sinks: &sinks,
                 output,
                 cold: tiers.store(),
                 tiers,

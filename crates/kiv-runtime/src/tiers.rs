@@ -6,6 +6,8 @@ use crate::cold::Cold;
 use crate::error::Error;
 use crate::llama::{CacheTensor, Caches, Node};
 use crate::persist::slots_at_home;
+use crate::remap::{Frame, Remap, turn_rows};
+use crate::rope::Turn;
 use crate::stats::Stats;
 use kiv_context::DiskTier;
 use kiv_policy::{
@@ -40,6 +42,8 @@ pub(crate) struct Tiers {
     store: Cold,
     /// From the cache's types to the store's and back.
     transcoder: Transcoder,
+    /// Where far tokens are seen, if not where they are.
+    remap: Option<Remap>,
     /// `[layer][kv_head]`.
     slots: Vec<Vec<SlotTable>>,
     /// Blocks that have left the window (kept or, without retrieval, dropped).
@@ -63,6 +67,7 @@ impl Tiers {
         layout: PoolLayout,
         mut policy: Box<dyn Policy>,
         store: Cold,
+        remap: Option<Remap>,
         shuffle: Option<ChaCha8Rng>,
     ) -> Result<Self, Error> {
         policy.start(&geometry).map_err(|source| Error::Policy {
@@ -73,6 +78,7 @@ impl Tiers {
         Ok(Self {
             slots: slots_at_home(&geometry),
             store,
+            remap,
             transcoder: Transcoder::new(cache, [geometry.key_format, geometry.value_format]),
             last_select: vec![Duration::ZERO; geometry.layers.len()],
             geometry,
@@ -219,6 +225,9 @@ impl Tiers {
         self.store.truncate(n_blocks);
         self.n_sealed = self.n_sealed.min(n_blocks);
         self.slots = slots_at_home(&self.geometry);
+        if let Some(remap) = &mut self.remap {
+            remap.forget();
+        }
         let told = self.policy.truncate(n_blocks);
         // It may have forgotten more than that.
         let told = told.and_then(|()| self.policy.sealed(&*self.store));
@@ -241,6 +250,11 @@ impl Tiers {
         let rows = self.transcoder.decode(run.rows(), format);
         out.clear();
         out.extend_from_slice(rows.bytes);
+        let first = self.layout.sinks + block as usize * self.layout.block;
+        let remap = self.remap.as_ref().filter(|_| which == 0);
+        if let Some(turn) = remap.and_then(|r| r.seal_turn(layer, first, self.layout.block, true)) {
+            turn_rows(&turn, format, self.geometry.layers[layer].key_dim, out);
+        }
         Ok(())
     }
 
@@ -275,6 +289,36 @@ impl Tiers {
     /// Whether a layer's attention waits for a selection.
     pub(crate) fn selects(&self) -> bool {
         self.store.n_blocks() > 0 && self.layout.n_slots > 0
+    }
+
+    /// Whether a layer's attention waits for anything.
+    pub(crate) fn serves(&self) -> bool {
+        self.selects() || self.moves()
+    }
+
+    /// Whether far tokens are seen somewhere else than where they are.
+    pub(crate) fn moves(&self) -> bool {
+        self.remap.is_some() && self.n_sealed > 0
+    }
+
+    /// How a layer's rows are shown to policies, if not as they are.
+    pub(crate) fn frame(&self, layer: usize, cells: &CellMap) -> Option<Frame<'_>> {
+        let remap = self.remap.as_ref().filter(|_| self.n_sealed > 0)?;
+        remap.frame(layer, cells)
+    }
+
+    /// Puts sinks back to where they were read.
+    pub(crate) fn sinks_go_home(
+        &mut self,
+        caches: &mut Caches,
+        cells: &CellMap,
+    ) -> Result<(), Error> {
+        if let Some(remap) = &mut self.remap {
+            for (layer, geometry) in self.geometry.layers.iter().enumerate() {
+                remap.go_home(layer, layer_caches(caches, geometry.il)?.0, cells);
+            }
+        }
+        Ok(())
     }
 
     /// Index of llama.cpp's layer `il`.
@@ -316,8 +360,11 @@ impl Tiers {
 
     fn copy_out(&mut self, cells: &[u32], count: usize, caches: &mut Caches) -> Result<(), Error> {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let first = self.layout.sinks + self.n_sealed * self.layout.block;
         for (index, layer) in self.geometry.layers.iter().enumerate() {
             let (k, v) = layer_caches(caches, layer.il)?;
+            let remap = self.remap.as_ref();
+            let turn = remap.and_then(|r| r.seal_turn(index, first, cells.len(), false));
             for kv_head in 0..layer.n_head_kv {
                 for (cache, dim, rows) in [
                     (&*k, layer.key_dim, &mut keys),
@@ -328,6 +375,9 @@ impl Tiers {
                     stretches(cells, |_, first, n| {
                         cache.read(first, n, (kv_head * len, len), rows)
                     });
+                }
+                if let Some(turn) = &turn {
+                    turn_rows(turn, k.format(), layer.key_dim, &mut keys);
                 }
                 let [keys, values] = self.transcoder.encode(&keys, &values);
                 self.store.append(index, kv_head, keys, values)?;
@@ -374,7 +424,18 @@ impl Tiers {
             )));
         }
         let (k, v) = layer_caches(caches, geometry.il)?;
-        let local = Local::new(k, geometry, &self.layout, cells, batch);
+        let (mut frame, mut moved) = (None, false);
+        if let Some(remap) = self.remap.as_mut().filter(|_| self.n_sealed > 0) {
+            moved = remap.follow(layer, k, geometry, cells);
+            frame = remap.frame(layer, cells);
+        }
+        if !(self.store.n_blocks() > 0 && self.layout.n_slots > 0) {
+            return Ok(());
+        }
+        if let Some(frame) = &frame {
+            frame.show_queries(&batch.positions, &mut self.queries, geometry.key_dim);
+        }
+        let local = Local::new(k, geometry, &self.layout, cells, batch, frame);
         self.selection.reset(geometry.n_head_kv);
         let request = SelectRequest {
             layer,
@@ -439,12 +500,14 @@ impl Tiers {
             .collect();
         self.store.prefetch(&wanted);
         let mut result = Ok(());
+        let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
         for (kv_head, swaps) in self.swaps.iter().enumerate() {
             for swap in swaps {
                 if result.is_ok() {
                     let slot = Slot::new(&self.layout, cells, swap.slot as usize);
                     let at = (layer, kv_head, swap.block);
-                    result = slot.fill(&*self.store, &mut self.transcoder, at, (&mut *k, &mut *v));
+                    let both = (&mut *k, &mut *v);
+                    result = slot.fill(&*self.store, &mut self.transcoder, at, both, turn);
                 }
                 if result.is_err() {
                     // The slot still holds what it held.
@@ -452,8 +515,39 @@ impl Tiers {
                 }
             }
         }
+        if moved && result.is_ok() {
+            result = self.turn_slots(layer, k, cells);
+        }
+        if let (Some(remap), Err(_)) = (&mut self.remap, &result) {
+            // Everything is moved again next time.
+            remap.go_home(layer, k, cells);
+        }
         self.stats.swap += selected.elapsed();
         result
+    }
+
+    /// Fills the slots of a layer with keys that are turned to where slots are now.
+    fn turn_slots(
+        &mut self,
+        layer: usize,
+        k: &mut CacheTensor,
+        cells: &CellMap,
+    ) -> Result<(), Error> {
+        let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
+        for (kv_head, table) in self.slots[layer].iter().enumerate() {
+            for (number, block) in table.blocks().iter().enumerate() {
+                let slot = Slot::new(&self.layout, cells, number);
+                let run = self.store.keys(layer, kv_head, *block, 1)?;
+                write_keys(
+                    k,
+                    kv_head,
+                    &slot.cells,
+                    self.transcoder.decode(run.rows(), k.format()),
+                    turn,
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Puts into every slot the block that was there first.
@@ -465,6 +559,7 @@ impl Tiers {
         let home = SlotTable::new(self.layout.n_slots);
         for (layer, geometry) in self.geometry.layers.iter().enumerate() {
             let (k, v) = layer_caches(caches, geometry.il)?;
+            let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
             for (kv_head, table) in self.slots[layer].iter_mut().enumerate() {
                 let moved = table.blocks().iter().zip(home.blocks()).enumerate();
                 let moved: Vec<(usize, BlockId)> = moved
@@ -474,7 +569,8 @@ impl Tiers {
                 for (number, block) in moved {
                     let slot = Slot::new(&self.layout, cells, number);
                     let at = (layer, kv_head, block);
-                    slot.fill(&*self.store, &mut self.transcoder, at, (&mut *k, &mut *v))?;
+                    let both = (&mut *k, &mut *v);
+                    slot.fill(&*self.store, &mut self.transcoder, at, both, turn)?;
                     table.put(number as u32, block);
                 }
                 *table = home.clone();
@@ -493,15 +589,21 @@ impl Tiers {
         let (mut compared, mut wrong) = (0, 0);
         for (layer, geometry) in self.geometry.layers.iter().enumerate() {
             let (k, v) = layer_caches(caches, geometry.il)?;
+            let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
             for kv_head in 0..geometry.n_head_kv {
                 for (slot, block) in self.slots[layer][kv_head].blocks().iter().enumerate() {
                     let slot = Slot::new(&self.layout, cells, slot);
                     let keys = self.store.keys(layer, kv_head, *block, 1)?;
                     let values = self.store.values(layer, kv_head, *block, 1)?;
                     let mut differ = false;
-                    for (cache, run) in [(&*k, keys), (&*v, values)] {
+                    for (cache, run, turn) in [(&*k, keys, turn), (&*v, values, None)] {
                         let rows = self.transcoder.decode(run.rows(), cache.format());
-                        differ |= read_rows(cache, kv_head, &slot.cells, rows) != rows.bytes;
+                        let is = read_rows(cache, kv_head, &slot.cells, rows);
+                        let mut should_be = rows.bytes.to_vec();
+                        if let Some(turn) = turn {
+                            turn_rows(turn, rows.format, rows.row_len, &mut should_be);
+                        }
+                        differ |= is != should_be;
                     }
                     compared += 1;
                     wrong += usize::from(differ);
@@ -521,7 +623,8 @@ impl Tiers {
                 for slot in 0..self.layout.n_slots {
                     let at = (layer, kv_head, slot as BlockId);
                     let slot = Slot::new(&self.layout, cells, slot);
-                    slot.fill(&*self.store, &mut self.transcoder, at, (&mut *k, &mut *v))?;
+                    let both = (&mut *k, &mut *v);
+                    slot.fill(&*self.store, &mut self.transcoder, at, both, None)?;
                 }
             }
         }
@@ -557,21 +660,44 @@ impl Slot {
         }
     }
 
-    /// Copies a block of a (layer, KV head) in.
+    /// Copies a block of a (layer, KV head) in, its keys turned if need be.
     fn fill(
         &self,
         store: &dyn ColdTier,
         transcoder: &mut Transcoder,
         (layer, kv_head, block): (usize, usize, BlockId),
         (k, v): (&mut CacheTensor, &mut CacheTensor),
+        turn: Option<&Turn>,
     ) -> Result<(), Error> {
         let keys = store.keys(layer, kv_head, block, 1)?;
         let values = store.values(layer, kv_head, block, 1)?;
-        for (cache, run) in [(k, keys), (v, values)] {
-            let rows = transcoder.decode(run.rows(), cache.format());
-            write_rows(cache, kv_head, &self.cells, rows);
-        }
+        let keys = transcoder.decode(keys.rows(), k.format());
+        write_keys(k, kv_head, &self.cells, keys, turn);
+        let values = transcoder.decode(values.rows(), v.format());
+        write_rows(v, kv_head, &self.cells, values);
         Ok(())
+    }
+}
+
+/// Copies a block's keys into cells, turned if need be.
+fn write_keys(
+    k: &mut CacheTensor,
+    kv_head: usize,
+    cells: &[u32],
+    rows: Rows<'_>,
+    turn: Option<&Turn>,
+) {
+    match turn {
+        None => write_rows(k, kv_head, cells, rows),
+        Some(turn) => {
+            let mut bytes = rows.bytes.to_vec();
+            turn_rows(turn, rows.format, rows.row_len, &mut bytes);
+            let rows = Rows {
+                bytes: &bytes,
+                ..rows
+            };
+            write_rows(k, kv_head, cells, rows);
+        }
     }
 }
 
@@ -618,6 +744,7 @@ struct Local<'a> {
     key_dim: usize,
     positions: Vec<i32>,
     cells: Vec<u32>,
+    frame: Option<Frame<'a>>,
 }
 
 impl<'a> Local<'a> {
@@ -627,6 +754,7 @@ impl<'a> Local<'a> {
         layout: &PoolLayout,
         cells: &CellMap,
         batch: &Batch,
+        frame: Option<Frame<'a>>,
     ) -> Self {
         let old = cells.local(layout.sinks).map(|(p, cell)| (p as i32, cell));
         let new = batch
@@ -641,6 +769,7 @@ impl<'a> Local<'a> {
             key_dim: layer.key_dim,
             positions,
             cells,
+            frame,
         }
     }
 }
@@ -651,17 +780,8 @@ impl LocalRows for Local<'_> {
     }
 
     fn keys(&self, kv_head: usize, out: &mut Vec<f32>) {
-        let nothing = Rows {
-            format: self.format,
-            row_len: self.key_dim,
-            bytes: &[],
-        };
-        let bytes = read_rows(self.cache, kv_head, &self.cells, nothing);
-        Rows {
-            bytes: &bytes,
-            ..nothing
-        }
-        .decode_into(out);
+        out.clear();
+        self.keys_from(kv_head, 0, out);
     }
 
     fn keys_from(&self, kv_head: usize, first: usize, out: &mut Vec<f32>) {
@@ -674,5 +794,8 @@ impl LocalRows for Local<'_> {
         let at = out.len();
         out.resize(at + (self.cells.len() - first) * self.key_dim, 0.0);
         self.format.decode(&bytes, &mut out[at..]);
+        if let Some(frame) = &self.frame {
+            frame.show_keys(&self.positions[first..], &mut out[at..], self.key_dim);
+        }
     }
 }

@@ -153,7 +153,7 @@ impl Measure {
         let error = [query, &rounded[..]]
             .into_iter()
             .map(|query| {
-                let want = attention(view, query, now, keys, values);
+                let want = attention(view, (head, query), now, keys, values);
                 let off = got
                     .iter()
                     .zip(&want)
@@ -168,7 +168,7 @@ impl Measure {
 /// One query's attention in f64.
 fn attention(
     view: &Attended<'_>,
-    query: &[f32],
+    (head, query): (usize, &[f32]),
     now: i32,
     keys: &[f32],
     values: &[f32],
@@ -192,9 +192,11 @@ fn attention(
             })
         })
         .collect();
-    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sink = view.sinks.get(head).copied().map(f64::from);
+    let all = logits.iter().copied().chain(sink);
+    let max = all.fold(f64::NEG_INFINITY, f64::max);
     let mut out = vec![0f64; g.value_dim];
-    let mut total = 0f64;
+    let mut total = sink.map_or(0.0, |sink| (sink - max).exp());
     for (logit, value) in logits.iter().zip(values.chunks_exact(g.value_dim)) {
         let p = (logit - max).exp();
         total += p;

@@ -40,9 +40,9 @@
 
 pub use kiv_runtime::{
     Attended, AttentionTap, ChatTemplate, Error, Finish, GenerateOptions, Generation, LoadOptions,
-    Memory, Message, Model, Outputs, Piece, Progress, QuantizeType, RopeScaling, Sampling, Session,
-    SessionBuilder, Stats, Token, TokenStream, pool_layout, quantize, set_verbose, supports_gpu,
-    system_info,
+    Memory, Message, Model, Outputs, Piece, Positions, Progress, QuantizeType, RopeScaling,
+    Sampling, Session, SessionBuilder, Stats, Token, TokenStream, pool_layout, quantize,
+    set_verbose, supports_gpu, system_info,
 };
 
 /// The plug-in interface: what a policy sees and answers.

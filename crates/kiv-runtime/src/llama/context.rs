@@ -342,6 +342,13 @@ impl<H: GraphHook> Context<H> {
         }
     }
 
+    /// First position that is still in the cache for sliding-window layers, or, of a
+    /// model without, in the only one.
+    pub(crate) fn first_position(&mut self) -> i32 {
+        // SAFETY: the context is live and has a memory.
+        unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.context), 0) }
+    }
+
     /// The sequence's cells, positions and rows, as llama.cpp writes them.
     pub(crate) fn dump(&mut self) -> Vec<u8> {
         // SAFETY: the context is live, and does not compute.

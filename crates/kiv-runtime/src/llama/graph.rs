@@ -1,6 +1,7 @@
 //! Nodes of the graph that llama.cpp is computing, as the hook sees them.
 
 use super::CacheTensor;
+use crate::rope::{Pairs, Rotation};
 use llama_cpp_sys_2 as sys;
 use std::ffi::CStr;
 use std::marker::PhantomData;
@@ -16,6 +17,8 @@ pub(crate) enum Op {
     FlashAttention,
     /// Unfused attention's softmax.
     SoftMax,
+    /// Rotary position embedding.
+    Rope,
     /// Anything else.
     Other,
 }
@@ -50,6 +53,7 @@ impl<'a> Node<'a> {
             sys::GGML_OP_PERMUTE => Op::Permute,
             sys::GGML_OP_FLASH_ATTN_EXT => Op::FlashAttention,
             sys::GGML_OP_SOFT_MAX => Op::SoftMax,
+            sys::GGML_OP_ROPE => Op::Rope,
             _ => Op::Other,
         }
     }
@@ -128,6 +132,50 @@ impl<'a> Node<'a> {
         Ok(out)
     }
 
+    /// The rotation that a [`Op::Rope`] node computes, if kiv can compute it too.
+    /// Waits for the device if there are factors.
+    pub(crate) fn rotation(&self) -> Option<Rotation> {
+        let raw = self.raw();
+        let int = |i: usize| raw.op_params[i];
+        let pairs = match int(2) {
+            sys::LLAMA_ROPE_TYPE_NORM => Pairs::Neighbours,
+            sys::LLAMA_ROPE_TYPE_NEOX
+            | sys::LLAMA_ROPE_TYPE_MROPE
+            | sys::LLAMA_ROPE_TYPE_IMROPE => Pairs::Halves,
+            _ => return None,
+        };
+        let factors = self.source(2).map(|factors| factors.read_f32().ok());
+        Some(Rotation {
+            pairs,
+            first: usize::try_from(int(15)).ok()?,
+            n_dims: usize::try_from(int(1)).ok()?,
+            n_ctx_orig: int(4),
+            freq_base: self.float_param(5),
+            freq_scale: self.float_param(6),
+            ext_factor: self.float_param(7),
+            beta_fast: self.float_param(9),
+            beta_slow: self.float_param(10),
+            factors: match factors {
+                None => Vec::new(),
+                Some(factors) => factors?,
+            },
+        })
+    }
+
+    /// Reads all of a contiguous f32 tensor, or says why not.
+    pub(crate) fn read_f32(&self) -> Result<Vec<f32>, String> {
+        let raw = self.raw();
+        let n: usize = self.shape().iter().product();
+        if raw.type_ != sys::GGML_TYPE_F32 || raw.nb[0] != 4 || raw.nb[3] * self.shape()[3] != n * 4
+        {
+            return Err(format!("{} is not contiguous f32", self.name()));
+        }
+        let mut out = vec![0f32; n];
+        // SAFETY: the vector and the tensor both hold `n` floats.
+        unsafe { sys::ggml_backend_tensor_get(self.tensor, out.as_mut_ptr().cast(), 0, n * 4) };
+        Ok(out)
+    }
+
     /// Reads queries of shape `[dim, n_tokens, n_head]` (a permuted view) into
     /// `[n_tokens, n_head, dim]`.
     pub(crate) fn read_queries(&self, out: &mut Vec<f32>) -> Result<(), String> {
@@ -157,18 +205,12 @@ impl<'a> Node<'a> {
 
     /// Overwrites a contiguous f32 result (the rounding check adds noise).
     pub(crate) fn edit_f32(&self, edit: impl FnOnce(&mut [f32])) -> Result<(), String> {
-        let raw = self.raw();
-        let n: usize = self.shape().iter().product();
-        if raw.type_ != sys::GGML_TYPE_F32 || raw.nb[0] != 4 || raw.nb[3] * self.shape()[3] != n * 4
-        {
-            return Err(format!("{} is not contiguous f32", self.name()));
-        }
-        let mut values = vec![0f32; n];
-        // SAFETY: the vector and the tensor both hold `n` floats.
-        unsafe { sys::ggml_backend_tensor_get(self.tensor, values.as_mut_ptr().cast(), 0, n * 4) };
+        let mut values = self.read_f32()?;
         edit(&mut values);
-        // SAFETY: as above; the graph waits for the callback.
-        unsafe { sys::ggml_backend_tensor_set(self.tensor, values.as_ptr().cast(), 0, n * 4) };
+        let n = values.len() * 4;
+        // SAFETY: the vector holds as many floats as the tensor; the graph waits for the
+        // callback.
+        unsafe { sys::ggml_backend_tensor_set(self.tensor, values.as_ptr().cast(), 0, n) };
         Ok(())
     }
 

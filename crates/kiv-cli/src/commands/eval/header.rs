@@ -5,6 +5,7 @@ use crate::model;
 use anyhow::{Context, Result};
 use kiv_eval::{Plan, Task};
 use kiv_gguf::ModelFile;
+use kiv_runtime::Positions;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -66,6 +67,7 @@ pub(super) fn header(args: &EvalArgs, file: &ModelFile, sha256: &str, plan: &Pla
         "rope_scaling": model.rope_scaling.map(|kind| format!("{kind:?}").to_lowercase()),
         "rope_freq_base": model.rope_freq_base,
         "rope_freq_scale": model.rope_freq_scale,
+        "kv_pos": position_name(model.kv_pos),
         "kv_policy": plan.policies,
         "kv_read_policy": plan.read_policy,
         "kv_window": args.cache.kv_window,
@@ -83,6 +85,13 @@ pub(super) fn header(args: &EvalArgs, file: &ModelFile, sha256: &str, plan: &Pla
     })
 }
 
+fn position_name(positions: Positions) -> &'static str {
+    match positions {
+        Positions::Absolute => "absolute",
+        Positions::Remapped => "remapped",
+    }
+}
+
 /// What makes two cases different besides what their keys spell out.
 pub(super) fn settings(args: &EvalArgs, model_sha256: &str, task: Task, full: bool) -> String {
     let model = &args.model;
@@ -96,6 +105,9 @@ pub(super) fn settings(args: &EvalArgs, model_sha256: &str, task: Task, full: bo
         args.depths,
     );
     if !full {
+        if model.kv_pos == Positions::Remapped {
+            text += " remapped";
+        }
         let (block, sinks) = (args.cache.kv_block, args.cache.kv_sinks);
         text += &format!(" {block} {sinks} {}", model.ubatch());
         if let Some(store) = args.cache.store.kv_store {
