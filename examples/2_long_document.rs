@@ -35,6 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     eprintln!();
 
+    // Models with sliding windows or recurrent layers could not come back else.
+    session.mark()?;
     let end = session.tokens().len();
     for placed in &document.needles {
         let needle = &placed.needle;

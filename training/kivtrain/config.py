@@ -125,18 +125,23 @@ CONFIGS: dict[str, Config] = {
         first_until=0.0,
         mixed_from=0.0,
     ),
-    # Trained for 2048 tokens, as usual models are for some thousands: shows what becomes
+    # Trained for 1536 tokens, as usual models are for some thousands: shows what becomes
     # of positions past that.
     "tiny-short": replace(
         _TINY,
         name="tiny-short",
-        shape=replace(_TINY.shape, rope_theta=1e4, n_ctx=2048),
+        shape=replace(_TINY.shape, rope_theta=1e4, n_ctx=1536),
         seed=6,
         steps=1500,
-        seq_len=512,
-        batch=12,
         long_factor=4,
         jumps=False,
+        dilution_from=0.5,
+        dilution_ramp=0.25,
+        drop_from=0.55,
+        drop_full=0.70,
+        decay_from=0.6,
+        first_until=0.45,
+        mixed_from=0.60,
     ),
     # For one GPU with 80 GB or more, about 20 minutes.
     "small": Config(

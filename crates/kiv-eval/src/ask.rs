@@ -103,6 +103,7 @@ impl<'a> Reader<'a> {
             |_, _| {},
             |p| (self.env.progress)(&reader, n, p),
         )?;
+        session.mark()?;
         if reader.policy != self.contender.policy {
             session.set_policy(by_name(&self.contender.policy)?)?;
         }

@@ -233,9 +233,6 @@ pub enum Untierable {
     /// Purely recurrent: constant memory already.
     #[error("it is recurrent and has no KV cache to tier")]
     NoKvCache,
-    /// Recurrent layers beside attention: state that blocks cannot be cut out of.
-    #[error("{0} of its layers keep a recurrent state")]
-    Recurrent(usize),
     /// MLA: a latent key, and the value is a view of it.
     #[error("it keeps a latent key without values (MLA)")]
     KeyOnly,

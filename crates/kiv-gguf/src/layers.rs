@@ -36,6 +36,12 @@ pub enum LayerKind {
 }
 
 impl LayerKind {
+    /// Whether kiv tiers the cache of such a layer.
+    #[must_use]
+    pub const fn is_tiered(self) -> bool {
+        matches!(self, Self::Global | Self::GlobalRecurrent)
+    }
+
     /// Stable name, for machine output.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -398,7 +404,6 @@ fn owners(hp: &Hparams, n_all: usize) -> Result<usize, GgufError> {
 /// Why a model of these layers cannot be tiered, if it cannot.
 pub(crate) fn untierable(hp: &Hparams, layers: &[LayerInfo]) -> Option<Untierable> {
     let count = |f: fn(LayerKind) -> bool| layers.iter().filter(|l| f(l.kind)).count();
-    let recurrent = count(|k| matches!(k, LayerKind::Recurrent | LayerKind::GlobalRecurrent));
     Some(match hp.arch {
         "t5" => Untierable::EncoderDecoder,
         // It asks for a scale that such a file does not give, and aborts.
@@ -420,9 +425,8 @@ pub(crate) fn untierable(hp: &Hparams, layers: &[LayerInfo]) -> Option<Untierabl
             Untierable::Alibi
         }
         "deepseek4" | "minimax-m3" | "graniteswitch" => Untierable::OwnCache,
-        _ if recurrent > 0 => Untierable::Recurrent(recurrent),
         _ if count(|k| k == LayerKind::KeyOnly) > 0 => Untierable::KeyOnly,
-        _ if count(|k| k == LayerKind::Global) == 0 => Untierable::NoGlobalLayer,
+        _ if count(LayerKind::is_tiered) == 0 => Untierable::NoGlobalLayer,
         _ => return None,
     })
 }

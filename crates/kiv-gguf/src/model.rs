@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::{GgufError, Untierable};
 use crate::hparams::Hparams;
-use crate::layers::{self, LayerInfo, LayerKind};
+use crate::layers::{self, LayerInfo};
 use crate::scan::{self, Header, Metadata};
 use crate::tensor_type;
 
@@ -173,9 +173,9 @@ impl ModelFile {
         Ok(())
     }
 
-    /// Layers that are tiered: the [`LayerKind::Global`] ones.
+    /// Layers that are tiered ([`crate::LayerKind::is_tiered`]).
     pub fn tiered_layers(&self) -> impl Iterator<Item = &LayerInfo> {
-        self.layers.iter().filter(|l| l.kind == LayerKind::Global)
+        self.layers.iter().filter(|l| l.kind.is_tiered())
     }
 }
 

@@ -48,10 +48,14 @@ impl LayerInfo {
             }
             _ => cells,
         };
-        let state = (self.state_len as u64).saturating_mul(4);
         self.cell_bytes(k, v)
             .saturating_mul(cells)
-            .saturating_add(state)
+            .saturating_add(self.state_bytes())
+    }
+
+    /// Bytes of its recurrent state.
+    const fn state_bytes(&self) -> u64 {
+        (self.state_len as u64).saturating_mul(4)
     }
 }
 
@@ -68,9 +72,12 @@ impl ModelFile {
     #[must_use]
     pub fn other_kv_bytes(&self, n_ctx: usize, k: RowFormat, v: RowFormat, ubatch: usize) -> u64 {
         let cells = step(n_ctx as u64);
-        let others = self.layers.iter().filter(|l| l.kind != LayerKind::Global);
-        others.fold(0, |sum: u64, l| {
-            sum.saturating_add(l.cache_bytes(cells, ubatch, k, v))
+        self.layers.iter().fold(0, |sum: u64, l| {
+            sum.saturating_add(if l.kind.is_tiered() {
+                l.state_bytes()
+            } else {
+                l.cache_bytes(cells, ubatch, k, v)
+            })
         })
     }
 
@@ -191,7 +198,7 @@ impl MemoryPlan {
         let other_kv_bytes = if model
             .layers
             .iter()
-            .all(|l| l.kind == LayerKind::Global || !l.kind.grows())
+            .all(|l| l.kind.is_tiered() || !l.kind.grows())
         {
             model.other_kv_bytes(layout.n_cells, k, v, layout.ubatch)
         } else {

@@ -6,6 +6,8 @@ use common::{Key, flags, list, open, u};
 use gguf_rs::writer::MetadataValue;
 use kiv_gguf::{GgufError, LayerKind, ModelFile, Untierable};
 
+const KV: &str = ".attention.head_count_kv";
+
 /// One letter per layer: Global, Window, Shared, Recurrent, Both, Key only, -.
 fn kinds(model: &ModelFile) -> String {
     let letter = |kind| match kind {
@@ -159,7 +161,6 @@ fn shared_layers_name_their_source() {
 
 #[test]
 fn models_that_cannot_be_tiered_say_why() {
-    const KV: &str = ".attention.head_count_kv";
     let mla = [
         (KV, u(1)),
         (".attention.key_length_mla", u(192)),
@@ -167,41 +168,12 @@ fn models_that_cannot_be_tiered_say_why() {
     ];
     let alibi = [(".attention.max_alibi_bias", MetadataValue::Float32(8.0))];
     let forty = [(".block_count", u(40))];
-    let some_kv = [(KV, list(&[0, 0, 2, 0]))];
-    let cases: [(&str, &[Key], &str, Untierable); 21] = [
+    let cases: [(&str, &[Key], &str, Untierable); 14] = [
         ("deepseek2", &mla, "KKKK", Untierable::KeyOnly),
         ("mamba", &[], "RRRR", Untierable::NoKvCache),
         ("mamba2", &[], "RRRR", Untierable::NoKvCache),
         ("rwkv6", &[], "RRRR", Untierable::NoKvCache),
         ("rwkv7", &[], "RRRR", Untierable::NoKvCache),
-        ("falcon-h1", &[], "BBBB", Untierable::Recurrent(4)),
-        ("jamba", &some_kv, "RRGR", Untierable::Recurrent(3)),
-        ("lfm2", &some_kv, "RRGR", Untierable::Recurrent(3)),
-        (
-            "nemotron_h",
-            &[
-                (KV, list(&[0, 0, 2, 0])),
-                (".feed_forward_length", list(&[0, 9, 0, 0])),
-            ],
-            "R-GR",
-            Untierable::Recurrent(2),
-        ),
-        ("qwen3next", &[], "RRRG", Untierable::Recurrent(3)),
-        (
-            "qwen3next",
-            &[(".full_attention_interval", u(2))],
-            "RGRG",
-            Untierable::Recurrent(2),
-        ),
-        (
-            "qwen35",
-            &[(
-                ".attention.recurrent_layers",
-                flags(&[true, false, false, true]),
-            )],
-            "RGGR",
-            Untierable::Recurrent(2),
-        ),
         ("t5", &[], "GGGG", Untierable::EncoderDecoder),
         ("bert", &[], "----", Untierable::NotGenerative),
         (
@@ -231,6 +203,35 @@ fn models_that_cannot_be_tiered_say_why() {
     open("deepseek2", &[]).unwrap().tierable().unwrap();
     open("baichuan", &[]).unwrap().tierable().unwrap();
     open("mpt", &[]).unwrap().tierable().unwrap();
+}
+
+#[test]
+fn attention_beside_recurrent_layers_is_tiered() {
+    let some_kv = [(KV, list(&[0, 0, 2, 0]))];
+    let some_ff = [
+        (KV, list(&[0, 0, 2, 0])),
+        (".feed_forward_length", list(&[0, 9, 0, 0])),
+    ];
+    let every_second = [(".full_attention_interval", u(2))];
+    let told = [(
+        ".attention.recurrent_layers",
+        flags(&[true, false, false, true]),
+    )];
+    let cases: [(&str, &[Key], &str, usize); 7] = [
+        ("falcon-h1", &[], "BBBB", 4),
+        ("jamba", &some_kv, "RRGR", 1),
+        ("lfm2", &some_kv, "RRGR", 1),
+        ("nemotron_h", &some_ff, "R-GR", 1),
+        ("qwen3next", &[], "RRRG", 1),
+        ("qwen3next", &every_second, "RGRG", 2),
+        ("qwen35", &told, "RGGR", 2),
+    ];
+    for (arch, keys, expected, tiered) in cases {
+        let model = open(arch, keys).unwrap();
+        assert_eq!(kinds(&model), expected, "{arch}");
+        model.tierable().unwrap();
+        assert_eq!(model.tiered_layers().count(), tiered, "{arch}");
+    }
 }
 
 #[test]

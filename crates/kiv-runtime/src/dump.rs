@@ -8,11 +8,14 @@
 //! u32 V transposed (0), u32 layers, u32 rotation of K, u32 rotation of V
 //! K of every layer: i32 type, u64 bytes of a cell, its cells
 //! V of every layer: the same
+//! what other layers keep: windows that slide, recurrent states
 //! ```
 //!
 //! The form is not promised by llama.cpp. So it is learnt from a dump of the
-//! model at hand, and a model whose dump is not of this form - with several
-//! caches, or cells that hold more - is one whose cells cannot be put back.
+//! model at hand, and a model whose dump is not of this form - with cells that hold
+//! more, say - is one whose cells cannot be put back. What other layers keep is
+//! taken as it is; it is what llama.cpp gives when asked for that alone, after the
+//! same first two numbers.
 
 use kiv_wire::{Put, Take, WireError};
 
@@ -23,7 +26,12 @@ pub(crate) struct DumpForm {
     rotations: [u32; 2],
     /// K, then V: type and bytes of a cell of each layer, in model order.
     layers: [Vec<(i32, usize)>; 2],
+    /// Whether other layers keep something.
+    has_rest: bool,
 }
+
+/// Bytes before the cells and before what other layers keep.
+const START: usize = 8;
 
 /// A dump taken apart.
 struct Parsed<'a> {
@@ -31,6 +39,8 @@ struct Parsed<'a> {
     positions: Vec<i32>,
     /// Rows of all cells, as `form.layers`.
     rows: [Vec<&'a [u8]>; 2],
+    /// What other layers keep.
+    rest: &'a [u8],
 }
 
 /// Takes a dump apart. V may be missing in the last layers or in all (MLA).
@@ -68,16 +78,18 @@ fn parse(dump: &[u8]) -> Result<Parsed<'_>, WireError> {
             layers.push((kind, len));
         }
     }
-    take.end()?;
+    let rest = take.rest();
     let form = DumpForm {
         magic,
         rotations,
         layers,
+        has_rest: !rest.is_empty(),
     };
     Ok(Parsed {
         form,
         positions,
         rows,
+        rest,
     })
 }
 
@@ -90,7 +102,11 @@ pub(crate) fn repeat(dump: &[u8], n: usize) -> Option<Vec<u8>> {
         form,
         positions,
         rows,
+        rest,
     } = parse(dump).ok()?;
+    if !rest.is_empty() {
+        return None;
+    }
     let have = positions.len();
     if have == 0 || !(0..).zip(&positions).all(|(i, position)| *position == i) {
         return None;
@@ -112,17 +128,26 @@ pub(crate) fn repeat(dump: &[u8], n: usize) -> Option<Vec<u8>> {
 }
 
 impl DumpForm {
-    /// Learns it from a dump of at least one cell.
+    /// Learns it from a dump of at least one cell, and from the part of it that
+    /// llama.cpp gives for layers that do not keep every token.
     ///
     /// # Errors
     /// How it differs.
-    pub(crate) fn learn(dump: &[u8]) -> Result<Self, WireError> {
-        let form = parse(dump)?.form;
-        if form.layers[0].len() == form.layers[1].len() {
-            Ok(form)
-        } else {
-            Err(WireError::Short)
+    pub(crate) fn learn(dump: &[u8], partial: &[u8]) -> Result<Self, WireError> {
+        let Parsed { form, rest, .. } = parse(dump)?;
+        if form.layers[0].len() != form.layers[1].len() {
+            return Err(WireError::Short);
         }
+        let same = partial.get(..START) == dump.get(..START) && partial.get(START..) == Some(rest);
+        if form.has_rest && !same {
+            return Err(WireError::invalid("its other layers are of another kind"));
+        }
+        Ok(form)
+    }
+
+    /// Whether a dump goes on with what other layers keep.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.has_rest
     }
 
     /// Number of layers, and bytes of a cell of K and of V in each.
@@ -135,8 +160,14 @@ impl DumpForm {
     /// `[layer][K, V]` of all of them.
     ///
     /// # Panics
-    /// If rows are missing or too many.
-    pub(crate) fn write(&self, positions: &[i32], rows: &[[Vec<u8>; 2]]) -> Vec<u8> {
+    /// If rows are missing or too many, or `partial`, what llama.cpp gave for the other
+    /// layers, is missing.
+    pub(crate) fn write(
+        &self,
+        positions: &[i32],
+        rows: &[[Vec<u8>; 2]],
+        partial: &[u8],
+    ) -> Vec<u8> {
         assert_eq!(rows.len(), self.layers[0].len(), "rows of every layer");
         let mut out = Vec::new();
         self.write_with(positions, &mut out, |layer, which, out| {
@@ -145,6 +176,9 @@ impl DumpForm {
             assert_eq!(rows.len(), len * positions.len(), "every cell");
             out.extend_from_slice(rows);
         });
+        if self.has_rest {
+            out.extend_from_slice(&partial[START..]);
+        }
         out
     }
 
@@ -187,17 +221,22 @@ mod tests {
             magic: 7,
             rotations: [0, 64],
             layers: [vec![(1, 4), (1, 8)], vec![(8, 2), (8, 6)]],
+            has_rest: false,
         };
         let rows = [[vec![1; 12], vec![2; 6]], [vec![3; 24], vec![4; 18]]];
-        let dump = form.write(&[0, 9, 4], &rows);
-        assert_eq!(DumpForm::learn(&dump).unwrap(), form);
+        let dump = form.write(&[0, 9, 4], &rows, &[]);
+        assert_eq!(DumpForm::learn(&dump, &[]).unwrap(), form);
         assert_eq!(form.cell_bytes().collect::<Vec<_>>(), [[4, 2], [8, 6]]);
         for n in 0..dump.len() {
-            assert!(DumpForm::learn(&dump[..n]).is_err());
+            assert!(DumpForm::learn(&dump[..n], &[]).is_err());
         }
         // A second cache follows: sliding windows.
-        let two = [&dump[..], &dump[..]].concat();
-        assert!(DumpForm::learn(&two).is_err());
+        let two = [&dump[..], &[1, 2, 3]].concat();
+        let second = [&dump[..START], &[1, 2, 3]].concat();
+        let form = DumpForm::learn(&two, &second).unwrap();
+        assert_eq!(form.write(&[0, 9, 4], &rows, &second), two);
+        assert!(DumpForm::learn(&two, &[]).is_err());
+        assert!(DumpForm::learn(&two, &second[..second.len() - 1]).is_err());
     }
 
     /// A state of `n` cells with one layer, K rows of 4 bytes and V rows of 2.

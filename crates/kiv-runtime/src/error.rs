@@ -218,7 +218,7 @@ pub enum Error {
         window_first: usize,
     },
     /// A model that cannot forget its latest tokens.
-    #[error("this model keeps recurrent state: its sequence cannot be cut back")]
+    #[error("this model keeps a recurrent state: its sequence cannot be cut back to any place")]
     CannotTruncate,
     /// A micro-batch failed on a model that cannot forget its latest tokens.
     #[error("the session is lost: a micro-batch failed and could not be taken back")]

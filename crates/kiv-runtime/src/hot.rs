@@ -26,6 +26,8 @@ pub(crate) struct Hot {
     pub slots: Vec<Vec<SlotTable>>,
     /// `[layer][K, V]`: rows of all cells in use, by cell, all KV heads.
     pub rows: Vec<[Vec<u8>; 2]>,
+    /// What layers keep that do not keep every token, as llama.cpp gives it.
+    pub partial: Vec<u8>,
     /// Logits after the last token, if they are known.
     pub logits: Vec<f32>,
 }
@@ -102,7 +104,7 @@ impl Hot {
                 both
             })
             .collect();
-        context.undump(&form.write(&positions, &rows))?;
+        context.undump(&form.write(&positions, &rows, &self.partial))?;
         if n_cells > used.len() && !context.free(n_past, None) {
             return Err("llama.cpp could not free cells".to_owned());
         }
@@ -116,6 +118,7 @@ impl Hot {
             cells,
             slots,
             rows,
+            partial,
             logits,
         } = self;
         let mut out = Vec::new();
@@ -133,6 +136,9 @@ impl Hot {
             out.put_u8s(rows);
         }
         out.put_f32s(logits);
+        if !partial.is_empty() {
+            out.put_u8s(partial);
+        }
         out
     }
 
@@ -213,12 +219,18 @@ impl Hot {
             rows.push(both);
         }
         let logits = take.f32s()?;
+        let partial = if form.has_rest() {
+            take.byte_list()?.to_vec()
+        } else {
+            Vec::new()
+        };
         take.end()?;
         Ok(Self {
             step,
             cells,
             slots,
             rows,
+            partial,
             logits,
         })
     }
@@ -270,7 +282,7 @@ mod tests {
             dump.put_u64(len);
             dump.resize(dump.len() + len as usize, 9);
         }
-        (geometry, layout, DumpForm::learn(&dump).unwrap())
+        (geometry, layout, DumpForm::learn(&dump, &[]).unwrap())
     }
 
     #[test]
@@ -290,6 +302,7 @@ mod tests {
                 slots: slots_at_home(&geometry),
                 cells,
                 rows: vec![[vec![1; 8 * used], vec![2; 4 * used]]; 2],
+                partial: Vec::new(),
                 logits: vec![0.5; 3],
             };
             let bytes = hot.put();

@@ -21,6 +21,7 @@ mod generate;
 mod hook;
 mod hot;
 mod llama;
+mod mark;
 mod model;
 mod options;
 mod persist;

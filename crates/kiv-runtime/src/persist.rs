@@ -2,6 +2,7 @@
 //! recent window.
 
 use crate::cells::CellMap;
+use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::hot::{self, Hot};
 use crate::session::{Session, Token};
@@ -42,15 +43,27 @@ impl Session {
             return Ok(());
         }
         tiers.sinks_go_home(caches, cells)?;
+        let rows = hot::read_rows(tiers.geometry(), cells, caches)?;
+        let cells = cells.clone();
+        let slots = tiers.all_slots().to_vec();
+        let partial = if self.form.as_ref().is_some_and(DumpForm::has_rest) {
+            self.settled_partial()?
+        } else {
+            Vec::new()
+        };
         let hot = Hot {
             step: self.step,
-            cells: cells.clone(),
-            slots: tiers.all_slots().to_vec(),
-            rows: hot::read_rows(tiers.geometry(), cells, caches)?,
+            cells,
+            slots,
+            rows,
+            partial,
             logits: self.last_logits.clone(),
         };
         let mut tokens = Vec::new();
         tokens.put_i32s(&self.tokens);
+        let Some(tiers) = &mut self.context.hook().tiers else {
+            unreachable!("there were some above");
+        };
         tiers.commit(&[("tokens", &tokens), ("hot", &hot.put())], n_tokens)?;
         self.committed = Some(n_tokens);
         Ok(())
@@ -134,7 +147,7 @@ impl Session {
     }
 
     /// Puts a hot window in place of what is there.
-    fn install(&mut self, hot: &Hot, form: &crate::dump::DumpForm) -> Result<(), Error> {
+    fn install(&mut self, hot: &Hot, form: &DumpForm) -> Result<(), Error> {
         if let Err(reason) = hot.place(&mut self.context, form) {
             self.broken = true;
             return Err(Error::Decode {
@@ -148,8 +161,9 @@ impl Session {
 
     /// Cuts the sequence back to its first `n` tokens, which have left the
     /// window: rows come back from the cold store into the cells that they would
-    /// be in had nothing else ever been read, in whole micro-batches.
-    pub(crate) fn cut_deep(&mut self, n: usize) -> Result<(), Error> {
+    /// be in had nothing else ever been read, in whole micro-batches. What layers kept
+    /// that do not keep every token must be given.
+    pub(crate) fn cut_deep(&mut self, n: usize, partial: Option<Vec<u8>>) -> Result<(), Error> {
         let layout = self.layout.clone();
         let window_first = |cells: &CellMap| cells.window_first();
         let (engine, caches) = self.context.parts();
@@ -162,6 +176,12 @@ impl Session {
                 window_first: window_first(cells),
             });
         };
+        if form.has_rest() && partial.is_none() {
+            return Err(Error::TruncateTooFar {
+                to: n,
+                window_first: window_first(cells),
+            });
+        }
         let new = CellMap::replay(&layout, n);
         let used = hot::by_cell(&new);
         tiers.sinks_go_home(caches, cells)?;
@@ -220,6 +240,7 @@ impl Session {
             slots: Vec::new(),
             cells: new,
             rows,
+            partial: partial.unwrap_or_default(),
             logits: Vec::new(),
         };
         tiers.cut(n_blocks)?;
@@ -243,6 +264,7 @@ impl Session {
             tiers.cut(0)?;
         }
         self.tokens.clear();
+        self.mark = None;
         self.invented = 0;
         self.broken = false;
         self.last_logits.clear();
@@ -270,8 +292,16 @@ impl Session {
             match self.truncate(same) {
                 Ok(()) => {}
                 Err(Error::TruncateTooFar { .. } | Error::CannotTruncate) => {
-                    self.clear()?;
-                    same = 0;
+                    let marked = self.marked().filter(|marked| *marked < same);
+                    same = marked.unwrap_or(0);
+                    match marked.map(|marked| self.truncate(marked)) {
+                        Some(Ok(())) => {}
+                        Some(Err(Error::TruncateTooFar { .. } | Error::CannotTruncate)) | None => {
+                            self.clear()?;
+                            same = 0;
+                        }
+                        Some(Err(error)) => return Err(error),
+                    }
                 }
                 Err(error) => return Err(error),
             }

@@ -7,6 +7,7 @@ use crate::dump::{DumpForm, repeat};
 use crate::error::Error;
 use crate::hook::{Engine, Seen, SeenLayer};
 use crate::llama::{Context, ContextParams};
+use crate::mark::Mark;
 use crate::model::Model;
 use crate::options::{Positions, SessionOptions, pool_layout};
 use crate::probe::rotations;
@@ -92,6 +93,7 @@ pub struct Session {
     interrupt: Arc<AtomicBool>,
     /// How llama.cpp writes cells, if they can be put back.
     pub(crate) form: Option<DumpForm>,
+    pub(crate) mark: Option<Mark>,
     /// Tokens at the last commit, unless something before them has changed.
     pub(crate) committed: Option<usize>,
     pub(crate) commit_every: usize,
@@ -126,8 +128,8 @@ impl Session {
                 reason: why.to_string(),
             });
         }
-        if policy.is_some() && (raw.get().is_recurrent() || raw.get().is_hybrid()) {
-            let reason = "it keeps recurrent state instead of a KV cache in some layers".to_owned();
+        if policy.is_some() && raw.get().is_recurrent() {
+            let reason = "it keeps a recurrent state instead of a KV cache".to_owned();
             return Err(Error::Unhookable { reason });
         }
         let params = ContextParams {
@@ -173,6 +175,7 @@ impl Session {
             last_logits: Vec::new(),
             interrupt: Arc::default(),
             form: None,
+            mark: None,
             committed: None,
             commit_every: options.commit_every,
             _scratch: None,
@@ -194,7 +197,7 @@ impl Session {
         };
         self.context.decode(&[0], 0, &[true]).map_err(decode)?;
         let n_cells = self.context.n_cells();
-        let form = DumpForm::learn(&self.context.dump());
+        let form = DumpForm::learn(&self.context.dump(), &self.context.partial());
         self.context.clear();
         let (engine, _) = self.context.parts();
         let seen = engine.seen.take().unwrap_or_default();
@@ -605,12 +608,15 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::TruncateTooFar`] if the tokens have left the window and the
-    /// policy drops rows, or the model has sliding-window layers.
+    /// policy drops rows, or sliding-window layers lack some; [`Error::CannotTruncate`]
+    /// of recurrent layers. [`Session::mark`] helps with both kinds of layers.
     pub fn truncate(&mut self, n: usize) -> Result<(), Error> {
         if n >= self.tokens.len() {
             return Ok(());
         }
-        if let Some(first) = self.slid_to(n) {
+        let marked = self.mark.as_ref().filter(|mark| mark.n_tokens == n);
+        let partial = marked.map(|mark| mark.partial.clone());
+        if let Some(first) = self.slid_to(n).filter(|_| partial.is_none()) {
             return Err(Error::TruncateTooFar {
                 to: n,
                 window_first: first,
@@ -626,7 +632,12 @@ impl Session {
             .as_ref()
             .is_some_and(|t| t.n_sealed() > 0);
         if sealed && n < window_first {
-            return self.cut_deep(n);
+            self.cut_deep(n, partial)?;
+            self.forget_later_mark();
+            return Ok(());
+        }
+        if let Some(partial) = &partial {
+            self.set_partial(partial)?;
         }
         if !self.take_back(n) {
             return Err(Error::CannotTruncate);
@@ -634,6 +645,7 @@ impl Session {
         self.tokens.truncate(n);
         self.last_logits.clear();
         self.committed = None;
+        self.forget_later_mark();
         Ok(())
     }
 

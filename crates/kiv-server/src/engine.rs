@@ -648,6 +648,10 @@ fn read(session: &mut Session, job: &mut Job, counters: &Counters) -> Result<(),
     let end = if job.read < question {
         let end = (job.read + CHUNK).min(question);
         session.read(&prompt[job.read..end])?;
+        if end == question {
+            // Another question about the same text may follow.
+            session.mark()?;
+        }
         end
     } else {
         // All may be known, the logits after it too.

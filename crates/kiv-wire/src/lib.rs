@@ -156,6 +156,11 @@ impl<'a> Take<'a> {
         self.rest.is_empty()
     }
 
+    /// Takes all that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
     /// Checks that nothing is left.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use crate::args::ChatArgs;
 use crate::model::{self, builder, session};
 use crate::output::{ReadBar, print_json};
 use crate::{bundled, interrupt};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use kiv_runtime::{ChatTemplate, Error, GenerateOptions, Message, Model, Outputs, Session};
 use rustyline::error::ReadlineError;
 use serde_json::json;
@@ -121,22 +121,9 @@ impl Chat<'_> {
         self.messages.push(Message::new("user", question));
         let text = self.template.apply(&self.model, &self.messages)?;
         let tokens = self.model.tokenize(&text, true);
-        // The conversation so far has been read, up to where the template
-        // writes an earlier turn another way.
-        let known = self.session.tokens();
-        let common = known
-            .iter()
-            .zip(&tokens)
-            .take_while(|(a, b)| a == b)
-            .count();
-        // At least one token must be read anew for its logits.
-        let common = common.min(tokens.len().saturating_sub(1));
-        if let Err(Error::TruncateTooFar { .. }) = self.session.truncate(common) {
-            bail!(
-                "this model's chat template rewrites earlier turns beyond the recent window; \
-                 start a new conversation or raise --kv-window"
-            );
-        }
+        // The conversation so far has been read, up to where the template writes an
+        // earlier turn another way; from there on it is read again.
+        let common = self.session.reuse(&tokens)?;
         let new = &tokens[common..];
         let bar = ReadBar::new(new.len(), self.session.memory().resident_kv as u64);
         // A long beginning is prefill; the end, where the question is, selects
@@ -147,9 +134,12 @@ impl Chat<'_> {
         if !text.is_empty() {
             read = self
                 .session
-                .read_with(text, Outputs::Last, |_, _| {}, |p| bar.update(p));
+                .read_with(text, Outputs::Last, |_, _| {}, |p| bar.update(p))
+                .and_then(|()| self.session.mark());
         }
-        let read = read.and_then(|()| self.session.read_one_by_one(question));
+        if !question.is_empty() {
+            read = read.and_then(|()| self.session.read_one_by_one(question));
+        }
         drop(bar);
         match read {
             Ok(()) => {}

@@ -99,6 +99,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
         return Ok(ExitCode::from(130));
     }
     read?;
+    session.mark()?;
     let prefill_s = started.elapsed().as_secs_f64();
 
     let started = Instant::now();

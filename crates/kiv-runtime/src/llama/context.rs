@@ -382,12 +382,51 @@ impl<H: GraphHook> Context<H> {
         Err(why.unwrap_or_else(|| "llama.cpp refused the cells".to_owned()))
     }
 
+    /// What layers keep that do not keep every token: windows that slide, recurrent
+    /// states. The same as a dump without the cells of the others.
+    pub(crate) fn partial(&mut self) -> Vec<u8> {
+        let flags = PARTIAL_ONLY;
+        // SAFETY: the context is live, and does not compute.
+        let size = unsafe { sys::llama_state_seq_get_size_ext(self.context, 0, flags) };
+        let mut bytes = vec![0; size];
+        // SAFETY: `bytes` has room for `size` bytes.
+        let n = unsafe {
+            let to = bytes.as_mut_ptr();
+            sys::llama_state_seq_get_data_ext(self.context, to, bytes.len(), 0, flags)
+        };
+        bytes.truncate(n);
+        bytes
+    }
+
+    /// Puts back what [`Context::partial`] gave, in place of what is there.
+    ///
+    /// # Errors
+    /// llama.cpp's reason; these layers are in no state to go on then.
+    pub(crate) fn set_partial(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let flags = PARTIAL_ONLY;
+        log::clear();
+        // SAFETY: the context is live; llama.cpp reads at most `bytes.len()` bytes and
+        // checks what they say.
+        let n = unsafe {
+            let from = bytes.as_ptr();
+            sys::llama_state_seq_set_data_ext(self.context, from, bytes.len(), 0, flags)
+        };
+        if n == bytes.len() {
+            return Ok(());
+        }
+        let why = log::last_error();
+        Err(why.unwrap_or_else(|| "llama.cpp refused the state".to_owned()))
+    }
+
     /// Empties the cache.
     pub(crate) fn clear(&mut self) {
         // SAFETY: the context is live and has a memory.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context), true) };
     }
 }
+
+/// llama.h's `LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY`.
+const PARTIAL_ONLY: sys::llama_state_seq_flags = 1;
 
 impl<H: GraphHook> Drop for Context<H> {
     fn drop(&mut self) {
