@@ -100,7 +100,11 @@ fn sliding_windows() {
             (expected, width),
             "{arch} {keys:?}"
         );
-        model.tierable().unwrap();
+        // The pinned llama.cpp does not survive llama4 without chunks.
+        assert_eq!(
+            model.tierable().is_err(),
+            arch == "llama4" && width.is_none()
+        );
     }
     for key in [WIDTH, PATTERN] {
         let other = if key == WIDTH {
