@@ -14,6 +14,7 @@
 mod cells;
 mod chat;
 mod cold;
+mod cut;
 mod disk;
 mod dump;
 mod error;
@@ -21,6 +22,7 @@ mod generate;
 mod hook;
 mod hot;
 mod llama;
+mod local;
 mod mark;
 mod model;
 mod options;
@@ -31,6 +33,7 @@ mod rope;
 mod sampling;
 mod session;
 mod stats;
+mod synthetic;
 mod tap;
 mod tiers;
 

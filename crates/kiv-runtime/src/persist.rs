@@ -1,12 +1,10 @@
-//! Sequences that outlive their process, and cuts that reach what has left the
-//! recent window.
+//! Sequences that outlive their process.
 
-use crate::cells::CellMap;
 use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::hot::{self, Hot};
 use crate::session::{Session, Token};
-use crate::tiers::{Tiers, row_bytes};
+use crate::tiers::Tiers;
 use kiv_pool::SlotTable;
 use kiv_wire::{Put, Take};
 use std::path::Path;
@@ -147,7 +145,7 @@ impl Session {
     }
 
     /// Puts a hot window in place of what is there.
-    fn install(&mut self, hot: &Hot, form: &DumpForm) -> Result<(), Error> {
+    pub(crate) fn install(&mut self, hot: &Hot, form: &DumpForm) -> Result<(), Error> {
         if let Err(reason) = hot.place(&mut self.context, form) {
             self.broken = true;
             return Err(Error::Decode {
@@ -157,156 +155,6 @@ impl Session {
         }
         self.context.hook().cells = Some(hot.cells.clone());
         Ok(())
-    }
-
-    /// Cuts the sequence back to its first `n` tokens, which have left the
-    /// window: rows come back from the cold store into the cells that they would
-    /// be in had nothing else ever been read, in whole micro-batches. What layers kept
-    /// that do not keep every token must be given.
-    pub(crate) fn cut_deep(&mut self, n: usize, partial: Option<Vec<u8>>) -> Result<(), Error> {
-        let layout = self.layout.clone();
-        let window_first = |cells: &CellMap| cells.window_first();
-        let (engine, caches) = self.context.parts();
-        let (Some(tiers), Some(cells)) = (&mut engine.tiers, &engine.cells) else {
-            return Err(Error::CannotTruncate);
-        };
-        let (Some(form), true) = (self.form.clone(), tiers.policy().retrieves()) else {
-            return Err(Error::TruncateTooFar {
-                to: n,
-                window_first: window_first(cells),
-            });
-        };
-        if form.has_rest() && partial.is_none() {
-            return Err(Error::TruncateTooFar {
-                to: n,
-                window_first: window_first(cells),
-            });
-        }
-        let new = CellMap::replay(&layout, n);
-        let used = hot::by_cell(&new);
-        tiers.sinks_go_home(caches, cells)?;
-        // Sinks have never been in other cells.
-        let sinks = cells.cells(0, layout.sinks.min(n));
-        let geometry = tiers.geometry().clone();
-        let mut rows = Vec::new();
-        for (layer, l) in geometry.layers.iter().enumerate() {
-            let (k, v) = caches.layer(l.il).ok_or(Error::CannotTruncate)?;
-            let mut both = [Vec::new(), Vec::new()];
-            for (which, (cache, out)) in [&*k, &*v].into_iter().zip(&mut both).enumerate() {
-                for (_, position) in &used {
-                    if *position < layout.sinks {
-                        let cell = sinks[*position] as usize;
-                        cache.read(cell, 1, (0, cache.cell_bytes()), out);
-                    } else {
-                        out.resize(out.len() + cache.cell_bytes(), 0);
-                    }
-                }
-                let dim = [l.key_dim, l.value_dim][which];
-                let row = row_bytes(cache, dim);
-                let mut block_rows = Vec::new();
-                for kv_head in 0..l.n_head_kv {
-                    let mut last = None;
-                    let mut order: Vec<(usize, usize)> = (0..)
-                        .zip(&used)
-                        .map(|(at, (_, position))| (*position, at))
-                        .collect();
-                    order.sort_unstable();
-                    for (position, at) in order {
-                        let Some(past) = position.checked_sub(layout.sinks) else {
-                            continue;
-                        };
-                        let block = past / layout.block;
-                        if last != Some(block) {
-                            let place = (layer, kv_head, block as u32);
-                            tiers.read_block(place, which, cache.format(), &mut block_rows)?;
-                            last = Some(block);
-                        }
-                        let from = past % layout.block * row;
-                        let to = at * cache.cell_bytes() + kv_head * row;
-                        out[to..to + row].copy_from_slice(&block_rows[from..from + row]);
-                    }
-                }
-            }
-            rows.push(both);
-        }
-        let sealed = new.window_first() - layout.sinks;
-        let n_blocks = if n <= layout.n_cells {
-            0
-        } else {
-            sealed / layout.block
-        };
-        let hot = Hot {
-            step: self.step,
-            slots: Vec::new(),
-            cells: new,
-            rows,
-            partial: partial.unwrap_or_default(),
-            logits: Vec::new(),
-        };
-        tiers.cut(n_blocks)?;
-        self.install(&hot, &form)?;
-        self.tokens.truncate(n);
-        self.last_logits.clear();
-        self.committed = None;
-        Ok(())
-    }
-
-    /// Forgets everything that was read.
-    ///
-    /// # Errors
-    /// [`Error::Policy`] if the policy cannot.
-    pub fn clear(&mut self) -> Result<(), Error> {
-        self.context.clear();
-        let layout = self.layout.clone();
-        let engine = self.context.hook();
-        engine.cells = Some(CellMap::new(&layout));
-        if let Some(tiers) = &mut engine.tiers {
-            tiers.cut(0)?;
-        }
-        self.tokens.clear();
-        self.mark = None;
-        self.invented = 0;
-        self.broken = false;
-        self.last_logits.clear();
-        self.committed = None;
-        Ok(())
-    }
-
-    /// Keeps as much of what was read as `prompt` begins with, forgets the rest,
-    /// and says how many tokens of the prompt need not be read any more. One is
-    /// left to read unless the logits after the last are known.
-    ///
-    /// # Errors
-    /// Any [`Error`] of [`Session::truncate`], except that what cannot be cut is
-    /// forgotten as a whole.
-    pub fn reuse(&mut self, prompt: &[Token]) -> Result<usize, Error> {
-        let pairs = self.tokens.iter().zip(prompt);
-        let mut same = pairs.take_while(|(a, b)| a == b).count();
-        let all_known = same == self.tokens.len() && !self.last_logits.is_empty();
-        if same == prompt.len() && !all_known {
-            same = same.saturating_sub(1);
-        }
-        if same == 0 && !self.tokens.is_empty() {
-            self.clear()?;
-        } else {
-            match self.truncate(same) {
-                Ok(()) => {}
-                Err(Error::TruncateTooFar { .. } | Error::CannotTruncate) => {
-                    let marked = self.marked().filter(|marked| *marked < same);
-                    same = marked.unwrap_or(0);
-                    match marked.map(|marked| self.truncate(marked)) {
-                        Some(Ok(())) => {}
-                        Some(Err(Error::TruncateTooFar { .. } | Error::CannotTruncate)) | None => {
-                            self.clear()?;
-                            same = 0;
-                        }
-                        Some(Err(error)) => return Err(error),
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(same)
     }
 }
 

@@ -45,8 +45,8 @@ pub(crate) fn rotations(
             for (turned, is) in turned.chunks_exact(dim).zip(is.chunks_exact(dim)) {
                 let largest = is.iter().fold(0f32, |m, v| m.max(v.abs()));
                 let wrong = turned.iter().zip(is).find(|(t, i)| {
-                    // Not a number differs from everything.
-                    !((*t - *i).abs() <= TOLERANCE * largest)
+                    let off = (*t - *i).abs();
+                    off.is_nan() || off > TOLERANCE * largest
                 });
                 if let Some((t, i)) = wrong {
                     return Err(refused(format!(

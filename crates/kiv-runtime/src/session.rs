@@ -3,7 +3,7 @@
 use crate::cells::CellMap;
 use crate::cold::{Cold, Scratch};
 use crate::disk::open_disk;
-use crate::dump::{DumpForm, repeat};
+use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::hook::{Engine, Seen, SeenLayer};
 use crate::llama::{Context, ContextParams};
@@ -18,13 +18,10 @@ use crate::tiers::{Batch, Tiers};
 use kiv_policy::{Geometry, LayerGeometry, Phase, Policy};
 use kiv_pool::PoolLayout;
 use kiv_store::HostStore;
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Tokens that a stock context reads before it is filled synthetically.
-const REPEATED: usize = 1024;
 
 /// A token number of the model's vocabulary.
 pub type Token = i32;
@@ -524,145 +521,11 @@ impl Session {
         Ok(())
     }
 
-    /// Pretends to have read `text` by filling the cold store with copies of
-    /// real rows: for benchmarks of decoding, where reading would take hours.
-    /// The beginning that fits the slots and the end that fits the window are
-    /// read; answers mean nothing.
-    ///
-    /// # Errors
-    /// Any [`Error`]; [`Error::NotEmpty`] unless the session is new.
-    pub fn fill_synthetic(&mut self, text: &[Token], seed: u64) -> Result<(), Error> {
-        self.check(text)?;
-        let start = self.layout.window_start();
-        let end = text.len().saturating_sub(self.layout.window);
-        if !self.tokens.is_empty() {
-            return Err(Error::NotEmpty);
-        }
-        if self.context.hook().tiers.is_none() {
-            return self.fill_stock(text);
-        }
-        let invented = end.saturating_sub(start) / self.layout.block * self.layout.block;
-        let slots = self.layout.n_slots;
-        if invented == 0 || slots == 0 {
-            return self.read(text);
-        }
-        self.read(&text[..start])?;
-        let PoolLayout { sinks, block, .. } = self.layout;
-        let (engine, caches) = self.context.parts();
-        let (Some(tiers), Some(cells)) = (&mut engine.tiers, &mut engine.cells) else {
-            unreachable!("checked above");
-        };
-        tiers.seal(&cells.cells(sinks, start), caches)?;
-        // A few thousand tokens at a time: whole calls cost less.
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut left = invented / block;
-        while left > 0 {
-            let count = left.min((4096 / block).max(1));
-            let blocks: Vec<usize> = (0..count).map(|_| rng.random_range(0..slots)).collect();
-            let like: Vec<u32> = blocks
-                .iter()
-                .flat_map(|b| cells.cells(sinks + b * block, sinks + (b + 1) * block))
-                .collect();
-            tiers.seal(&like, caches)?;
-            left -= count;
-        }
-        cells.skip(invented);
-        self.invented = invented;
-        self.tokens
-            .extend_from_slice(&text[start..start + invented]);
-        self.read(&text[start + invented..])
-    }
-
-    /// The same for a stock context: rows of the beginning are repeated.
-    fn fill_stock(&mut self, text: &[Token]) -> Result<(), Error> {
-        let read = text.len().min(REPEATED);
-        self.read(&text[..read])?;
-        if let Some(last) = text.len().checked_sub(1).filter(|last| *last > read) {
-            let failed = |reason| Error::Decode {
-                position: read,
-                reason,
-            };
-            let long = repeat(&self.context.dump(), last).ok_or_else(|| {
-                failed(
-                    "this model's cache cannot be filled synthetically: its saved form is unknown"
-                        .to_owned(),
-                )
-            })?;
-            self.context.undump(&long).map_err(failed)?;
-            self.tokens.extend_from_slice(&text[read..last]);
-            self.read(&text[last..])?;
-        }
-        Ok(())
-    }
-
     /// Logits after the last token read, `[n_vocab]`; empty before the first,
     /// and after a cut or an error until something is read again.
     #[must_use]
     pub fn logits(&self) -> &[f32] {
         &self.last_logits
-    }
-
-    /// Cuts the sequence back to its first `n` tokens. What has left the recent
-    /// window comes back into it from the cold store, bit by bit if that keeps
-    /// the cache's own types.
-    ///
-    /// # Errors
-    /// [`Error::TruncateTooFar`] if the tokens have left the window and the
-    /// policy drops rows, or sliding-window layers lack some; [`Error::CannotTruncate`]
-    /// of recurrent layers. [`Session::mark`] helps with both kinds of layers.
-    pub fn truncate(&mut self, n: usize) -> Result<(), Error> {
-        if n >= self.tokens.len() {
-            return Ok(());
-        }
-        let marked = self.mark.as_ref().filter(|mark| mark.n_tokens == n);
-        let partial = marked.map(|mark| mark.partial.clone());
-        if let Some(first) = self.slid_to(n).filter(|_| partial.is_none()) {
-            return Err(Error::TruncateTooFar {
-                to: n,
-                window_first: first,
-            });
-        }
-        let cells = self.context.hook().cells.as_mut().expect("set when built");
-        let window_first = cells.window_first();
-        // Before anything was sealed every position is still in its cell.
-        let sealed = self
-            .context
-            .hook_ref()
-            .tiers
-            .as_ref()
-            .is_some_and(|t| t.n_sealed() > 0);
-        if sealed && n < window_first {
-            self.cut_deep(n, partial)?;
-            self.forget_later_mark();
-            return Ok(());
-        }
-        if let Some(partial) = &partial {
-            self.set_partial(partial)?;
-        }
-        if !self.take_back(n) {
-            return Err(Error::CannotTruncate);
-        }
-        self.tokens.truncate(n);
-        self.last_logits.clear();
-        self.committed = None;
-        self.forget_later_mark();
-        Ok(())
-    }
-
-    /// Cuts the sequence back to its first `n` tokens, and puts into every
-    /// slot the block that was there first. What is read next then gives the
-    /// same whatever was read and taken back before, bit by bit, as long as
-    /// that needed no more room than there was.
-    ///
-    /// # Errors
-    /// As [`Session::truncate`].
-    pub fn rewind(&mut self, n: usize) -> Result<(), Error> {
-        self.truncate(n)?;
-        let (engine, caches) = self.context.parts();
-        match (&mut engine.tiers, &engine.cells) {
-            (Some(tiers), Some(cells)) if tiers.selects() => tiers.reset_slots(caches, cells),
-            _ => Ok(()),
-        }
     }
 
     /// Compares the bytes of every slot with the cold rows of its block:
@@ -678,7 +541,7 @@ impl Session {
         }
     }
 
-    fn check(&self, tokens: &[Token]) -> Result<(), Error> {
+    pub(crate) fn check(&self, tokens: &[Token]) -> Result<(), Error> {
         if self.broken {
             return Err(Error::Broken);
         }
@@ -745,29 +608,6 @@ impl Session {
         }
         self.tokens.extend_from_slice(tokens);
         Ok(())
-    }
-
-    /// If sliding-window layers lack tokens that the one after the first `n` sees: the
-    /// length that the sequence can be cut back to. Their cells are used again as soon as
-    /// they have slid out of the window of what comes last.
-    fn slid_to(&mut self, n: usize) -> Option<usize> {
-        let n_swa = self.model.raw().n_swa();
-        if n_swa == 0 {
-            return None;
-        }
-        let first = usize::try_from(self.context.first_position()).ok()?;
-        // A token sees `n_swa` tokens, itself included.
-        let seen = (n + 1).saturating_sub(n_swa).saturating_sub(self.invented);
-        (first > seen).then_some(first + self.invented + n_swa - 1)
-    }
-
-    /// Frees cells of positions from `n` on, if the model can.
-    fn take_back(&mut self, n: usize) -> bool {
-        let freed = self.context.free(n - self.invented, None);
-        if let Some(cells) = self.context.hook().cells.as_mut().filter(|_| freed) {
-            cells.truncate(n);
-        }
-        freed
     }
 
     /// Seals as many of the oldest blocks of the window as it takes for `n`

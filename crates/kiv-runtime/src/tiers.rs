@@ -5,14 +5,15 @@ use crate::cells::{CellMap, stretches};
 use crate::cold::Cold;
 use crate::error::Error;
 use crate::llama::{CacheTensor, Caches, Node};
+use crate::local::Local;
 use crate::persist::slots_at_home;
 use crate::remap::{Frame, Remap, turn_rows};
 use crate::rope::Turn;
 use crate::stats::Stats;
 use kiv_context::DiskTier;
 use kiv_policy::{
-    BlockId, Geometry, LayerGeometry, LocalRows, Phase, Policy, PolicyError, Queries, RowFormat,
-    Rows, SealedBlocks, SelectRequest, Selection,
+    BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, SealedBlocks,
+    SelectRequest, Selection,
 };
 use kiv_pool::{PoolLayout, SlotTable, Swap};
 use kiv_store::{ColdTier, Transcoder, Wanted};
@@ -728,74 +729,16 @@ fn write_rows(cache: &mut CacheTensor, kv_head: usize, cells: &[u32], rows: Rows
 }
 
 /// Bytes of one KV head in cells, of the same kind as `like`.
-fn read_rows(cache: &CacheTensor, kv_head: usize, cells: &[u32], like: Rows<'_>) -> Vec<u8> {
+pub(crate) fn read_rows(
+    cache: &CacheTensor,
+    kv_head: usize,
+    cells: &[u32],
+    like: Rows<'_>,
+) -> Vec<u8> {
     let len = like.format.row_bytes(like.row_len);
     let mut out = Vec::new();
     stretches(cells, |_, first, n| {
         cache.read(first, n, (kv_head * len, len), &mut out)
     });
     out
-}
-
-/// Sinks, window and micro-batch of one layer, read when a policy asks.
-struct Local<'a> {
-    cache: &'a CacheTensor,
-    format: RowFormat,
-    key_dim: usize,
-    positions: Vec<i32>,
-    cells: Vec<u32>,
-    frame: Option<Frame<'a>>,
-}
-
-impl<'a> Local<'a> {
-    fn new(
-        cache: &'a CacheTensor,
-        layer: &LayerGeometry,
-        layout: &PoolLayout,
-        cells: &CellMap,
-        batch: &Batch,
-        frame: Option<Frame<'a>>,
-    ) -> Self {
-        let old = cells.local(layout.sinks).map(|(p, cell)| (p as i32, cell));
-        let new = batch
-            .positions
-            .iter()
-            .copied()
-            .zip(batch.cells.iter().copied());
-        let (positions, cells) = old.chain(new).unzip();
-        Self {
-            cache,
-            format: cache.format(),
-            key_dim: layer.key_dim,
-            positions,
-            cells,
-            frame,
-        }
-    }
-}
-
-impl LocalRows for Local<'_> {
-    fn positions(&self) -> &[i32] {
-        &self.positions
-    }
-
-    fn keys(&self, kv_head: usize, out: &mut Vec<f32>) {
-        out.clear();
-        self.keys_from(kv_head, 0, out);
-    }
-
-    fn keys_from(&self, kv_head: usize, first: usize, out: &mut Vec<f32>) {
-        let nothing = Rows {
-            format: self.format,
-            row_len: self.key_dim,
-            bytes: &[],
-        };
-        let bytes = read_rows(self.cache, kv_head, &self.cells[first..], nothing);
-        let at = out.len();
-        out.resize(at + (self.cells.len() - first) * self.key_dim, 0.0);
-        self.format.decode(&bytes, &mut out[at..]);
-        if let Some(frame) = &self.frame {
-            frame.show_keys(&self.positions[first..], &mut out[at..], self.key_dim);
-        }
-    }
 }
