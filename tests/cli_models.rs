@@ -36,11 +36,14 @@ fn kiv(home: &Path, args: &[&str]) -> (Option<i32>, String, String) {
         "OLLAMA_MODELS",
         "HF_HOME",
         "HF_HUB_CACHE",
+        "HF_TOKEN",
         "LLAMA_CACHE",
         "XDG_CACHE_HOME",
     ] {
         command.env_remove(variable);
     }
+    // Nobody listens there: the tests' network is the loopback.
+    command.env("HF_ENDPOINT", "http://127.0.0.1:9");
     let output = command.env("HOME", home).args(args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (
@@ -111,4 +114,52 @@ fn what_cannot_be_found_or_used_is_said() {
     let (code, out, err) = kiv(home.path(), &["models", "nothing like it"]);
     assert_eq!((code, out.as_str()), (Some(0), ""));
     assert!(err.contains("no downloaded model found"), "{err}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_model_of_the_hub_that_is_in_the_cache_runs_without_a_network() {
+    let home = TempDir::new().unwrap();
+    let folder = home
+        .path()
+        .join(".cache/huggingface/hub/models--ada--needle");
+    let snapshot = folder.join("snapshots/0123abcd");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(folder.join("refs")).unwrap();
+    fs::create_dir_all(folder.join("blobs")).unwrap();
+    fs::write(folder.join("refs/main"), "0123abcd").unwrap();
+    fs::copy(MODEL, folder.join("blobs").join(SHA256)).unwrap();
+    let link = snapshot.join("needle-F16.gguf");
+    std::os::unix::fs::symlink(format!("../../blobs/{SHA256}"), link).unwrap();
+    for what in [
+        &["-hf", "ada/needle"][..],
+        &["-hf", "ada/needle:f16"],
+        &["-hf", "ada/needle", "-hff", "needle-F16.gguf"],
+    ] {
+        let args = [&["run", "-p", "The", "-n", "2", "-c", "4096"], what].concat();
+        let (code, out, err) = kiv(home.path(), &args);
+        assert_eq!(code, Some(0), "{err}");
+        assert!(!out.is_empty());
+        assert!(
+            err.contains("needle-F16.gguf, as the cache has it"),
+            "{err}"
+        );
+    }
+    let (code, _, err) = kiv(home.path(), &["run", "-p", "The", "-hf", "ada/needle:Q8_0"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("error: the hub cannot be reached"), "{err}");
+}
+
+#[test]
+fn names_of_the_hub_are_checked() {
+    let home = TempDir::new().unwrap();
+    let (code, _, err) = kiv(home.path(), &["run", "-p", "The", "-hf", "needle"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("user/model"), "{err}");
+    let both = ["run", "-p", "The", "-hf", "ada/needle", "-m", "x.gguf"];
+    let (code, _, err) = kiv(home.path(), &both);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("--hf-repo"), "{err}");
+    let (code, _, _) = kiv(home.path(), &["run", "-p", "The", "-hff", "x.gguf"]);
+    assert_eq!(code, Some(2));
 }

@@ -15,7 +15,7 @@ pub(crate) use adopt::parse;
 pub(crate) use store::{ContextArgs, ContextCommand, StoreArgs};
 
 /// llama.cpp's short flags of several letters, which clap cannot declare.
-const LONG_SHORTS: [(&str, &str); 7] = [
+const LONG_SHORTS: [(&str, &str); 10] = [
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
     ("-ngl", "--gpu-layers"),
@@ -23,6 +23,9 @@ const LONG_SHORTS: [(&str, &str); 7] = [
     ("-ctv", "--cache-type-v"),
     ("-nkvo", "--no-kv-offload"),
     ("-sys", "--system-prompt"),
+    ("-hf", "--hf-repo"),
+    ("-hfr", "--hf-repo"),
+    ("-hff", "--hf-file"),
 ];
 
 /// Puts clap's names in place of [`LONG_SHORTS`].
@@ -90,6 +93,13 @@ pub(crate) struct ModelArgs {
     /// (`kiv models`). Default: the bundled model
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
+    /// Repository on the Hugging Face hub, user/model or user/model:quant: its model is
+    /// downloaded unless the cache has it [-hf; quant: Q4_K_M if there is one]
+    #[arg(long, conflicts_with = "model", value_name = "REPO")]
+    pub hf_repo: Option<String>,
+    /// File of the repository, instead of a quant [-hff]
+    #[arg(long, requires = "hf_repo", value_name = "FILE")]
+    pub hf_file: Option<String>,
     /// Most tokens of text; 0 is what the model was trained for
     #[arg(short, long, default_value_t = 0, value_name = "N")]
     pub ctx_size: usize,

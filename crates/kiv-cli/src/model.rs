@@ -1,7 +1,7 @@
 //! From flags to a model and a session: looks before it leaps.
 
 use crate::args::{CacheArgs, ModelArgs};
-use crate::output::bytes;
+use crate::output::{DownloadBar, bytes};
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result, anyhow, bail};
 use kiv_context::{Identity, RecordLayout};
@@ -30,6 +30,7 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
             eprintln!("{name}: {} from {}", found.name, found.source);
             (found.path, false)
         }
+        None if args.hf_repo.is_some() => (fetched(args)?, false),
         None => {
             eprintln!(
                 "no -m: using the bundled model tiny-needle (2.9 M parameters, finds facts, writes poorly)"
@@ -48,6 +49,20 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
         );
     }
     Ok(Opened { file, bundled })
+}
+
+/// The file of the repository that the flags name, downloaded if need be.
+fn fetched(args: &ModelArgs) -> Result<PathBuf> {
+    let repo = args.hf_repo.as_deref().unwrap_or_default();
+    let wanted = kiv_hub::Wanted::parse(repo, args.hf_file.as_deref())?;
+    let fetched = kiv_hub::Hub::from_env()?.fetch(&wanted, &mut DownloadBar::default())?;
+    let from = match (&fetched.offline, fetched.downloaded) {
+        (Some(why), _) => format!("as the cache has it ({why})"),
+        (None, 0) => "already in the cache".to_owned(),
+        (None, n) => format!("downloaded, {n} file{}", if n == 1 { "" } else { "s" }),
+    };
+    eprintln!("{repo}: {}, {from}", fetched.name);
+    Ok(fetched.path)
 }
 
 impl Opened {

@@ -73,6 +73,46 @@ impl Drop for ReadBar {
     }
 }
 
+/// Progress bars of downloads, on a terminal only.
+#[derive(Default)]
+pub(crate) struct DownloadBar(Option<ProgressBar>);
+
+impl kiv_hub::Watch for DownloadBar {
+    fn begin(&mut self, name: &str, length: u64) {
+        if !std::io::stderr().is_terminal() {
+            eprintln!("downloading {name}, {}", bytes(length));
+            return;
+        }
+        let bar = ProgressBar::new(length);
+        let template = "{msg} {bar:24} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(name.to_owned());
+        self.0 = Some(bar);
+    }
+
+    fn more(&mut self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(bytes);
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(bar) = self.0.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for DownloadBar {
+    fn drop(&mut self) {
+        if let Some(bar) = self.0.take() {
+            bar.abandon();
+        }
+    }
+}
+
 /// Most memory that the process has had resident, in bytes, where the system
 /// tells.
 pub(crate) fn peak_rss() -> Option<u64> {

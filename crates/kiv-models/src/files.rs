@@ -46,7 +46,7 @@ pub(crate) fn stem(path: &Path) -> String {
 }
 
 /// `stem-00001-of-00003.gguf` in parts: stem, number, count.
-fn part(name: &str) -> Option<(&str, usize, usize)> {
+pub(crate) fn part(name: &str) -> Option<(&str, usize, usize)> {
     let name = name.get(..name.len().checked_sub(5)?)?;
     let (rest, count) = name.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;

@@ -306,6 +306,34 @@ impl Stores {
     }
 }
 
+/// What a GGUF file is, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileName {
+    /// Without what says that it is a GGUF file, or a part of one.
+    pub stem: String,
+    /// What says how it is quantized, such as `Q4_K_M`; the stem if nothing does.
+    pub tag: String,
+    /// Number, from 1, and count, if it is a part of a split model.
+    pub part: Option<(usize, usize)>,
+}
+
+impl FileName {
+    /// `None` if it is no model: no GGUF file, or a projector of images.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let lower = name.to_lowercase();
+        if !lower.ends_with(".gguf") || lower.contains("mmproj") {
+            return None;
+        }
+        let stem = files::stem(Path::new(name));
+        Some(Self {
+            tag: files::tag(&stem),
+            part: files::part(name).map(|(_, number, count)| (number, count)),
+            stem,
+        })
+    }
+}
+
 /// Whether somebody who writes this means a file, not a name.
 #[must_use]
 pub fn is_path(model: &Path) -> bool {
