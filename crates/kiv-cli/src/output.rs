@@ -92,9 +92,16 @@ impl kiv_hub::Watch for DownloadBar {
         self.0 = Some(bar);
     }
 
-    fn more(&mut self, bytes: u64) {
+    fn at(&mut self, bytes: u64) {
         if let Some(bar) = &self.0 {
-            bar.inc(bytes);
+            bar.set_position(bytes);
+        }
+    }
+
+    fn note(&mut self, note: &kiv_hub::Note) {
+        match &self.0 {
+            Some(bar) => bar.println(note.to_string()),
+            None => eprintln!("{note}"),
         }
     }
 

@@ -6,7 +6,8 @@ use kiv_models::FileName;
 /// Taken if nothing is said, the first that is there; as llama.cpp does.
 const USUAL: [&str; 2] = ["Q4_K_M", "Q4_0"];
 
-/// The file that is wanted; of a split model all parts, in order.
+/// The file that is wanted; of a split model all parts, in order. Where only Unsloth's
+/// own mix of a quantization is there (`UD-Q4_K_XL`), its plain name will do.
 ///
 /// # Errors
 /// [`HubError::NoModel`] if there is no GGUF file, [`HubError::NoSuchFile`] if none is
@@ -19,7 +20,7 @@ pub fn choose(wanted: &Wanted, files: &[RemoteFile]) -> Result<Vec<RemoteFile>, 
     let models: Vec<(&RemoteFile, FileName)> = files
         .iter()
         .filter_map(|file| Some((file, name_of(file)?)))
-        .filter(|(_, name)| name.part.is_none_or(|(number, _)| number == 1))
+        .filter(|(_, name)| (name.part).is_none_or(|(number, count)| number == 1 && count > 0))
         .collect();
     if models.is_empty() {
         return Err(HubError::NoModel {
@@ -27,11 +28,18 @@ pub fn choose(wanted: &Wanted, files: &[RemoteFile]) -> Result<Vec<RemoteFile>, 
         });
     }
     let of_tag = |tag: &str| {
-        let is = |(_, name): &&(_, FileName)| name.tag.eq_ignore_ascii_case(tag);
-        models.iter().find(is)
+        let mixed = format!("UD-{tag}");
+        [tag, &mixed].into_iter().find_map(|tag| {
+            let is = |(_, name): &&(_, FileName)| name.tag.eq_ignore_ascii_case(tag);
+            models.iter().find(is)
+        })
     };
     let found = match (&wanted.file, &wanted.tag) {
-        (Some(file), _) => models.iter().find(|(model, _)| model.name == *file),
+        (Some(file), _) => models.iter().find(|(model, name)| match name.part {
+            // Any part stands for all.
+            Some((_, count)) => (1..=count).any(|n| part_name(&model.name, n, count) == *file),
+            None => model.name == *file,
+        }),
         (None, Some(tag)) => of_tag(tag),
         (None, None) => {
             let mut usual = USUAL.iter().copied();
@@ -49,9 +57,7 @@ pub fn choose(wanted: &Wanted, files: &[RemoteFile]) -> Result<Vec<RemoteFile>, 
         return Ok(vec![(*file).clone()]);
     };
     let parts = (1..=count).map(|number| {
-        let first = format!("-00001-of-{count:05}.gguf");
-        let base = &file.name[..file.name.len() - first.len()];
-        let name = format!("{base}-{number:05}-of-{count:05}.gguf");
+        let name = part_name(&file.name, number, count);
         let part = files.iter().find(|file| file.name == name);
         part.cloned().ok_or_else(|| HubError::MissingPart {
             repo: wanted.repo.clone(),
@@ -61,6 +67,13 @@ pub fn choose(wanted: &Wanted, files: &[RemoteFile]) -> Result<Vec<RemoteFile>, 
     parts.collect()
 }
 
+/// The name of a part of a split model, from the first one's.
+fn part_name(first: &str, number: usize, count: usize) -> String {
+    let ending = |number| format!("-{number:05}-of-{count:05}.gguf");
+    let base = &first[..first.len() - ending(1).len()];
+    format!("{base}{}", ending(number))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,8 +81,8 @@ mod tests {
     fn files(names: &[&str]) -> Vec<RemoteFile> {
         let file = |name: &&str| RemoteFile {
             name: (*name).to_owned(),
-            bytes: 1,
-            sha256: "0".repeat(64),
+            bytes: None,
+            sha256: None,
         };
         names.iter().map(file).collect()
     }
@@ -95,6 +108,8 @@ mod tests {
         assert_eq!(chosen("a/b:q4_0", None, &names), one("model-Q4_0.gguf"));
         assert_eq!(chosen("a/b", None, &names[..4]), one("model-Q4_0.gguf"));
         assert_eq!(chosen("a/b", None, &names[..3]), one("model-IQ2_M.gguf"));
+        let mix = chosen("a/b:q4_k_xl", None, &names);
+        assert_eq!(mix, one("model-Q4_K_M-extra-UD-Q4_K_XL.gguf"));
         let named = chosen("a/b", Some("model-IQ2_M.gguf"), &names);
         assert_eq!(named, one("model-IQ2_M.gguf"));
         let error = chosen("a/b:Q8_0", None, &names).unwrap_err();
@@ -113,8 +128,12 @@ mod tests {
         let mut sorted: Vec<String> = names.map(str::to_owned).to_vec();
         sorted.sort();
         assert_eq!(chosen("a/b:Q4_K_M", None, &names), Ok(sorted));
+        let second = chosen("a/b", Some(names[0]), &names);
+        assert_eq!(second.unwrap().len(), 3, "a part stands for all");
         let error = chosen("a/b", None, &names[..2]).unwrap_err();
         assert!(error.contains("00003-of-00003"), "{error}");
+        // What no writer of files does.
+        assert!(chosen("a/b", None, &["x-00001-of-00000.gguf"]).is_err());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What can go wrong, and what to do then.
 
-use hf_hub::api::sync::ApiError;
-use std::io::ErrorKind;
+use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -14,39 +13,70 @@ pub enum HubError {
         /// What was given.
         name: String,
     },
+    /// No file of a repository can have this name.
+    #[error("{name} is no file's name in a repository: give one as its page shows it (-hff)")]
+    BadFile {
+        /// What was given.
+        name: String,
+    },
     /// Nowhere to put downloads.
     #[error("there is no home folder to keep downloads in: set HF_HOME")]
     NoCache,
-    /// The client could not be made.
-    #[error("cannot speak HTTP: {why}")]
-    Client {
-        /// Why.
-        why: String,
+    /// Not the address of a hub.
+    #[error("{endpoint:?} is no address of a hub: set HF_ENDPOINT to https://… or unset it")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
     },
-    /// Nobody answered.
-    #[error("the hub cannot be reached: {why}. Check the network, or HF_ENDPOINT if it is set")]
+    /// Nobody answered, and the cache does not help.
+    #[error(
+        "the hub cannot be reached: {why}{}. Check the network, or HF_ENDPOINT if it is set",
+        missing.as_deref().unwrap_or_default()
+    )]
     Unreachable {
         /// Why.
         why: String,
+        /// What the cache does not have.
+        missing: Option<String>,
+    },
+    /// Downloads are forbidden, and it is not in the cache.
+    #[error(
+        "{what} is not in the cache {}, and HF_HUB_OFFLINE forbids to download it: unset that, or \
+         give a file with -m",
+        cache.display()
+    )]
+    Offline {
+        /// What was asked for.
+        what: String,
+        /// The cache.
+        cache: PathBuf,
     },
     /// Somebody answered something else.
-    #[error("the hub's answer about {repo} cannot be understood: {why}. Check HF_ENDPOINT")]
+    #[error("the hub's answer about {what} cannot be understood: {why}. Check HF_ENDPOINT")]
     Answer {
-        /// The repository.
-        repo: String,
+        /// Repository, file or address.
+        what: String,
         /// What is wrong with it.
         why: String,
     },
     /// Not without a token, or not with this one.
     #[error(
-        "{what} is not open to everybody (HTTP {status}): accept its terms on its page and set \
-         HF_TOKEN to a token of your account"
+        "{what} is not open to everybody (HTTP {status}): accept its terms on {page} and {}",
+        if *with_token {
+            "check that HF_TOKEN (or the token of `hf auth login`) is of that account"
+        } else {
+            "set HF_TOKEN to a token of your account"
+        }
     )]
     Forbidden {
         /// Repository or file.
         what: String,
         /// 401 or 403.
         status: u16,
+        /// Its page.
+        page: String,
+        /// Whether a token was sent.
+        with_token: bool,
     },
     /// No such repository, or none that this token may see.
     #[error("there is no {what} on the hub: check the spelling (of a private one, set HF_TOKEN)")]
@@ -86,12 +116,6 @@ pub enum HubError {
         /// The part.
         file: String,
     },
-    /// A file that the hub keeps without a checksum.
-    #[error("the hub tells no SHA-256 of {file}: fetch it yourself and give it with -m")]
-    NoChecksum {
-        /// The file.
-        file: String,
-    },
     /// The file is not what the hub says it is.
     #[error(
         "the SHA-256 of {file} is {found}, not {expected}: what was downloaded has been removed, \
@@ -105,72 +129,89 @@ pub enum HubError {
         /// As it is.
         found: String,
     },
-    /// The connection broke.
-    #[error("the download of {file} was cut off: {why}. The same command goes on with it")]
+    /// The connection broke, and again.
+    #[error(
+        "the download of {file} was cut off at {done} of {bytes} bytes: {why}. The same command \
+         goes on with it"
+    )]
     CutOff {
         /// The file.
         file: String,
+        /// Bytes that are there.
+        done: u64,
+        /// Bytes of it all.
+        bytes: u64,
         /// Why.
         why: String,
     },
-    /// Another process is at it.
-    #[error("{file} is being downloaded by another program: wait for that, then try again")]
-    Busy {
-        /// The file.
-        file: String,
+    /// It would not fit.
+    #[error(
+        "{what} needs {needs} more bytes, but {} has room for {free}: free some, or set HF_HOME to \
+         a folder on another disk",
+        folder.display()
+    )]
+    NoRoom {
+        /// What was asked for.
+        what: String,
+        /// Bytes that are missing of it.
+        needs: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Where.
+        folder: PathBuf,
     },
-    /// A file could not be written.
-    #[error("cannot write {}", path.display())]
+    /// It did not fit.
+    #[error(
+        "the disk is full: {} has no room. Free some: what has come is kept, and the same command \
+         goes on with it",
+        path.display()
+    )]
+    Full {
+        /// The file that was written.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The cache could not be read or written.
+    #[error(
+        "cannot write {} in the cache: see that it is yours, or set HF_HOME to another folder",
+        path.display()
+    )]
     Disk {
-        /// The file.
+        /// The file or folder.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
-/// What a request's failure means.
-pub(crate) fn refused(error: ureq::Error, repo: &str, file: Option<&str>) -> HubError {
-    let what = file.map_or(repo.to_owned(), |file| format!("{repo}/{file}"));
-    match error {
-        ureq::Error::StatusCode(status @ (401 | 403)) => HubError::Forbidden { what, status },
-        ureq::Error::StatusCode(404) => HubError::NotFound { what },
-        ureq::Error::StatusCode(status) => HubError::Status { what, status },
-        other => HubError::Unreachable {
-            why: other.to_string(),
-        },
+impl HubError {
+    /// What a failure of the system at a file means.
+    pub(crate) fn disk(path: &Path) -> impl Fn(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| {
+            let path = path.clone();
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    Self::Full { path, source }
+                }
+                _ => Self::Disk { path, source },
+            }
+        }
     }
-}
 
-/// What a download's failure means; what has come of the file is in `part`.
-pub(crate) fn failed(error: ApiError, repo: &str, file: &str, part: &Path) -> HubError {
-    let cut_off = |why: String| HubError::CutOff {
-        file: file.to_owned(),
-        why,
-    };
-    match error {
-        ApiError::RequestError(error) => match *error {
-            ureq::Error::Io(error) => cut_off(error.to_string()),
-            error => refused(error, repo, Some(file)),
-        },
-        ApiError::IoError(source) => match source.kind() {
-            ErrorKind::StorageFull
-            | ErrorKind::PermissionDenied
-            | ErrorKind::NotFound
-            | ErrorKind::QuotaExceeded
-            | ErrorKind::ReadOnlyFilesystem
-            | ErrorKind::FileTooLarge => HubError::Disk {
-                path: part.to_owned(),
-                source,
-            },
-            _ => cut_off(source.to_string()),
-        },
-        ApiError::LockAcquisition(_) => HubError::Busy {
-            file: file.to_owned(),
-        },
-        other => HubError::Answer {
-            repo: repo.to_owned(),
-            why: other.to_string(),
-        },
+    pub(crate) fn unreachable(why: String) -> Self {
+        Self::Unreachable { why, missing: None }
+    }
+
+    /// Why the hub is of no use now, if it is for a reason that passes.
+    pub(crate) fn passing(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { why, .. } => Some(format!("the hub cannot be reached: {why}")),
+            Self::Status { status, .. } if *status >= 500 || *status == 429 => {
+                Some(format!("the hub answered HTTP {status}"))
+            }
+            _ => None,
+        }
     }
 }

@@ -1,23 +1,26 @@
 //! Downloads GGUF files from the Hugging Face hub, or whoever speaks its protocol.
 //!
 //! Files go to the hub's usual cache on disk, where other programs find them and
-//! `kiv-models` does. The crate `hf-hub` knows protocol and cache; here a file is
-//! chosen, and believed only when its SHA-256 is the one that the hub tells. A download
-//! that was cut off goes on where it ended.
+//! `kiv-models` does. A file is believed only when its SHA-256 is the one that the hub
+//! tells; one that git keeps itself, as it does with small files, has none and only its
+//! length is compared. A download that was cut off goes on where it ended, also
+//! another program's. Of two processes that want the same file, one waits.
 
+mod cache;
 mod choice;
+mod client;
+mod download;
 mod error;
 
 pub use choice::choose;
 pub use error::HubError;
 
-use error::refused;
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use std::io::Read;
+use cache::{Folder, has_length};
+use client::Client;
+use download::Task;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where downloads come from unless `HF_ENDPOINT` says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -27,10 +30,10 @@ const ENDPOINT: &str = "https://huggingface.co";
 pub struct RemoteFile {
     /// Its path in the repository.
     pub name: String,
-    /// Its length.
-    pub bytes: u64,
-    /// Its SHA-256, in hexadecimal.
-    pub sha256: String,
+    /// Its length, where the hub tells it.
+    pub bytes: Option<u64>,
+    /// Its SHA-256, in hexadecimal, where the hub tells it.
+    pub sha256: Option<String>,
 }
 
 /// What is asked for: `user/model`, `user/model:Q4_K_M`, or a file of it.
@@ -48,24 +51,23 @@ impl Wanted {
     /// From the words of `-hf` and `-hff`.
     ///
     /// # Errors
-    /// [`HubError::BadName`] unless it is `user/model` or `user/model:tag`.
+    /// [`HubError::BadName`] unless it is `user/model` or `user/model:tag`,
+    /// [`HubError::BadFile`] if no file can have that name.
     pub fn parse(text: &str, file: Option<&str>) -> Result<Self, HubError> {
         let (repo, tag) = match text.split_once(':') {
             Some((repo, tag)) => (repo, Some(tag)),
             None => (text, None),
         };
-        let is_word = |word: &str| {
-            let usual = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-            !word.is_empty() && !word.starts_with('.') && word.bytes().all(usual)
-        };
         let words: Vec<&str> = repo.split('/').collect();
-        let is_good = words.len() == 2
-            && words.iter().copied().all(is_word)
-            && tag.is_none_or(is_word)
-            && file.is_none_or(|file| file.split('/').all(is_word));
-        if !is_good {
+        // They become folders of the cache.
+        if words.len() != 2 || !words.into_iter().all(is_word) || !tag.is_none_or(is_word) {
             return Err(HubError::BadName {
-                name: file.map_or(text.to_owned(), |file| format!("{text} {file}")),
+                name: text.to_owned(),
+            });
+        }
+        if let Some(name) = file.filter(|file| !is_below(file)) {
+            return Err(HubError::BadFile {
+                name: name.to_owned(),
             });
         }
         Ok(Self {
@@ -74,6 +76,30 @@ impl Wanted {
             file: file.map(str::to_owned),
         })
     }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.repo)?;
+        match (&self.file, &self.tag) {
+            (Some(file), _) => write!(f, "/{file}"),
+            (None, Some(tag)) => write!(f, ":{tag}"),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// Whether this may be the name of a file or folder on any system.
+fn is_word(word: &str) -> bool {
+    let usual = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    !word.is_empty() && word.len() < 200 && !word.starts_with('.') && word.bytes().all(usual)
+}
+
+/// Whether this is a path below a folder that does not leave it, on any system.
+fn is_below(path: &str) -> bool {
+    let harmless = |piece: &str| !piece.is_empty() && piece != "." && piece != "..";
+    let odd = |c: char| c == '\\' || c == ':' || c.is_control();
+    path.split('/').all(harmless) && !path.contains(odd)
 }
 
 /// A model on this machine.
@@ -93,60 +119,162 @@ pub struct Fetched {
 pub trait Watch {
     /// A file of `bytes` bytes begins, or goes on.
     fn begin(&mut self, name: &str, bytes: u64);
-    /// So many more bytes of it have come.
-    fn more(&mut self, bytes: u64);
+    /// So many bytes of it are there. May go back to zero.
+    fn at(&mut self, bytes: u64);
     /// It is complete.
     fn end(&mut self);
+    /// Something else that its user may want to know.
+    fn note(&mut self, note: &Note);
 }
 
 impl Watch for () {
     fn begin(&mut self, _: &str, _: u64) {}
-    fn more(&mut self, _: u64) {}
+    fn at(&mut self, _: u64) {}
     fn end(&mut self) {}
+    fn note(&mut self, _: &Note) {}
+}
+
+/// What happens besides bytes coming; shown as a line of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note<'a> {
+    /// A part of the file was there already.
+    GoesOn {
+        /// The file.
+        name: &'a str,
+        /// Bytes that were there.
+        from: u64,
+    },
+    /// The connection broke, and the hub is asked for the rest.
+    Again {
+        /// The file.
+        name: &'a str,
+        /// Why it broke.
+        why: &'a str,
+    },
+    /// The hub does not send a part of the file: it begins anew.
+    FromStart {
+        /// The file.
+        name: &'a str,
+    },
+    /// Another process downloads the file.
+    Waiting {
+        /// The file.
+        name: &'a str,
+    },
+}
+
+impl fmt::Display for Note<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GoesOn { name, from } => {
+                write!(f, "{name}: {from} bytes are there, going on with the rest")
+            }
+            Self::Again { name, why } => write!(f, "{name}: {why}; trying again"),
+            Self::FromStart { name } => {
+                write!(
+                    f,
+                    "{name}: the hub sends it from the start only, beginning anew"
+                )
+            }
+            Self::Waiting { name } => {
+                write!(f, "{name}: another program downloads it, waiting for that")
+            }
+        }
+    }
+}
+
+/// How long a hub is borne with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Tries in a row that may bring nothing, after the first.
+    pub retries: u32,
+    /// The pause before the first of them; then it doubles.
+    pub pause: Duration,
+    /// How long nothing may come.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            retries: 5,
+            pause: Duration::from_secs(1),
+            stall: Duration::from_secs(60),
+        }
+    }
 }
 
 /// A hub and a cache.
 pub struct Hub {
-    api: Api,
+    client: Client,
     cache: PathBuf,
+    patience: Patience,
+    offline: bool,
+}
+
+/// A file that is wanted, as far as the hub has told.
+struct Found<'a> {
+    name: &'a str,
+    /// Where the hub has it.
+    url: String,
+    /// Name of its blob.
+    etag: String,
+    bytes: u64,
+    sha256: Option<String>,
 }
 
 impl Hub {
-    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN` (or the token that
-    /// `huggingface-cli login` has left), and the cache of `HF_HUB_CACHE` or `HF_HOME`.
+    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN` (or the file that
+    /// `HF_TOKEN_PATH` names, or the token that `hf auth login` has left),
+    /// `HF_HUB_OFFLINE`, and the cache of `HF_HUB_CACHE` or `HF_HOME`.
     ///
     /// # Errors
-    /// [`HubError::NoCache`] without a home, [`HubError::Client`].
+    /// [`HubError::NoCache`] without a home, [`HubError::Endpoint`].
     pub fn from_env() -> Result<Self, HubError> {
         let set = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
         let stores = kiv_models::Stores::from_env();
         let cache = stores.hugging_face.first().ok_or(HubError::NoCache)?;
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let token = set("HF_TOKEN").or_else(|| {
-            let file = cache.parent()?.join("token");
-            Some(std::fs::read_to_string(file).ok()?.trim().to_owned())
+            let file = match (set("HF_TOKEN_PATH"), set("HF_HOME")) {
+                (Some(path), _) => PathBuf::from(path),
+                (None, Some(home)) => Path::new(&home).join("token"),
+                (None, None) => cache.parent()?.join("token"),
+            };
+            std::fs::read_to_string(file).ok()
         });
-        Self::new(&endpoint, token.filter(|t| !t.is_empty()), cache)
+        let token = token.map(|token| token.trim().to_owned());
+        let mut hub = Self::new(&endpoint, token.filter(|t| !t.is_empty()), cache)?;
+        let on = |text: String| !["0", "off", "no", "false"].contains(&&*text.to_lowercase());
+        hub.offline = set("HF_HUB_OFFLINE").is_some_and(on);
+        Ok(hub)
     }
 
     /// With everything said.
     ///
     /// # Errors
-    /// [`HubError::Client`].
+    /// [`HubError::Endpoint`].
     pub fn new(endpoint: &str, token: Option<String>, cache: &Path) -> Result<Self, HubError> {
-        let builder = ApiBuilder::new()
-            .with_endpoint(endpoint.trim_end_matches('/').to_owned())
-            .with_cache_dir(cache.to_owned())
-            .with_token(token)
-            .with_user_agent("kiv", env!("CARGO_PKG_VERSION"))
-            .with_progress(false);
-        let api = builder
-            .build()
-            .map_err(|e| HubError::Client { why: e.to_string() })?;
         Ok(Self {
-            api,
+            client: Client::new(endpoint, token)?,
             cache: cache.to_owned(),
+            patience: Patience::default(),
+            offline: false,
         })
+    }
+
+    /// With other patience.
+    #[must_use]
+    pub fn patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Only what is in the cache, if so.
+    #[must_use]
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
     }
 
     /// Finds what is wanted, downloads what is missing of it, and checks it. If the hub
@@ -156,250 +284,195 @@ impl Hub {
     /// [`HubError`], by what went wrong. What has come of a file stays, to go on with,
     /// unless it is wrong.
     pub fn fetch(&self, wanted: &Wanted, watch: &mut dyn Watch) -> Result<Fetched, HubError> {
-        let repo = self.api.model(wanted.repo.clone());
-        let (commit, files) = match self.files(&repo, wanted) {
+        let folder = Folder::new(&self.cache, &wanted.repo);
+        if self.offline {
+            let cached = cached(&folder, wanted, "HF_HUB_OFFLINE is set");
+            return cached.ok_or_else(|| HubError::Offline {
+                what: wanted.to_string(),
+                cache: self.cache.clone(),
+            });
+        }
+        let (commit, files) = match self.list(wanted) {
             Ok(listed) => listed,
-            Err(error @ HubError::Unreachable { .. }) => return self.cached(wanted, error),
-            Err(error) => return Err(error),
+            Err(error) => {
+                let Some(why) = error.passing() else {
+                    return Err(error);
+                };
+                return cached(&folder, wanted, &why).ok_or(match error {
+                    HubError::Unreachable { why, .. } => HubError::Unreachable {
+                        why,
+                        missing: Some(format!(
+                            ", and {wanted} is not in the cache {}",
+                            self.cache.display()
+                        )),
+                    },
+                    error => error,
+                });
+            }
         };
         let chosen = choose(wanted, &files)?;
+        let found = chosen.iter().map(|file| self.find(wanted, &commit, file));
+        let found: Vec<Found> = found.collect::<Result<_, _>>()?;
+        self.check_room(&folder, wanted, &found)?;
         let mut downloaded = 0;
-        for file in &chosen {
-            downloaded += usize::from(self.bring(&repo, wanted, &commit, file, watch)?);
+        for file in &found {
+            downloaded += usize::from(self.bring(&folder, wanted, &commit, file, watch)?);
         }
+        folder.set_main(&commit)?;
         Ok(Fetched {
-            path: self.place(wanted, &commit, &chosen[0].name),
-            name: chosen[0].name.clone(),
+            path: folder.place(&commit, found[0].name),
+            name: found[0].name.to_owned(),
             downloaded,
             offline: None,
         })
     }
 
-    /// All files of a repository and its commit.
-    fn files(
-        &self,
-        repo: &ApiRepo,
-        wanted: &Wanted,
-    ) -> Result<(String, Vec<RemoteFile>), HubError> {
-        #[derive(Deserialize)]
-        struct Info {
-            sha: String,
-            siblings: Vec<Sibling>,
-        }
-        #[derive(Deserialize)]
-        struct Sibling {
-            rfilename: String,
-            lfs: Option<Lfs>,
-        }
-        #[derive(Deserialize)]
-        struct Lfs {
-            size: u64,
-            #[serde(alias = "oid")]
-            sha256: String,
-        }
-        let request = repo.info_request().query("blobs", "true");
-        let answer = request.call();
-        let mut answer = answer.map_err(|error| refused(error, &wanted.repo, None))?;
-        let info: Info = (answer.body_mut().read_json()).map_err(|error| HubError::Answer {
-            repo: wanted.repo.clone(),
-            why: error.to_string(),
-        })?;
-        let is_name = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
-        let files = info.siblings.into_iter().filter_map(|file| {
-            let lfs = file
-                .lfs
-                .filter(|lfs| lfs.sha256.len() == 64 && is_name(&lfs.sha256));
-            let (bytes, sha256) = lfs.map_or((0, String::new()), |lfs| (lfs.size, lfs.sha256));
-            // A name that leads elsewhere is none.
-            let is_inside = file
-                .rfilename
-                .split('/')
-                .all(|part| !part.is_empty() && part != "..");
-            is_inside.then_some(RemoteFile {
-                name: file.rfilename,
-                bytes,
-                sha256: sha256.to_lowercase(),
-            })
-        });
-        if info.sha.is_empty() || !is_name(&info.sha) {
+    /// The commit of a repository and all its files.
+    fn list(&self, wanted: &Wanted) -> Result<(String, Vec<RemoteFile>), HubError> {
+        let listing = self.client.list(&wanted.repo)?;
+        let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_word(&listing.sha) || !is_hex(&listing.sha) {
             return Err(HubError::Answer {
-                repo: wanted.repo.clone(),
+                what: wanted.repo.clone(),
                 why: "it names no commit".to_owned(),
             });
         }
-        Ok((info.sha, files.collect()))
+        let siblings = listing.siblings.into_iter();
+        let files = siblings.filter(|file| is_below(&file.rfilename));
+        let files = files.map(|file| {
+            let lfs = file.lfs.filter(|lfs| is_sha256(&lfs.sha256));
+            RemoteFile {
+                name: file.rfilename,
+                bytes: lfs.as_ref().map(|lfs| lfs.size),
+                sha256: lfs.map(|lfs| lfs.sha256.to_lowercase()),
+            }
+        });
+        Ok((listing.sha, files.collect()))
     }
 
-    /// The folder of a repository in the cache.
-    fn folder(&self, wanted: &Wanted) -> PathBuf {
-        let name = format!("models--{}", wanted.repo.replace('/', "--"));
-        self.cache.join(name)
+    /// Asks about a file what the list has not told.
+    fn find<'a>(
+        &self,
+        wanted: &Wanted,
+        commit: &str,
+        file: &'a RemoteFile,
+    ) -> Result<Found<'a>, HubError> {
+        let url = self.client.file_url(&wanted.repo, commit, &file.name);
+        let (etag, bytes) = match (&file.sha256, file.bytes) {
+            (Some(sha256), Some(bytes)) => (sha256.clone(), bytes),
+            _ => {
+                let stated = self.client.stated(&wanted.repo, &file.name, &url)?;
+                (stated.etag, stated.bytes)
+            }
+        };
+        Ok(Found {
+            name: &file.name,
+            url,
+            sha256: is_sha256(&etag).then(|| etag.to_lowercase()),
+            etag,
+            bytes,
+        })
     }
 
-    fn place(&self, wanted: &Wanted, commit: &str, name: &str) -> PathBuf {
-        self.folder(wanted)
-            .join("snapshots")
-            .join(commit)
-            .join(name)
+    /// Refuses what would fill the disk, before anything of it comes.
+    fn check_room(
+        &self,
+        folder: &Folder,
+        wanted: &Wanted,
+        files: &[Found],
+    ) -> Result<(), HubError> {
+        let missing = |file: &&Found| !has_length(&folder.blob(&file.etag), file.bytes);
+        let needs = files.iter().filter(missing).map(|file| {
+            let part = folder.part(&file.etag).metadata();
+            file.bytes.saturating_sub(part.map_or(0, |part| part.len()))
+        });
+        let needs = needs.fold(0, u64::saturating_add);
+        if needs == 0 {
+            return Ok(());
+        }
+        let blobs = folder.create()?;
+        match cache::free(&blobs) {
+            Some(free) if free < needs => Err(HubError::NoRoom {
+                what: wanted.to_string(),
+                needs,
+                free,
+                folder: blobs,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Sees to it that a file is in the cache and right; whether it was not there.
     fn bring(
         &self,
-        repo: &ApiRepo,
+        folder: &Folder,
         wanted: &Wanted,
         commit: &str,
-        file: &RemoteFile,
+        file: &Found,
         watch: &mut dyn Watch,
     ) -> Result<bool, HubError> {
-        if file.sha256.is_empty() {
-            return Err(HubError::NoChecksum {
-                file: file.name.clone(),
-            });
-        }
-        let blob = self.folder(wanted).join("blobs").join(&file.sha256);
-        let place = self.place(wanted, commit, &file.name);
-        if has_length(&place, file.bytes) {
+        let (blob, part) = (folder.blob(&file.etag), folder.part(&file.etag));
+        let place = folder.place(commit, file.name);
+        // What is there has passed the check once, whatever snapshot links to it.
+        let is_there = || has_length(&blob, file.bytes);
+        if has_length(&place, file.bytes) && (is_there() || !place.is_symlink()) {
             return Ok(false);
         }
-        // What is there has passed the check once, whatever snapshot links to it.
-        let is_there = has_length(&blob, file.bytes);
-        let part = blob.with_extension("sync.part");
-        if !is_there {
-            // What is too long is of nothing that is wanted.
-            if part.metadata().is_ok_and(|part| part.len() >= file.bytes) {
-                let _ = std::fs::remove_file(&part);
-            }
-            // A link to what was removed.
-            let _ = std::fs::remove_file(&place);
-            watch.begin(&file.name, file.bytes);
-            let downloaded = repo.download_with_progress(&file.name, Shown(watch));
-            downloaded.map_err(|error| error::failed(error, &wanted.repo, &file.name, &part))?;
-            watch.end();
-            self.check(&blob, &part, file)?;
+        if is_there() {
+            folder.link(&file.etag, commit, file.name)?;
+            return Ok(false);
         }
-        if !place.exists() {
-            link(&blob, &place, &file.name).map_err(|source| HubError::Disk {
-                path: place.clone(),
-                source,
-            })?;
+        let _lock = folder.lock(&file.etag, || {
+            watch.note(&Note::Waiting { name: file.name });
+        })?;
+        // Perhaps whoever had the lock has done it.
+        let downloads = !is_there();
+        if downloads {
+            let task = Task {
+                repo: &wanted.repo,
+                name: file.name,
+                url: &file.url,
+                bytes: file.bytes,
+                sha256: file.sha256.as_deref(),
+                part: part.clone(),
+            };
+            task.run(&self.client, &self.patience, watch)?;
+            std::fs::rename(&part, &blob).map_err(HubError::disk(&blob))?;
         }
-        Ok(!is_there)
+        folder.link(&file.etag, commit, file.name)?;
+        Ok(downloads)
     }
+}
 
-    /// Compares a blob with the checksum that it should have. One that is too short is
-    /// put back to go on with, one that is wrong is removed.
-    fn check(&self, blob: &Path, part: &Path, file: &RemoteFile) -> Result<(), HubError> {
-        let disk = |source| HubError::Disk {
-            path: blob.to_owned(),
-            source,
-        };
-        let found = match blob.metadata() {
-            Ok(found) => found.len(),
-            // The hub has sent a file of another name.
-            Err(_) => 0,
-        };
-        if found < file.bytes {
-            let _ = std::fs::rename(blob, part);
-            return Err(HubError::CutOff {
-                file: file.name.clone(),
-                why: format!("{found} of {} bytes have come", file.bytes),
-            });
-        }
-        let mut reader = std::fs::File::open(blob).map_err(disk)?;
-        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-        loop {
-            match reader.read(&mut buffer).map_err(disk)? {
-                0 => break,
-                n => hash.update(&buffer[..n]),
-            }
-        }
-        let digest = hash.finalize();
-        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        if digest == file.sha256 {
-            return Ok(());
-        }
-        let _ = std::fs::remove_file(blob);
-        Err(HubError::Checksum {
-            file: file.name.clone(),
-            expected: file.sha256.clone(),
-            found: digest,
-        })
-    }
-
-    /// What the cache has of what is wanted.
-    fn cached(&self, wanted: &Wanted, why: HubError) -> Result<Fetched, HubError> {
-        let folder = self.folder(wanted);
-        let Ok(commit) = std::fs::read_to_string(folder.join("refs/main")) else {
-            return Err(why);
-        };
-        let snapshot = folder.join("snapshots").join(commit.trim());
-        let mut files = Vec::new();
-        walk(&snapshot, "", &mut files);
-        let Ok(chosen) = choose(wanted, &files) else {
-            return Err(why);
-        };
-        Ok(Fetched {
-            path: snapshot.join(&chosen[0].name),
-            name: chosen[0].name.clone(),
+/// What the cache has of what is wanted.
+fn cached(folder: &Folder, wanted: &Wanted, why: &str) -> Option<Fetched> {
+    folder.commits().into_iter().find_map(|commit| {
+        let chosen = choose(wanted, &folder.files(&commit)).ok()?;
+        let first = chosen.into_iter().next()?;
+        Some(Fetched {
+            path: folder.place(&commit, &first.name),
+            name: first.name,
             downloaded: 0,
-            offline: Some(why.to_string()),
+            offline: Some(why.to_owned()),
         })
-    }
+    })
 }
 
-fn has_length(path: &Path, bytes: u64) -> bool {
-    path.metadata().is_ok_and(|found| found.len() == bytes)
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Files below a folder by their paths in it.
-fn walk(folder: &Path, prefix: &str, files: &mut Vec<RemoteFile>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        // Of what the link leads to.
-        match entry.path().metadata() {
-            Ok(found) if found.is_dir() => walk(&entry.path(), &format!("{name}/"), files),
-            Ok(found) => files.push(RemoteFile {
-                name,
-                bytes: found.len(),
-                sha256: String::new(),
-            }),
-            Err(_) => {}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_below_their_folder() {
+        for good in ["a.gguf", "Q8_0/a b.gguf", "..a"] {
+            assert!(is_below(good), "{good}");
+        }
+        for bad in ["", "/a", "a/../b", "a//b", "./a", "a\\b", "C:a", "a\0"] {
+            assert!(!is_below(bad), "{bad}");
         }
     }
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-}
-
-/// Makes `place`, where a snapshot has `name`, another name of a blob of the same
-/// repository.
-fn link(blob: &Path, place: &Path, name: &str) -> std::io::Result<()> {
-    if let Some(parent) = place.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    // A link that leads nowhere.
-    let _ = std::fs::remove_file(place);
-    #[cfg(unix)]
-    {
-        // The cache may be moved as a whole.
-        let mut way: PathBuf = name.split('/').map(|_| "..").collect();
-        way.extend(["..", "blobs"]);
-        way.extend(blob.file_name());
-        std::os::unix::fs::symlink(way, place)
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = name;
-        std::fs::hard_link(blob, place).or_else(|_| std::fs::copy(blob, place).map(|_| ()))
-    }
-}
-
-/// hf-hub's way of telling.
-struct Shown<'a>(&'a mut dyn Watch);
-
-impl Progress for Shown<'_> {
-    fn init(&mut self, _: usize, _: &str) {}
-    fn update(&mut self, bytes: usize) {
-        self.0.more(bytes as u64);
-    }
-    fn finish(&mut self) {}
 }
