@@ -1,193 +1,105 @@
 //! Downloads from a small hub on the loopback, which can be told to fail.
 
-use kiv_hub::{Fetched, Hub, HubError, Wanted, Watch};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+mod server;
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+use kiv_hub::{Fetched, Hub, HubError, Note, Patience, Wanted, Watch};
+use server::{Server, bytes, sha256};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
 
-/// What the hub holds and how it misbehaves.
+const NAME: &str = "model-Q4_K_M.gguf";
+
+/// Short, so that tests are.
+const PATIENCE: Patience = Patience {
+    retries: 2,
+    pause: Duration::from_millis(1),
+    stall: Duration::from_secs(5),
+};
+
+/// Remembers what it is told.
 #[derive(Default)]
-struct State {
-    files: BTreeMap<String, Vec<u8>>,
-    /// Bytes of a body after which the connection is dropped, once.
-    cut_after: Option<usize>,
-    /// Told instead of the right checksum.
-    checksum: Option<String>,
-    /// Answered to everything.
-    status: Option<u16>,
-    /// The token that it wants.
-    token: Option<String>,
-    /// Requests for bytes of files: where they begin.
-    asked_from: Vec<usize>,
+struct Told {
+    begun: Vec<(String, u64)>,
+    at: u64,
+    ended: usize,
+    notes: Vec<String>,
 }
 
-#[derive(Clone, Default)]
-struct Server {
-    state: Arc<Mutex<State>>,
-    address: String,
-}
-
-impl Server {
-    fn start(files: &[(&str, &[u8])]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let files = files.iter().map(|(n, b)| ((*n).to_owned(), b.to_vec()));
-        let state = State {
-            files: files.collect(),
-            ..State::default()
-        };
-        let server = Self {
-            state: Arc::new(Mutex::new(state)),
-            address,
-        };
-        let own = server.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                // Whoever goes away is no fault of the hub.
-                let _ = own.answer(stream);
-            }
-        });
-        server
+impl Watch for Told {
+    fn begin(&mut self, name: &str, bytes: u64) {
+        self.begun.push((name.to_owned(), bytes));
     }
-
-    fn set(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap());
+    fn at(&mut self, bytes: u64) {
+        self.at = bytes;
     }
-
-    fn answer(&self, stream: TcpStream) -> std::io::Result<()> {
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let mut out = stream;
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-        let path = path.split('?').next().unwrap_or_default();
-        let (mut from, mut token) = (0, None);
-        loop {
-            line.clear();
-            reader.read_line(&mut line)?;
-            let header = line.trim().to_lowercase();
-            if header.is_empty() {
-                break;
-            }
-            if let Some(range) = header.strip_prefix("range: bytes=") {
-                let (first, last) = range.split_once('-').unwrap();
-                from = first.parse().unwrap();
-                if last == "0" {
-                    // Only asks what there is.
-                    from = usize::MAX;
-                }
-            }
-            if let Some(given) = header.strip_prefix("authorization: bearer ") {
-                token = Some(given.to_owned());
-            }
-        }
-        let mut state = self.state.lock().unwrap();
-        let refused = (state.status).or_else(|| (state.token != token).then_some(401));
-        if let Some(status) = refused {
-            return write!(
-                out,
-                "HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-            );
-        }
-        if path.starts_with("/api/models/ada/model") {
-            let files = state.files.iter().map(|(name, bytes)| {
-                let sha256 = state.checksum.clone().unwrap_or_else(|| sha256(bytes));
-                format!(
-                    r#"{{"rfilename":"{name}","lfs":{{"size":{},"sha256":"{sha256}"}}}}"#,
-                    bytes.len()
-                )
-            });
-            let files = files.collect::<Vec<_>>().join(",");
-            let body = format!(r#"{{"sha":"{COMMIT}","siblings":[{files}]}}"#);
-            return write!(
-                out,
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-                 connection: close\r\n\r\n{body}",
-                body.len()
-            );
-        }
-        let name = path
-            .strip_prefix("/ada/model/resolve/main/")
-            .unwrap_or_default();
-        let Some(bytes) = state.files.get(name).cloned() else {
-            return write!(
-                out,
-                "HTTP/1.1 404 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-            );
-        };
-        let asks = from == usize::MAX;
-        let body = if asks { &bytes[..1] } else { &bytes[from..] };
-        let (first, etag) = (if asks { 0 } else { from }, sha256(&bytes));
-        write!(
-            out,
-            "HTTP/1.1 206 OK\r\nx-repo-commit: {COMMIT}\r\nx-linked-etag: \"{}\"\r\n\
-             content-range: bytes {first}-{}/{}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-            state.checksum.clone().unwrap_or(etag),
-            first + body.len() - 1,
-            bytes.len(),
-            body.len()
-        )?;
-        if asks {
-            return out.write_all(body);
-        }
-        state.asked_from.push(from);
-        let cut = state.cut_after.take().unwrap_or(body.len());
-        out.write_all(&body[..cut.min(body.len())])
+    fn end(&mut self) {
+        self.ended += 1;
+    }
+    fn note(&mut self, note: &Note) {
+        self.notes.push(note.to_string());
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn bytes(n: usize) -> Vec<u8> {
-    (0..n).map(|i| (i * 31 % 251) as u8).collect()
+fn hub(server: &Server, cache: &Path) -> Hub {
+    let hub = Hub::new(&server.address, None, cache).unwrap();
+    hub.patience(PATIENCE)
 }
 
 fn fetch(server: &Server, cache: &Path, what: &str) -> Result<Fetched, HubError> {
-    let hub = Hub::new(&server.address, None, cache)?;
-    hub.fetch(&Wanted::parse(what, None)?, &mut ())
+    hub(server, cache).fetch(&Wanted::parse(what, None)?, &mut ())
 }
 
-fn model() -> Server {
-    Server::start(&[
+fn fetch_told(server: &Server, cache: &Path) -> (Result<Fetched, HubError>, Told) {
+    let mut told = Told::default();
+    let wanted = Wanted::parse("ada/model", None).unwrap();
+    (hub(server, cache).fetch(&wanted, &mut told), told)
+}
+
+fn model() -> (Server, TempDir) {
+    let server = Server::start(&[
         ("README.md", b"text"),
-        ("model-Q4_K_M.gguf", &bytes(300_000)),
+        ("mmproj-model-F16.gguf", b"a projector"),
+        (NAME, &bytes(300_000)),
         ("model-Q8_0.gguf", &bytes(400_000)),
-    ])
+    ]);
+    (server, TempDir::new().unwrap())
+}
+
+fn blob(cache: &Path, content: &[u8]) -> PathBuf {
+    cache.join("models--ada--model/blobs").join(sha256(content))
+}
+
+fn part(cache: &Path, content: &[u8]) -> PathBuf {
+    let name = format!("{}.incomplete", sha256(content));
+    blob(cache, content).with_file_name(name)
+}
+
+fn read(fetched: &Fetched) -> Vec<u8> {
+    std::fs::read(&fetched.path).unwrap()
 }
 
 #[test]
 fn a_model_comes_once_and_lies_where_others_look() {
-    #[derive(Default)]
-    struct Told(u64, u64, bool);
-    impl Watch for Told {
-        fn begin(&mut self, name: &str, bytes: u64) {
-            assert_eq!(name, "model-Q4_K_M.gguf");
-            self.0 = bytes;
-        }
-        fn more(&mut self, bytes: u64) {
-            self.1 += bytes;
-        }
-        fn end(&mut self) {
-            self.2 = true;
-        }
-    }
-    let (server, cache) = (model(), tempfile::tempdir().unwrap());
-    let hub = Hub::new(&server.address, None, cache.path()).unwrap();
-    let wanted = Wanted::parse("ada/model", None).unwrap();
-    let mut told = Told::default();
-    let fetched = hub.fetch(&wanted, &mut told).unwrap();
-    assert_eq!(std::fs::read(&fetched.path).unwrap(), bytes(300_000));
-    assert_eq!((told.0, told.1, told.2), (300_000, 300_000, true));
-    assert_eq!(fetched.downloaded, 1);
+    let (server, cache) = model();
+    let (fetched, told) = fetch_told(&server, cache.path());
+    let fetched = fetched.unwrap();
+    assert_eq!(read(&fetched), bytes(300_000));
+    assert_eq!((fetched.downloaded, fetched.name.as_str()), (1, NAME));
+    assert_eq!(told.begun, [(NAME.to_owned(), 300_000)]);
+    assert_eq!((told.at, told.ended), (300_000, 1));
+    assert_eq!(told.notes, [""; 0]);
 
+    let commit = server.state.lock().unwrap().commit.clone();
+    let root = cache.path().join("models--ada--model");
+    let main = std::fs::read_to_string(root.join("refs/main")).unwrap();
+    assert_eq!(main, commit);
+    assert_eq!(fetched.path, root.join("snapshots").join(commit).join(NAME));
+    #[cfg(unix)]
+    assert_eq!(
+        std::fs::read_link(&fetched.path).unwrap(),
+        Path::new("../../blobs").join(sha256(&bytes(300_000)))
+    );
     let stores = kiv_models::Stores {
         hugging_face: vec![cache.path().to_owned()],
         ..kiv_models::Stores::default()
@@ -196,88 +108,356 @@ fn a_model_comes_once_and_lies_where_others_look() {
     assert_eq!(found.path, fetched.path);
     assert_eq!(found.verify(), Ok(true));
 
-    // Nothing is asked for again; without a network the cache will do.
+    // Nothing of it is asked for again.
+    server.asked();
     let again = fetch(&server, cache.path(), "ada/model:q4_k_m").unwrap();
     assert_eq!((again.downloaded, &again.path), (0, &fetched.path));
-    assert_eq!(server.state.lock().unwrap().asked_from, [0]);
-    let nobody = Server {
-        address: "http://127.0.0.1:9".to_owned(),
-        ..Server::default()
-    };
-    let offline = fetch(&nobody, cache.path(), "ada/model").unwrap();
-    assert_eq!(offline.path, fetched.path);
-    assert!(offline.offline.unwrap().contains("cannot be reached"));
-    let error = fetch(&nobody, cache.path(), "ada/model:Q8_0").unwrap_err();
-    assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
+    assert_eq!(server.asked(), ["list"]);
 }
 
 #[test]
-fn a_download_that_was_cut_off_goes_on() {
-    let (server, cache) = (model(), tempfile::tempdir().unwrap());
-    server.set(|state| state.cut_after = Some(100_000));
-    let error = fetch(&server, cache.path(), "ada/model").unwrap_err();
-    assert!(matches!(error, HubError::CutOff { .. }), "{error}");
+fn without_a_network_the_cache_will_do() {
+    let (server, cache) = model();
     let fetched = fetch(&server, cache.path(), "ada/model").unwrap();
-    assert_eq!(std::fs::read(&fetched.path).unwrap(), bytes(300_000));
-    let asked = server.state.lock().unwrap().asked_from.clone();
-    assert_eq!(asked, [0, 100_000]);
+    let gone = server.gone();
+    let offline = fetch(&gone, cache.path(), "ada/model").unwrap();
+    assert_eq!(offline.path, fetched.path);
+    assert!(offline.offline.unwrap().contains("cannot be reached"));
+    let error = fetch(&gone, cache.path(), "ada/model:Q8_0").unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
+    assert!(
+        text.contains("ada/model:Q8_0 is not in the cache"),
+        "{text}"
+    );
+    assert!(text.contains("Check the network"), "{text}");
+    // Nor does a hub that is out of order hinder anybody.
+    server.set(|state| state.status = Some(503));
+    let offline = fetch(&server, cache.path(), "ada/model").unwrap();
+    assert!(offline.offline.unwrap().contains("503"));
+    // What was downloaded of an older commit is there as well.
+    server.set(|state| {
+        state.status = None;
+        state.commit = "fedcba".to_owned();
+    });
+    fetch(&server, cache.path(), "ada/model:Q8_0").unwrap();
+    let older = fetch(&gone, cache.path(), "ada/model:Q4_K_M").unwrap();
+    assert_eq!(read(&older), bytes(300_000));
+    // Whoever forbids downloads is obeyed.
+    server.asked();
+    let offline = |what: &str| {
+        let wanted = Wanted::parse(what, None).unwrap();
+        let hub = hub(&server, cache.path()).offline(true);
+        hub.fetch(&wanted, &mut ())
+    };
+    assert_eq!(read(&offline("ada/model:Q8_0").unwrap()), bytes(400_000));
+    let error = offline("ada/model:IQ1_S").unwrap_err().to_string();
+    assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+    assert_eq!(server.asked(), [""; 0]);
+}
+
+#[test]
+fn a_newer_commit_with_the_same_file_brings_no_download() {
+    let (server, cache) = model();
+    let first = fetch(&server, cache.path(), "ada/model").unwrap();
+    server.set(|state| state.commit = "abc123".to_owned());
+    server.asked();
+    let second = fetch(&server, cache.path(), "ada/model").unwrap();
+    assert_eq!(
+        (second.downloaded, server.asked()),
+        (0, vec!["list".into()])
+    );
+    assert_ne!(first.path, second.path);
+    assert_eq!(read(&second), bytes(300_000));
+    // And one with another file does.
+    server.set(|state| {
+        state.commit = "def456".to_owned();
+        state.files.insert(NAME.to_owned(), bytes(300_001));
+    });
+    let third = fetch(&server, cache.path(), "ada/model").unwrap();
+    assert_eq!(third.downloaded, 1);
+    assert_eq!(read(&third), bytes(300_001));
+}
+
+#[test]
+fn a_cut_connection_is_taken_up_again() {
+    let (server, cache) = model();
+    server.set(|state| state.cuts = vec![100_000, 0, 50_000, 1]);
+    let (fetched, told) = fetch_told(&server, cache.path());
+    assert_eq!(read(&fetched.unwrap()), bytes(300_000));
+    let expected: Vec<String> = [0, 100_000, 100_000, 150_000, 150_001]
+        .map(|from| format!("{NAME} {from}"))
+        .into();
+    assert_eq!(server.asked()[1..], expected);
+    assert_eq!(told.notes.len(), 4, "{:?}", told.notes);
+    assert!(told.notes[0].ends_with("trying again"), "{:?}", told.notes);
+}
+
+#[test]
+fn a_later_call_goes_on_with_what_has_come() {
+    let (server, cache) = model();
+    server.set(|state| {
+        state.cuts = vec![100_000];
+        state.file_status = Some(503);
+    });
+    let error = fetch(&server, cache.path(), "ada/model").unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, HubError::CutOff { .. }), "{error}");
+    for what in [NAME, "100000 of 300000 bytes", "503", "The same command"] {
+        assert!(text.contains(what), "{text}");
+    }
+    let left = std::fs::read(part(cache.path(), &bytes(300_000))).unwrap();
+    assert_eq!(left, bytes(300_000)[..100_000]);
+    // What is not complete is no model.
+    assert!(fetch(&server.gone(), cache.path(), "ada/model").is_err());
+
+    server.set(|state| state.file_status = None);
+    server.asked();
+    let (fetched, told) = fetch_told(&server, cache.path());
+    assert_eq!(read(&fetched.unwrap()), bytes(300_000));
+    assert_eq!(server.asked()[1..], [format!("{NAME} 100000")]);
+    assert!(told.notes[0].contains("100000 bytes are there"));
+    assert!(!part(cache.path(), &bytes(300_000)).exists());
+}
+
+#[test]
+fn a_stalled_connection_is_given_up() {
+    let (server, cache) = model();
+    server.set(|state| {
+        state.cuts = vec![100_000];
+        state.stall = Some(Duration::from_secs(30));
+    });
+    let patience = Patience {
+        stall: Duration::from_millis(300),
+        ..PATIENCE
+    };
+    let hub = hub(&server, cache.path()).patience(patience);
+    let wanted = Wanted::parse("ada/model", None).unwrap();
+    let fetched = hub.fetch(&wanted, &mut ()).unwrap();
+    assert_eq!(read(&fetched), bytes(300_000));
+    assert_eq!(server.asked()[2], format!("{NAME} 100000"));
+}
+
+#[test]
+fn a_server_that_ignores_ranges_is_read_from_the_start() {
+    let (server, cache) = model();
+    server.set(|state| {
+        state.whole = true;
+        state.cuts = vec![100_000];
+    });
+    let (fetched, told) = fetch_told(&server, cache.path());
+    assert_eq!(read(&fetched.unwrap()), bytes(300_000));
+    assert_eq!((told.at, told.ended), (300_000, 1));
+    assert!(told.notes[1].contains("from the start"), "{:?}", told.notes);
+    // One that always breaks off is not asked for ever.
+    server.set(|state| state.cuts = vec![100_000; 50]);
+    let error = fetch(&server, cache.path(), "ada/model:Q8_0").unwrap_err();
+    assert!(matches!(error, HubError::CutOff { .. }), "{error}");
+    assert!(server.state.lock().unwrap().cuts.len() > 40);
+}
+
+#[test]
+fn what_was_left_too_long_is_begun_anew() {
+    let (server, cache) = model();
+    let part = part(cache.path(), &bytes(300_000));
+    std::fs::create_dir_all(part.parent().unwrap()).unwrap();
+    std::fs::write(&part, vec![1; 300_001]).unwrap();
+    let fetched = fetch(&server, cache.path(), "ada/model").unwrap();
+    assert_eq!(read(&fetched), bytes(300_000));
+    // All of it there but for the name.
+    let all = blob(cache.path(), &bytes(300_000));
+    std::fs::rename(all, &part).unwrap();
+    server.asked();
+    let fetched = fetch(&server, cache.path(), "ada/model").unwrap();
+    assert_eq!(read(&fetched), bytes(300_000));
+    assert_eq!(server.asked(), ["list"]);
 }
 
 #[test]
 fn all_parts_of_a_split_model_come() {
-    let names = [1, 2, 3].map(|i| format!("q4/model-Q4_K_M-0000{i}-of-00003.gguf"));
+    let names = [1, 2, 3].map(|i| format!("q 4/model-Q4_K_M-0000{i}-of-00003.gguf"));
     let contents = [1000, 2000, 3000].map(bytes);
     let files: Vec<(&str, &[u8])> = names
         .iter()
         .zip(&contents)
         .map(|(name, content)| (name.as_str(), &content[..]))
         .collect();
-    let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
+    let (server, cache) = (Server::start(&files), TempDir::new().unwrap());
     let fetched = fetch(&server, cache.path(), "ada/model").unwrap();
     assert_eq!(fetched.downloaded, 3);
+    assert_eq!(fetched.name, names[0]);
     for (name, content) in files {
         let own = name.rsplit('/').next().unwrap();
         let part = fetched.path.with_file_name(own);
         assert_eq!(std::fs::read(part).unwrap(), content);
     }
+    // One that is lost comes again, and is missed without a network.
+    std::fs::remove_file(blob(cache.path(), &contents[1])).unwrap();
+    let error = fetch(&server.gone(), cache.path(), "ada/model").unwrap_err();
+    assert!(error.to_string().contains("not in the cache"), "{error}");
+    let fetched = fetch(&server, cache.path(), "ada/model").unwrap();
+    assert_eq!(fetched.downloaded, 1);
+    fetch(&server.gone(), cache.path(), "ada/model").unwrap();
+}
+
+#[test]
+fn a_hub_that_lists_names_only_is_asked_about_the_file() {
+    let (server, cache) = model();
+    server.set(|state| state.plain_list = true);
+    let fetched = fetch(&server, cache.path(), "ada/model").unwrap();
+    assert_eq!(read(&fetched), bytes(300_000));
+    let asked = [
+        "list".to_owned(),
+        format!("HEAD {NAME}"),
+        format!("{NAME} 0"),
+    ];
+    assert_eq!(server.asked(), asked);
+    fetch(&server, cache.path(), "ada/model").unwrap();
+    assert_eq!(server.asked(), asked[..2]);
+    // The checksum is compared here too.
+    server.set(|state| state.checksum = Some("ab".repeat(32)));
+    let error = fetch(&server, cache.path(), "ada/model:Q8_0").unwrap_err();
+    assert!(matches!(error, HubError::Checksum { .. }), "{error}");
+    server.set(|state| state.checksum = Some("../../evil".to_owned()));
+    let error = fetch(&server, cache.path(), "ada/model:Q8_0").unwrap_err();
+    assert!(matches!(error, HubError::Answer { .. }), "{error}");
 }
 
 #[test]
 fn what_is_wrong_is_told_and_removed() {
-    let (server, cache) = (model(), tempfile::tempdir().unwrap());
+    let (server, cache) = model();
     server.set(|state| state.checksum = Some("ab".repeat(32)));
     let error = fetch(&server, cache.path(), "ada/model").unwrap_err();
     assert!(matches!(error, HubError::Checksum { .. }), "{error}");
-    assert!(error.to_string().contains("model-Q4_K_M.gguf"), "{error}");
-    // It is not taken for the model afterwards.
+    assert!(error.to_string().contains(NAME), "{error}");
+    assert!(error.to_string().contains("try again"), "{error}");
+    let blobs = cache.path().join("models--ada--model/blobs");
+    assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 0);
+    assert!(fetch(&server.gone(), cache.path(), "ada/model").is_err());
+    // A part that another program left in disorder is found out, too.
     server.set(|state| state.checksum = None);
+    let part = part(cache.path(), &bytes(300_000));
+    std::fs::write(&part, vec![1; 1000]).unwrap();
+    let error = fetch(&server, cache.path(), "ada/model").unwrap_err();
+    assert!(matches!(error, HubError::Checksum { .. }), "{error}");
     let fetched = fetch(&server, cache.path(), "ada/model").unwrap();
-    assert_eq!(std::fs::read(&fetched.path).unwrap(), bytes(300_000));
+    assert_eq!(read(&fetched), bytes(300_000));
 }
 
 #[test]
 fn refusals_say_what_to_do() {
-    let (server, cache) = (model(), tempfile::tempdir().unwrap());
+    let (server, cache) = model();
     let error = |what: &str| fetch(&server, cache.path(), what).unwrap_err().to_string();
-    assert!(error("ada/model:IQ1_S").contains("model-Q8_0.gguf"));
-    assert!(error("ada/nothing").contains("ada/nothing"));
-    server.set(|state| state.status = Some(403));
-    assert!(error("ada/model").contains("HF_TOKEN"));
+    let text = error("ada/model:IQ1_S");
+    assert!(
+        text.contains("model-Q8_0.gguf") && !text.contains("mmproj"),
+        "{text}"
+    );
+    let wanted = Wanted::parse("ada/model", Some("model-Q5_0.gguf")).unwrap();
+    let text = hub(&server, cache.path()).fetch(&wanted, &mut ());
+    let text = text.unwrap_err().to_string();
+    assert!(
+        text.contains("model-Q5_0.gguf; it has model-Q4_K_M.gguf"),
+        "{text}"
+    );
+    assert!(error("ada/nothing").contains("no ada/nothing on the hub"));
     server.set(|state| state.status = Some(503));
     assert!(error("ada/model").contains("503"));
-    // With the right token all is well.
-    server.set(|state| (state.status, state.token) = (None, Some("secret".to_owned())));
-    assert!(error("ada/model").contains("HF_TOKEN"));
-    let hub = Hub::new(&server.address, Some("secret".to_owned()), cache.path()).unwrap();
-    let wanted = Wanted::parse("ada/model", None).unwrap();
-    hub.fetch(&wanted, &mut ()).unwrap();
+    server.set(|state| state.status = Some(403));
+    let text = error("ada/model");
+    assert!(
+        text.contains("set HF_TOKEN") && text.contains("/ada/model and"),
+        "{text}"
+    );
+    // To strangers the hub says 401 of repositories that are not there.
+    server.set(|state| {
+        state.status = Some(401);
+        state.error_code = "RepoNotFound";
+    });
+    assert!(error("ada/model").contains("check the spelling"));
+    server.set(|state| {
+        state.status = None;
+        state.error_code = "GatedRepo";
+        state.token = Some("secret".to_owned());
+    });
+    assert!(error("ada/model").contains("set HF_TOKEN"));
+    // With the right token all is well; the server sees to it that the store of large
+    // files does not get it.
+    let with = |token: &str| {
+        let hub = Hub::new(&server.address, Some(token.to_owned()), cache.path()).unwrap();
+        hub.fetch(&Wanted::parse("ada/model", None).unwrap(), &mut ())
+    };
+    let text = with("wrong").unwrap_err().to_string();
+    assert!(text.contains("check that HF_TOKEN"), "{text}");
+    assert_eq!(read(&with("secret").unwrap()), bytes(300_000));
+    // Gone between the list and the file.
+    server.set(|state| {
+        state.token = None;
+        state.file_status = Some(404);
+    });
+    let text = error("ada/model:Q8_0");
+    assert!(text.contains("model-Q8_0.gguf"), "{text}");
+}
+
+#[test]
+fn of_two_that_want_the_same_one_waits() {
+    let (server, cache) = model();
+    server.set(|state| {
+        state.cuts = vec![100_000];
+        state.stall = Some(Duration::from_millis(700));
+    });
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| fetch_told(&server, cache.path()));
+        while server.state.lock().unwrap().cuts.len() == 1 {
+            std::thread::yield_now();
+        }
+        let (second, told) = fetch_told(&server, cache.path());
+        let second = second.unwrap();
+        assert_eq!((second.downloaded, read(&second)), (0, bytes(300_000)));
+        assert!(
+            told.notes[0].contains("another program"),
+            "{:?}",
+            told.notes
+        );
+        assert_eq!(first.join().unwrap().0.unwrap().downloaded, 1);
+    });
+}
+
+#[cfg(unix)]
+#[test]
+fn what_does_not_fit_the_disk_is_told_first() {
+    let (server, cache) = model();
+    server.set(|state| state.length = Some(1 << 60));
+    let error = fetch(&server, cache.path(), "ada/model").unwrap_err();
+    assert!(matches!(error, HubError::NoRoom { .. }), "{error}");
+    assert!(error.to_string().contains("HF_HOME"), "{error}");
+    assert_eq!(server.asked(), ["list"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_fills_up_is_told() {
+    let (server, cache) = model();
+    let part = part(cache.path(), &bytes(300_000));
+    std::fs::create_dir_all(part.parent().unwrap()).unwrap();
+    // A file that is always full.
+    std::os::unix::fs::symlink("/dev/full", &part).unwrap();
+    let error = fetch(&server, cache.path(), "ada/model").unwrap_err();
+    assert!(matches!(error, HubError::Full { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("disk is full") && text.contains("is kept"),
+        "{text}"
+    );
+    assert!(part.is_symlink());
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_cache_that_cannot_be_written_is_told() {
-    let server = model();
+    let (server, _) = model();
     // Nobody, root neither, makes folders there.
     let error = fetch(&server, Path::new("/proc/cache"), "ada/model").unwrap_err();
     assert!(matches!(error, HubError::Disk { .. }), "{error}");
+    assert!(error.to_string().contains("HF_HOME"), "{error}");
 }
