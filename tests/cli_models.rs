@@ -1,6 +1,9 @@
 //! Models by the names that other programs gave them.
 #![cfg(feature = "cli")]
 
+#[path = "../crates/kiv-hub/tests/server/mod.rs"]
+mod server;
+
 use assert_cmd::Command;
 use serde_json::Value;
 use std::fs;
@@ -31,19 +34,26 @@ fn blob(home: &Path) -> std::path::PathBuf {
 }
 
 fn kiv(home: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    // Nobody listens there: the tests' network is the loopback.
+    kiv_with("http://127.0.0.1:9", home, args)
+}
+
+/// With a hub at `endpoint`.
+fn kiv_with(endpoint: &str, home: &Path, args: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::cargo_bin("kiv").unwrap();
     for variable in [
         "OLLAMA_MODELS",
         "HF_HOME",
         "HF_HUB_CACHE",
         "HF_TOKEN",
+        "HF_TOKEN_PATH",
+        "HF_HUB_OFFLINE",
         "LLAMA_CACHE",
         "XDG_CACHE_HOME",
     ] {
         command.env_remove(variable);
     }
-    // Nobody listens there: the tests' network is the loopback.
-    command.env("HF_ENDPOINT", "http://127.0.0.1:9");
+    command.env("HF_ENDPOINT", endpoint);
     let output = command.env("HOME", home).args(args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (
@@ -148,6 +158,50 @@ fn a_model_of_the_hub_that_is_in_the_cache_runs_without_a_network() {
     let (code, _, err) = kiv(home.path(), &["run", "-p", "The", "-hf", "ada/needle:Q8_0"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("error: the hub cannot be reached"), "{err}");
+}
+
+#[test]
+fn a_model_of_the_hub_is_downloaded_once() {
+    let home = TempDir::new().unwrap();
+    let model = fs::read(MODEL).unwrap();
+    let hub = server::Server::start(&[("needle-Q8_0.gguf", &model[..])]);
+    let inspect = |endpoint: &str| {
+        let args = ["inspect", "-hf", "ada/model:q8_0", "--json", "-c", "8192"];
+        let (code, out, err) = kiv_with(endpoint, home.path(), &args);
+        assert_eq!(code, Some(0), "{err}");
+        let shown: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(shown["arch"], "qwen3");
+        err
+    };
+    // The connection breaks on the way.
+    hub.set(|state| state.cuts = vec![1_000_000]);
+    let err = inspect(&hub.address);
+    for what in ["downloading needle-Q8_0.gguf", "trying again", "1 file"] {
+        assert!(err.contains(what), "{err}");
+    }
+    assert!(inspect(&hub.address).contains("already in the cache"));
+    let err = inspect(&hub.gone().address);
+    assert!(
+        err.contains("as the cache has it (the hub cannot be reached"),
+        "{err}"
+    );
+    // Other programs' models have names: so have these.
+    let (code, out, _) = kiv(home.path(), &["models", "--verify"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        out.contains("ada/model:Q8_0") && out.contains("checksum right"),
+        "{out}"
+    );
+    let (code, _, err) = kiv_with(
+        &hub.address,
+        home.path(),
+        &["inspect", "-hf", "ada/model:Q2_K"],
+    );
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("ada/model has no Q2_K; it has needle-Q8_0.gguf"),
+        "{err}"
+    );
 }
 
 #[test]

@@ -71,6 +71,16 @@ impl ModelFile {
         for (i, file) in files.iter().enumerate().skip(1) {
             add_split(&mut header, file, path, i, files.len())?;
         }
+        if let Some(all) = metadata.get("split.tensors.count").and_then(Value::as_u64)
+            && all != header.n_tensors
+        {
+            let (found, key) = (header.n_tensors, "split.tensors.count".into());
+            return Err(GgufError::BadKey {
+                path: path.into(),
+                key,
+                detail: format!("says {all}, but {found} tensors are in its files"),
+            });
+        }
 
         let text = |key| metadata.get(key).and_then(Value::as_str).map(str::to_owned);
         let arch = text("general.architecture").ok_or_else(|| GgufError::MissingKey {

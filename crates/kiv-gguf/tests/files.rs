@@ -212,6 +212,59 @@ fn splits_are_found_and_missed() {
     );
 }
 
+/// As `llama-gguf-split --no-tensor-first-split` cuts them, behind the links of a
+/// Hugging Face cache.
+#[cfg(unix)]
+#[test]
+fn a_first_split_may_have_no_tensors_and_splits_may_be_links() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = |i: u32| {
+        dir.path()
+            .join(format!("snapshot/big-{i:05}-of-00003.gguf"))
+    };
+    let blob = |i: u32| dir.path().join(format!("blob{i}"));
+    fs::create_dir(dir.path().join("snapshot")).unwrap();
+    let split = |i: u32, all: u32, tensors: &Tensors| {
+        let keys = [
+            ("split.count", u(3)),
+            ("split.no", u(i - 1)),
+            ("split.tensors.count", u(all)),
+        ];
+        write(&blob(i), "llama", &keys, tensors);
+    };
+    for i in 1..=3 {
+        std::os::unix::fs::symlink(blob(i), name(i)).unwrap();
+    }
+    split(1, 3, &[]);
+    split(2, 3, F16_TENSORS);
+    split(3, 3, &[("output.weight", &[64, 100], 0)]);
+    let model = ModelFile::open(name(1)).unwrap();
+    assert_eq!(model.files, [name(1), name(2), name(3)]);
+    assert!(!model.is_vocab_only);
+    assert_eq!(model.n_params, 6400 + 64 + 6400);
+    assert_eq!(model.weights_bytes, 2 * 6400 + 4 * 64 + 4 * 6400);
+
+    split(1, 4, &[]);
+    let error = ModelFile::open(name(1)).unwrap_err().to_string();
+    assert!(
+        error.contains("split.tensors.count says 4, but 3 tensors"),
+        "{error}"
+    );
+    // A part that has not come to its end.
+    split(1, 3, &[]);
+    pad(&blob(3), fs::metadata(blob(3)).unwrap().len() - 4096);
+    match ModelFile::open(name(1)).unwrap_err() {
+        GgufError::TruncatedData { path, .. } => assert_eq!(path, name(3)),
+        error => panic!("{error}"),
+    }
+    // A link to what is no more.
+    fs::remove_file(blob(2)).unwrap();
+    match ModelFile::open(name(1)).unwrap_err() {
+        GgufError::MissingSplit { path, number, .. } => assert_eq!((path, number), (name(2), 2)),
+        error => panic!("{error}"),
+    }
+}
+
 /// Replaces the type of the last tensor in the table of a file from `model`.
 fn with_type(bytes: &[u8], kind: u32) -> Vec<u8> {
     let name = b"output_norm.weight";

