@@ -179,7 +179,10 @@ fn a_model_of_the_hub_is_downloaded_once() {
     for what in ["downloading needle-Q8_0.gguf", "trying again", "1 file"] {
         assert!(err.contains(what), "{err}");
     }
+    let asked = ["list", "needle-Q8_0.gguf 0", "needle-Q8_0.gguf 1000000"];
+    assert_eq!(hub.asked(), asked);
     assert!(inspect(&hub.address).contains("already in the cache"));
+    assert_eq!(hub.asked(), ["list"]);
     let err = inspect(&hub.gone().address);
     assert!(
         err.contains("as the cache has it (the hub cannot be reached"),

@@ -213,14 +213,29 @@ pub struct Hub {
 }
 
 /// A file that is wanted, as far as the hub has told.
-struct Found<'a> {
-    name: &'a str,
+struct Found {
+    name: String,
     /// Where the hub has it.
     url: String,
     /// Name of its blob.
     etag: String,
     bytes: u64,
     sha256: Option<String>,
+}
+
+impl Found {
+    /// Whether the commit has it. A link must lead to this blob: hubs that are not the
+    /// usual one may change a file and keep the commit.
+    fn is_placed(&self, folder: &Folder, commit: &str) -> bool {
+        let place = folder.place(commit, &self.name);
+        has_length(&place, self.bytes) && (!place.is_symlink() || self.has_blob(folder))
+    }
+
+    /// Whether its blob is there: it has passed the check once, whatever commit links
+    /// to it.
+    fn has_blob(&self, folder: &Folder) -> bool {
+        has_length(&folder.blob(&self.etag), self.bytes)
+    }
 }
 
 impl Hub {
@@ -292,8 +307,8 @@ impl Hub {
                 cache: self.cache.clone(),
             });
         }
-        let (commit, files) = match self.list(wanted) {
-            Ok(listed) => listed,
+        let (commit, files) = match self.look(wanted) {
+            Ok(found) => found,
             Err(error) => {
                 let Some(why) = error.passing() else {
                     return Err(error);
@@ -310,21 +325,27 @@ impl Hub {
                 });
             }
         };
-        let chosen = choose(wanted, &files)?;
-        let found = chosen.iter().map(|file| self.find(wanted, &commit, file));
-        let found: Vec<Found> = found.collect::<Result<_, _>>()?;
-        self.check_room(&folder, wanted, &found)?;
+        self.check_room(&folder, wanted, &commit, &files)?;
         let mut downloaded = 0;
-        for file in &found {
+        for file in &files {
             downloaded += usize::from(self.bring(&folder, wanted, &commit, file, watch)?);
         }
         folder.set_main(&commit)?;
         Ok(Fetched {
-            path: folder.place(&commit, found[0].name),
-            name: found[0].name.to_owned(),
+            path: folder.place(&commit, &files[0].name),
+            name: files[0].name.clone(),
             downloaded,
             offline: None,
         })
+    }
+
+    /// The commit that `main` is at, and the files of it that are wanted: at least one.
+    fn look(&self, wanted: &Wanted) -> Result<(String, Vec<Found>), HubError> {
+        let (commit, files) = self.list(wanted)?;
+        let chosen = choose(wanted, &files)?.into_iter();
+        let found = chosen.map(|file| self.find(wanted, &commit, file));
+        let found = found.collect::<Result<_, _>>()?;
+        Ok((commit, found))
     }
 
     /// The commit of a repository and all its files.
@@ -351,12 +372,7 @@ impl Hub {
     }
 
     /// Asks about a file what the list has not told.
-    fn find<'a>(
-        &self,
-        wanted: &Wanted,
-        commit: &str,
-        file: &'a RemoteFile,
-    ) -> Result<Found<'a>, HubError> {
+    fn find(&self, wanted: &Wanted, commit: &str, file: RemoteFile) -> Result<Found, HubError> {
         let url = self.client.file_url(&wanted.repo, commit, &file.name);
         let (etag, bytes) = match (&file.sha256, file.bytes) {
             (Some(sha256), Some(bytes)) => (sha256.clone(), bytes),
@@ -366,7 +382,7 @@ impl Hub {
             }
         };
         Ok(Found {
-            name: &file.name,
+            name: file.name,
             url,
             sha256: is_sha256(&etag).then(|| etag.to_lowercase()),
             etag,
@@ -379,9 +395,10 @@ impl Hub {
         &self,
         folder: &Folder,
         wanted: &Wanted,
+        commit: &str,
         files: &[Found],
     ) -> Result<(), HubError> {
-        let missing = |file: &&Found| !has_length(&folder.blob(&file.etag), file.bytes);
+        let missing = |file: &&Found| !file.is_placed(folder, commit) && !file.has_blob(folder);
         let needs = files.iter().filter(missing).map(|file| {
             let part = folder.part(&file.etag).metadata();
             file.bytes.saturating_sub(part.map_or(0, |part| part.len()))
@@ -411,26 +428,23 @@ impl Hub {
         file: &Found,
         watch: &mut dyn Watch,
     ) -> Result<bool, HubError> {
-        let (blob, part) = (folder.blob(&file.etag), folder.part(&file.etag));
-        let place = folder.place(commit, file.name);
-        // What is there has passed the check once, whatever snapshot links to it.
-        let is_there = || has_length(&blob, file.bytes);
-        if has_length(&place, file.bytes) && (is_there() || !place.is_symlink()) {
+        if file.is_placed(folder, commit) {
             return Ok(false);
         }
-        if is_there() {
-            folder.link(&file.etag, commit, file.name)?;
+        if file.has_blob(folder) {
+            folder.link(&file.etag, commit, &file.name)?;
             return Ok(false);
         }
         let _lock = folder.lock(&file.etag, || {
-            watch.note(&Note::Waiting { name: file.name });
+            watch.note(&Note::Waiting { name: &file.name });
         })?;
         // Perhaps whoever had the lock has done it.
-        let downloads = !is_there();
+        let downloads = !file.has_blob(folder);
         if downloads {
+            let (blob, part) = (folder.blob(&file.etag), folder.part(&file.etag));
             let task = Task {
                 repo: &wanted.repo,
-                name: file.name,
+                name: &file.name,
                 url: &file.url,
                 bytes: file.bytes,
                 sha256: file.sha256.as_deref(),
@@ -439,7 +453,7 @@ impl Hub {
             task.run(&self.client, &self.patience, watch)?;
             std::fs::rename(&part, &blob).map_err(HubError::disk(&blob))?;
         }
-        folder.link(&file.etag, commit, file.name)?;
+        folder.link(&file.etag, commit, &file.name)?;
         Ok(downloads)
     }
 }

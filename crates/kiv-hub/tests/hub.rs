@@ -3,12 +3,16 @@
 mod server;
 
 use kiv_hub::{Fetched, Hub, HubError, Note, Patience, Wanted, Watch};
-use server::{Server, bytes, sha256};
+use server::{Server, sha256};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
 const NAME: &str = "model-Q4_K_M.gguf";
+
+fn bytes(n: usize) -> Vec<u8> {
+    (0..n).map(|i| (i * 31 % 251) as u8).collect()
+}
 
 /// Short, so that tests are.
 const PATIENCE: Patience = Patience {
@@ -169,6 +173,13 @@ fn a_newer_commit_with_the_same_file_brings_no_download() {
     );
     assert_ne!(first.path, second.path);
     assert_eq!(read(&second), bytes(300_000));
+    // Nor does one who changes the file and forgets the commit go unnoticed.
+    server.set(|state| {
+        state.files.insert(NAME.to_owned(), vec![7; 300_000]);
+    });
+    let changed = fetch(&server, cache.path(), "ada/model").unwrap();
+    assert_eq!((changed.downloaded, changed.path == second.path), (1, true));
+    assert_eq!(read(&changed), [7; 300_000]);
     // And one with another file does.
     server.set(|state| {
         state.commit = "def456".to_owned();
@@ -392,11 +403,18 @@ fn refusals_say_what_to_do() {
     let text = with("wrong").unwrap_err().to_string();
     assert!(text.contains("check that HF_TOKEN"), "{text}");
     assert_eq!(read(&with("secret").unwrap()), bytes(300_000));
-    // Gone between the list and the file.
+    // Of gated repositories everybody may see the list.
     server.set(|state| {
         state.token = None;
-        state.file_status = Some(404);
+        state.file_status = Some(403);
     });
+    let text = error("ada/model:Q8_0");
+    assert!(
+        text.contains("model-Q8_0.gguf is not open") && text.contains("set HF_TOKEN"),
+        "{text}"
+    );
+    // Gone between the list and the file.
+    server.set(|state| state.file_status = Some(404));
     let text = error("ada/model:Q8_0");
     assert!(text.contains("model-Q8_0.gguf"), "{text}");
 }
