@@ -11,14 +11,11 @@
 //! A block is then one contiguous copy per K and V, a scan over all keys of a
 //! head is sequential, and growing never moves what is already stored.
 
-use crate::{ColdTier, StoreError, Wanted};
+use crate::{ColdTier, StoreError};
 use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun, Geometry, RowFormat, Rows};
 
 /// Tokens in a segment, rounded down to whole blocks (at least one).
 pub const SEGMENT_TOKENS: usize = 4096;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// K or V rows of one (layer, KV head).
 #[derive(Debug)]
@@ -181,22 +178,6 @@ impl ColdTier for HostStore {
     fn host_bytes(&self) -> usize {
         let streams = self.streams.iter().flatten().flatten();
         streams.flat_map(|s| &s.segments).map(Vec::len).sum()
-    }
-
-    /// Looks at a byte of every cache line. Blocks lie anywhere in memory, and copies of
-    /// short rows wait for one line after another; looking, which nothing depends on,
-    /// waits for many at once.
-    fn prefetch(&self, wanted: &[Wanted]) {
-        let mut seen = 0u8;
-        for one in wanted {
-            for which in 0..2 {
-                let rows = self.rows(which, one.layer, one.kv_head, one.block, 1);
-                for byte in rows.bytes.iter().step_by(LINE) {
-                    seen = seen.wrapping_add(*byte);
-                }
-            }
-        }
-        std::hint::black_box(seen);
     }
 }
 
