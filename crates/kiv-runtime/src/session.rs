@@ -234,7 +234,8 @@ impl Session {
         } else {
             None
         };
-        let layers: Vec<LayerGeometry> = layers.into_iter().map(|l| l.geometry).collect();
+        let (layers, sinks): (Vec<LayerGeometry>, Vec<_>) =
+            layers.into_iter().map(|l| (l.geometry, l.sinks)).unzip();
         let (engine, _) = self.context.parts();
         engine.cells_from = layers.first().map(|l| l.il);
         self.form = form.ok().filter(|form| {
@@ -284,7 +285,8 @@ impl Session {
         };
         let shuffle = options.shuffle.map(ChaCha8Rng::seed_from_u64);
         let layout = self.layout.clone();
-        let tiers = Tiers::new(geometry, cache_types, layout, policy, store, remap, shuffle)?;
+        let tiers = Tiers::new(geometry, cache_types, layout, policy, store, remap, shuffle)?
+            .with_sinks(sinks);
         self.context.hook().tiers = Some(tiers);
         Ok(())
     }
