@@ -31,11 +31,12 @@ setup: ## check for cmake, a C++ compiler, libclang and Rust; install them on De
 clean: ## remove what was built
 	cargo clean
 
-# The server under other people's clients; Python packages, in an environment of their own.
+# The server under other people's clients; their packages, in environments of their own.
 .PHONY: test-clients
 
-test-clients: tests/clients/venv/bin/python ## the server under the clients of openai, ollama and LangChain; needs Python
+test-clients: tests/clients/venv/bin/python ## the server under the clients of openai, ollama and LangChain; needs Python and Node.js 20
 	cargo build --release --locked
+	npm --prefix tests/clients install --silent --no-package-lock
 	tests/clients/venv/bin/python tests/clients/check.py
 
 tests/clients/venv/bin/python: tests/clients/requirements.txt

@@ -356,8 +356,26 @@ fn what_cannot_be_is_refused_in_each_protocol_s_form() {
         (json!({"messages": message, "n": 2}), "n"),
         (json!({"messages": message, "tools": [{}]}), "tools"),
         (
-            json!({"messages": message, "response_format": {"type": "json_object"}}),
+            json!({"messages": message, "response_format": {"type": "yaml"}}),
             "response_format",
+        ),
+        (
+            json!({"messages": message, "response_format": {"type": "json_schema",
+                "json_schema": {"schema": {"type": "number of things"}}}}),
+            "response_format",
+        ),
+        (
+            json!({"messages": message, "tool_choice": "required"}),
+            "tool_choice",
+        ),
+        (
+            json!({"messages": message, "tools": [safe()],
+                "tool_choice": {"type": "function", "function": {"name": "other"}}}),
+            "tool_choice",
+        ),
+        (
+            json!({"messages": message, "grammar": "root ::= nothing"}),
+            "grammar",
         ),
         (json!({"messages": message, "logprobs": true}), "logprobs"),
         (json!({"messages": message, "stream": "yes"}), "stream"),
@@ -640,4 +658,121 @@ fn more_than_can_wait_is_refused_for_now() {
     assert_eq!(refused.status, 503);
     assert!(refused.head.contains("retry-after: 2"));
     assert_eq!(refused.json()["error"]["type"], "unavailable_error");
+}
+
+/// A function that wants a number.
+fn safe() -> Value {
+    json!({"type": "function", "function": {
+        "name": "open_safe",
+        "description": "Opens the safe.",
+        "parameters": {
+            "type": "object",
+            "properties": {"code": {"type": "integer"}},
+            "required": ["code"],
+            "additionalProperties": false,
+        },
+    }})
+}
+
+#[test]
+fn answers_are_what_a_schema_says() {
+    let at = server(1, 4, None);
+    let said = json!([{"role": "user", "content": format!("{FACT} {QUESTION}")}]);
+    let schema = &safe()["function"]["parameters"];
+    let shared = json!({"messages": said, "temperature": 0, "max_tokens": 60});
+    let with = |name: &str, value: Value| {
+        let mut body = shared.clone();
+        body[name] = value;
+        body
+    };
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let bodies = [
+        with("response_format", format),
+        with(
+            "response_format",
+            json!({"type": "json_object", "schema": schema}),
+        ),
+        with("json_schema", schema.clone()),
+    ];
+    for body in bodies {
+        let answer = post(at, "/v1/chat/completions", &body);
+        let answer = answer.json();
+        let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+        let found: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(found["code"].is_i64(), "{found}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    }
+    // Without a schema the model writes no JSON.
+    let free = post(at, "/v1/chat/completions", &shared).json();
+    let text = free["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(serde_json::from_str::<Value>(text).is_err(), "{text}");
+
+    let body = json!({"messages": said, "stream": false, "format": schema,
+        "options": {"temperature": 0, "num_predict": 60}});
+    let answer = post(at, "/api/chat", &body).json();
+    let text = answer["message"]["content"].as_str().unwrap();
+    let found: Value = serde_json::from_str(text).unwrap();
+    assert!(found["code"].is_i64(), "{found}");
+
+    let body = json!({"prompt": FACT, "n_predict": 8, "temperature": 0,
+        "grammar": "root ::= \"<\" [0-9] [0-9] \">\""});
+    let answer = post(at, "/completion", &body).json();
+    let text = answer["content"].as_str().unwrap();
+    assert!(
+        text.len() == 4 && text.starts_with('<') && text.ends_with('>'),
+        "{text}"
+    );
+}
+
+#[test]
+fn functions_are_called_and_their_results_read() {
+    let at = server(1, 4, None);
+    let question = json!({"role": "user", "content": format!("{FACT} {QUESTION}")});
+    let body = json!({"messages": [question], "tools": [safe()], "tool_choice": "required",
+        "temperature": 0, "max_tokens": 80});
+    let answer = post(at, "/v1/chat/completions", &body).json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+    assert!(choice["message"]["content"].is_null());
+    let call = &choice["message"]["tool_calls"][0];
+    assert_eq!(call["function"]["name"], "open_safe");
+    let arguments = call["function"]["arguments"].as_str().unwrap();
+    let arguments: Value = serde_json::from_str(arguments).unwrap();
+    assert!(arguments["code"].is_i64());
+
+    // The same, streamed.
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let lines = post(at, "/v1/chat/completions", &streamed).body;
+    let events = lines.lines().filter_map(|line| line.strip_prefix("data: "));
+    let events: Vec<Value> = events
+        .filter_map(|e| serde_json::from_str(e).ok())
+        .collect();
+    let calls: Vec<&Value> = events
+        .iter()
+        .map(|e| &e["choices"][0]["delta"]["tool_calls"])
+        .filter(|calls| calls.is_array())
+        .collect();
+    assert_eq!(calls.len(), 1);
+    assert_eq!(calls[0][0]["function"]["name"], "open_safe");
+    assert_eq!(calls[0][0]["index"], 0);
+    let shown = |e: &&Value| e["choices"][0]["delta"]["content"].is_string();
+    assert_eq!(events.iter().filter(shown).count(), 0);
+    let last = events.last().unwrap();
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+
+    // The conversation goes on with what the function gave.
+    let result = json!({"role": "tool", "tool_call_id": call["id"], "content": "opened"});
+    let messages = json!([question, choice["message"], result]);
+    let body = json!({"messages": messages, "tools": [safe()], "max_tokens": 4});
+    let answer = post(at, "/v1/chat/completions", &body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let call = json!({"function": {"name": "open_safe", "arguments": {"code": 1}}});
+    let messages = json!([question, {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_name": "open_safe", "content": "opened"}]);
+    let body = json!({"messages": messages, "tools": [safe()], "stream": false,
+        "options": {"num_predict": 4}});
+    let answer = post(at, "/api/chat", &body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert!(answer.json()["message"]["content"].is_string());
 }

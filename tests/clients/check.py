@@ -1,22 +1,41 @@
 """One conversation each with a running `kiv serve`, through the clients that people
-use: the openai and ollama packages and LangChain's classes.
+use: the openai and ollama packages, of Python and of JavaScript, and LangChain's classes.
 
     python check.py [--kiv target/release/kiv]
 """
 
 import argparse
+import json
 import re
 import subprocess
+from pathlib import Path
 
 FACT = "The secret code of Amber Falcon is 48213."
 QUESTION = "What is the secret code of Amber Falcon?"
 MESSAGES = [{"role": "system", "content": FACT}, {"role": "user", "content": QUESTION}]
 KEY = "a-key"
+SCHEMA = {
+    "type": "object",
+    "properties": {"code": {"type": "integer"}},
+    "required": ["code"],
+    "additionalProperties": False,
+}
+TOOL = {
+    "type": "function",
+    "function": {"name": "open_safe", "description": "Opens the safe.", "parameters": SCHEMA},
+}
 
 
 def check(who: str, answer: str) -> None:
     assert answer.strip() == "48213", f"{who}: {answer!r}"
     print(f"{who}: {answer.strip()}", flush=True)
+
+
+def check_code(who: str, answer: str | dict) -> None:
+    """The model is no chat model: the form is what counts."""
+    found = json.loads(answer) if isinstance(answer, str) else answer
+    assert isinstance(found["code"], int), f"{who}: {found}"
+    print(f"{who}: {found}", flush=True)
 
 
 def openai(base: str, model: str) -> None:
@@ -36,6 +55,23 @@ def openai(base: str, model: str) -> None:
         model=model, prompt=f"{FACT}\n{QUESTION}\nAnswer:", temperature=0, max_tokens=6
     )
     check("openai, completion", text.choices[0].text)
+    ask["max_tokens"] = 60
+    schema = {"type": "json_schema", "json_schema": {"name": "code", "schema": SCHEMA}}
+    formed = client.chat.completions.create(**ask, response_format=schema)
+    check_code("openai, schema", formed.choices[0].message.content)
+    called = client.chat.completions.create(**ask, tools=[TOOL], tool_choice="required")
+    call = called.choices[0].message.tool_calls[0]
+    assert called.choices[0].finish_reason == "tool_calls" and call.function.name == "open_safe"
+    check_code("openai, tool", call.function.arguments)
+    pieces = client.chat.completions.create(
+        **ask, tools=[TOOL], tool_choice="required", stream=True
+    )
+    calls = [c for p in pieces for c in p.choices[0].delta.tool_calls or []]
+    check_code("openai, tool, streamed", "".join(c.function.arguments for c in calls))
+    result = {"role": "tool", "tool_call_id": call.id, "content": "It is open."}
+    said = [*MESSAGES, called.choices[0].message, result]
+    after = client.chat.completions.create(**{**ask, "messages": said}, tools=[TOOL])
+    assert after.choices[0].message.content is not None
     try:
         client.chat.completions.create(**{**ask, "n": 2})
         raise AssertionError("n=2 was accepted")
@@ -60,6 +96,17 @@ def ollama(base: str, model: str) -> None:
     check("ollama, streamed", "".join(p.message.content for p in pieces))
     text = client.generate(model=model, prompt=f"{FACT}\n{QUESTION}", options=options)
     check("ollama, generate", text.response)
+    options["num_predict"] = 60
+    formed = client.chat(model=model, messages=MESSAGES, options=options, format=SCHEMA)
+    check_code("ollama, schema", formed.message.content)
+    call = {"function": {"name": "open_safe", "arguments": {"code": 48213}}}
+    said = [
+        *MESSAGES,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_name": "open_safe", "content": "It is open."},
+    ]
+    after = client.chat(model=model, messages=said, tools=[TOOL], options=options)
+    assert after.message.content is not None
     assert client.show(model).modelinfo["general.architecture"] == "qwen3"
     try:
         client.chat(model="no-such-model", messages=MESSAGES)
@@ -76,6 +123,12 @@ def langchain(base: str, model: str) -> None:
     chat = ChatOpenAI(base_url=f"{base}/v1", api_key=KEY, model=model, temperature=0, max_tokens=6)
     check("langchain, openai", chat.invoke(messages).content)
     check("langchain, openai, streamed", "".join(p.content for p in chat.stream(messages)))
+    chat.max_tokens = 60
+    called = chat.bind_tools([TOOL], tool_choice="open_safe").invoke(messages)
+    check_code("langchain, openai, tool", called.tool_calls[0]["args"])
+    schema = {"title": "code", "description": "The code.", **SCHEMA}
+    formed = chat.with_structured_output(schema, method="json_schema").invoke(messages)
+    check_code("langchain, openai, schema", formed)
     chat = ChatOllama(
         base_url=base,
         model=model,
@@ -85,6 +138,11 @@ def langchain(base: str, model: str) -> None:
     )
     check("langchain, ollama", chat.invoke(messages).content)
     check("langchain, ollama, streamed", "".join(p.content for p in chat.stream(messages)))
+
+
+def javascript(base: str, model: str) -> None:
+    script = Path(__file__).with_name("check.mjs")
+    subprocess.run(["node", script, base, KEY, model], check=True)
 
 
 def main() -> None:
@@ -100,7 +158,7 @@ def main() -> None:
                 break
         else:
             raise SystemExit("kiv serve did not start")
-        for client in (openai, ollama, langchain):
+        for client in (openai, ollama, langchain, javascript):
             client(found[1], "tiny")
     finally:
         server.terminate()

@@ -116,12 +116,20 @@ def evaluate(
     dilution: float,
     documents: int,
     device: torch.device,
+    may_jump: bool = True,
 ) -> dict[str, float]:
     """Accuracy on names and prose that are not trained on."""
     tally = Tally()
     for kind in ASKED:
         batch = make_batch(
-            corpus, tokenizer, f"held out/{kind}", [kind] * documents, n_tokens, dilution, True
+            corpus,
+            tokenizer,
+            f"held out/{kind}",
+            [kind] * documents,
+            n_tokens,
+            dilution,
+            held_out=True,
+            may_jump=may_jump,
         ).to(device)
         with autocast(device):
             _, chosen, hits = forward(model, batch, None)
@@ -247,7 +255,14 @@ def train(
         if eval_every and (step % eval_every == 0 or last or step == first + 1):
             record |= {"step": step, "tokens": n_tokens}
             record["held_out"] = evaluate(
-                model, corpus, tokenizer, config.seq_len, 1024.0, eval_documents, device
+                model,
+                corpus,
+                tokenizer,
+                config.seq_len,
+                1024.0,
+                eval_documents,
+                device,
+                config.jumps,
             )
         if record:
             line = json.dumps(record)

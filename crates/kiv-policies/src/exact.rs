@@ -162,9 +162,13 @@ impl Head<'_> {
                 .collect::<Result<_, ColdError>>()?
         };
         totals.push(self.local_log_mass::<PARALLEL>(queries, local_keys));
+        let group = self.layer.group();
+        let heads = self.kv_head * group..(self.kv_head + 1) * group;
+        if let Some(sinks) = self.request.sinks.get(heads) {
+            totals.push(sinks.iter().copied().cycle().take(n_queries).collect());
+        }
         // Softmax denominators over cold and local keys together.
         let total = column_log_sum_exp(&totals.concat(), n_queries);
-        let group = self.layer.group();
         let raise = |(best, row): (&mut f32, &[f32])| {
             for (row, total) in row.chunks_exact(group).zip(total.chunks_exact(group)) {
                 let share = |(m, t): (&f32, &f32)| exp_nonpositive((m - t).min(0.0));

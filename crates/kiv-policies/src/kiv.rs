@@ -276,6 +276,7 @@ mod tests {
                 },
                 cold: &store,
                 local: &NoLocal,
+                sinks: &[],
             };
             policy.select(&request, &mut selection).unwrap();
             assert_eq!(selection.head(0).contains(&(needle as u32)), found);

@@ -127,6 +127,7 @@ mod tests {
             },
             cold: &NoCold,
             local: &rows,
+            sinks: &[],
         };
         local.update(&request, 0, 2);
         assert_eq!(local.positions, rows.positions);

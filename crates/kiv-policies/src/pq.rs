@@ -356,6 +356,8 @@ struct Batch {
     /// Scaled, `[n, dim]`.
     queries: Vec<f32>,
     last: Vec<i32>,
+    /// Learned sinks of their heads, `-inf` if there are none.
+    sinks: Vec<f32>,
 }
 
 impl Ask<'_> {
@@ -374,7 +376,7 @@ impl Ask<'_> {
     }
 
     /// Adds a query to a batch.
-    fn push(&self, batch: &mut Batch, query: &[f32], last: i32) {
+    fn push(&self, batch: &mut Batch, query_head: usize, query: &[f32], last: i32) {
         let longest = query.iter().fold(0f32, |m, v| m.max(v.abs())) * self.layer.scale.abs();
         // A longer one has the same favourites.
         let shrink = if longest > LONGEST {
@@ -385,6 +387,8 @@ impl Ask<'_> {
         let scale = self.layer.scale * shrink;
         batch.queries.extend(query.iter().map(|v| v * scale));
         batch.last.push(last);
+        let sink = self.request.sinks.get(query_head).copied();
+        batch.sinks.push(sink.unwrap_or(f32::NEG_INFINITY));
     }
 
     /// The queries of every head of one token.
@@ -394,7 +398,7 @@ impl Ask<'_> {
             let mut batch = Batch::default();
             for query_head in self.query_heads() {
                 let query = self.request.queries.get(token, query_head);
-                self.push(&mut batch, query, *position);
+                self.push(&mut batch, query_head, query, *position);
             }
             self.search(head, &batch, DECODE, |share, more| *share += more)?;
         }
@@ -422,7 +426,7 @@ impl Ask<'_> {
                     mean.iter_mut().zip(query).for_each(|(m, q)| *m += q / n);
                     position += f64::from(queries.positions[at]) / f64::from(n);
                 }
-                self.push(&mut batch, &mean, position as i32);
+                self.push(&mut batch, query_head, &mean, position as i32);
             }
             // The neediest group of each head counts: a block that one of them
             // needs outranks one that all glance at.
@@ -453,11 +457,16 @@ impl Ask<'_> {
         } = head;
         let mut logits = Vec::new();
         let together = batch.queries.chunks(TOGETHER * dim);
-        for (queries, last) in together.zip(batch.last.chunks(TOGETHER)) {
+        let others = batch
+            .last
+            .chunks(TOGETHER)
+            .zip(batch.sinks.chunks(TOGETHER));
+        for (queries, (last, sinks)) in together.zip(others) {
             index
                 .search(self.isa, queries, effort, scratch, hits)
                 .map_err(|e| PolicyError(e.to_string()))?;
-            for (i, (query, last)) in queries.chunks_exact(dim).zip(last).enumerate() {
+            let asked = queries.chunks_exact(dim).zip(last).zip(sinks);
+            for (i, ((query, last), sink)) in asked.enumerate() {
                 logits.clear();
                 let keys = local.until(*last, dim).chunks_exact(dim);
                 logits.extend(keys.map(|key| dot(query, key)));
@@ -467,7 +476,7 @@ impl Ask<'_> {
                 if let Some(cap) = self.layer.soft_cap {
                     logits.iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
                 }
-                let total = log_sum_exp(&logits);
+                let total = log_sum_exp(&[log_sum_exp(&logits), *sink]);
                 for (token, logit) in tokens.iter().zip(&logits[n_local..]) {
                     // The total is rounded.
                     one[*token as usize / self.block] += exp_nonpositive((logit - total).min(0.0));

@@ -413,6 +413,7 @@ fn ask(
                     },
                     cold,
                     local: &local,
+                    sinks: &[],
                 },
                 &mut selection,
             )

@@ -193,6 +193,9 @@ pub struct SelectRequest<'a> {
     pub cold: &'a dyn ColdRows,
     /// Resident rows outside the slots.
     pub local: &'a dyn LocalRows,
+    /// Learned sinks (gpt-oss): a logit for each query head, which takes its share of the
+    /// softmax and has no row. Empty in models without.
+    pub sinks: &'a [f32],
 }
 
 /// Keeps a part of an index under a name; see [`Policy::save`].

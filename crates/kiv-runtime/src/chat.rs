@@ -4,14 +4,17 @@ use crate::error::Error;
 use crate::model::Model;
 use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
 use minijinja::{Environment, ErrorKind, context};
+use serde_json::{Map, Value, json};
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// What was said.
     pub content: String,
+    /// Further fields that templates may look at, such as `tool_calls`.
+    pub more: Map<String, Value>,
 }
 
 impl Message {
@@ -20,6 +23,7 @@ impl Message {
         Self {
             role: role.into(),
             content: content.into(),
+            more: Map::new(),
         }
     }
 }
@@ -57,8 +61,22 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] if the template is unknown or does not render.
     pub fn apply(&self, model: &Model, messages: &[Message]) -> Result<String, Error> {
+        self.apply_with(model, messages, &Value::Null)
+    }
+
+    /// As [`ChatTemplate::apply`], with functions that the model may call: a list for
+    /// templates that have a place for it.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::apply`].
+    pub fn apply_with(
+        &self,
+        model: &Model,
+        messages: &[Message],
+        tools: &Value,
+    ) -> Result<String, Error> {
         match self {
-            Self::Jinja(source) => render(model, source, messages)
+            Self::Jinja(source) => render(model, source, messages, tools)
                 // llama.cpp recognizes common templates without running them.
                 .or_else(|why| builtin(model, source, messages).map_err(|_| Error::Template(why))),
             Self::Named(name) => builtin(model, name, messages).map_err(|_| {
@@ -68,7 +86,12 @@ impl ChatTemplate {
     }
 }
 
-fn render(model: &Model, source: &str, messages: &[Message]) -> Result<String, String> {
+fn render(
+    model: &Model,
+    source: &str,
+    messages: &[Message],
+    tools: &Value,
+) -> Result<String, String> {
     let mut env = Environment::new();
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     // As transformers sets Jinja up.
@@ -84,14 +107,20 @@ fn render(model: &Model, source: &str, messages: &[Message]) -> Result<String, S
         let id = model.metadata(key)?.parse().ok()?;
         Some(String::from_utf8_lossy(&model.piece(id, true)).into_owned())
     };
-    let messages: Vec<_> = messages
-        .iter()
-        .map(|m| context! { role => m.role, content => m.content })
-        .collect();
+    let messages = messages.iter().map(|m| {
+        let mut all = m.more.clone();
+        all.insert("role".to_owned(), json!(m.role));
+        all.insert("content".to_owned(), json!(m.content));
+        minijinja::Value::from_serialize(all)
+    });
+    let messages: Vec<_> = messages.collect();
+    // Templates ask whether there are any.
+    let tools = (!tools.is_null()).then(|| minijinja::Value::from_serialize(tools));
     env.render_str(
         source,
         context! {
             messages,
+            tools,
             add_generation_prompt => true,
             bos_token => token("tokenizer.ggml.bos_token_id").unwrap_or_default(),
             eos_token => token("tokenizer.ggml.eos_token_id").unwrap_or_default(),

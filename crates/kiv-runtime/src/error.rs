@@ -100,6 +100,12 @@ pub enum Error {
     /// cut back, or failed.
     #[error("nothing to continue: read something first")]
     NoLogits,
+    /// A grammar that llama.cpp does not take.
+    #[error("the grammar cannot be used: {why}")]
+    Grammar {
+        /// Its reason.
+        why: String,
+    },
     /// A token number that the vocabulary does not have.
     #[error("token {token} is not in the vocabulary of {n_vocab}")]
     BadToken {

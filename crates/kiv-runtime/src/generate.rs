@@ -1,7 +1,7 @@
 //! Generation as an iterator of pieces of text.
 
 use crate::error::Error;
-use crate::sampling::{Sampler, Sampling};
+use crate::sampling::{Grammar, Sampler, Sampling};
 use crate::session::{Session, Token};
 use std::sync::atomic::Ordering;
 
@@ -12,6 +12,8 @@ pub struct GenerateOptions {
     pub max_tokens: Option<usize>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// What the text must be, if anything; it ends when that is complete.
+    pub grammar: Option<Grammar>,
     /// Texts that end the generation; they are not part of it.
     pub stop: Vec<String>,
     /// Go on after the end of the text.
@@ -23,6 +25,7 @@ impl Default for GenerateOptions {
         Self {
             max_tokens: Some(128),
             sampling: Sampling::default(),
+            grammar: None,
             stop: Vec::new(),
             ignore_end: false,
         }
@@ -64,7 +67,8 @@ pub struct TokenStream<'s> {
 /// A [`TokenStream`] that does not hold its session, for those who generate in
 /// several sessions in turn.
 pub struct Generation {
-    sampler: Sampler,
+    /// Made when the first token is chosen.
+    sampler: Option<Sampler>,
     options: GenerateOptions,
     /// Chosen but not read yet.
     pending: Option<Token>,
@@ -118,7 +122,7 @@ impl Generation {
     #[must_use]
     pub fn new(options: GenerateOptions) -> Self {
         Self {
-            sampler: Sampler::new(&options.sampling),
+            sampler: None,
             options,
             pending: None,
             held: Vec::new(),
@@ -226,7 +230,20 @@ impl Generation {
             self.finish = Some(Finish::Interrupted);
             return Some(Err(Error::NoLogits));
         }
-        let Some(token) = self.sampler.sample(session.logits()) else {
+        let sampler = match &mut self.sampler {
+            Some(sampler) => sampler,
+            none => {
+                let (options, model) = (&self.options, session.model());
+                match Sampler::new(&options.sampling, options.grammar.as_ref(), model) {
+                    Ok(sampler) => none.insert(sampler),
+                    Err(error) => {
+                        self.finish = Some(Finish::Interrupted);
+                        return Some(Err(error));
+                    }
+                }
+            }
+        };
+        let Some(token) = sampler.sample(session.logits()) else {
             return self.end(Finish::End);
         };
         if session.model().is_end(token) && !self.options.ignore_end {

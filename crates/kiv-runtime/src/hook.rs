@@ -23,6 +23,8 @@ pub(crate) struct SeenLayer {
     pub cell_list: usize,
     /// How its keys are rotated, as far as the graph shows.
     pub rotation: Option<Rotation>,
+    /// Learned sinks by query head, if it has any.
+    pub sinks: Vec<f32>,
 }
 
 /// How a model attends, as its graph shows.
@@ -128,6 +130,9 @@ impl Seen {
             n_cells,
             cell_list: *cell_list,
             rotation: rotation.clone(),
+            sinks: (node.source(4).map(|sinks| sinks.read_f32()))
+                .transpose()?
+                .unwrap_or_default(),
         });
         Ok(())
     }

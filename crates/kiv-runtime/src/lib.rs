@@ -44,7 +44,7 @@ pub use llama::{QuantizeType, quantize};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
 pub use options::{Positions, RopeScaling, SessionBuilder, pool_layout};
 pub use persist::stored_tokens;
-pub use sampling::Sampling;
+pub use sampling::{Grammar, Sampling};
 pub use session::{Memory, Outputs, Progress, Session, Token};
 pub use stats::Stats;
 pub use tap::{Attended, AttentionTap};

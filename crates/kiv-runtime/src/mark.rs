@@ -19,16 +19,13 @@ impl Session {
     /// Remembers this place, so that [`Session::truncate`] can come back to it however
     /// much is read next: models with sliding-window or recurrent layers cannot go back
     /// far, or at all, to any other. One place is remembered, the last. Nothing is done in
-    /// models without such layers, nor in those with both kinds.
+    /// models without such layers, nor in those of which llama.cpp does not tell what these
+    /// layers hold apart from all else (both kinds in one model, recurrent layers only).
     ///
     /// # Errors
     /// [`Error::Decode`] with llama.cpp's reason; the session is lost then.
     pub fn mark(&mut self) -> Result<(), Error> {
-        let raw = self.model.raw();
-        let slides = raw.n_swa() > 0;
-        let recurs = raw.get().is_recurrent() || raw.get().is_hybrid();
-        // Of models with both, llama.cpp gives all or nothing.
-        if slides == recurs || self.tokens.is_empty() || self.broken {
+        if !self.has_partial || self.tokens.is_empty() || self.broken {
             return Ok(());
         }
         let partial = self.settled_partial()?;

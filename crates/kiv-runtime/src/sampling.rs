@@ -1,5 +1,7 @@
 //! Choosing the next token; llama.cpp's samplers in llama.cpp's order.
 
+use crate::error::Error;
+use crate::model::Model;
 use crate::session::Token;
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
@@ -44,32 +46,112 @@ impl Sampling {
     }
 }
 
+/// What generated text must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grammar {
+    /// A grammar in llama.cpp's notation (GBNF), of which `root` is the whole text.
+    Gbnf(String),
+    /// A JSON document of this schema (itself a JSON document), as far as llama.cpp
+    /// turns schemas into grammars.
+    JsonSchema(String),
+}
+
+impl Grammar {
+    /// Any JSON object.
+    #[must_use]
+    pub fn json_object() -> Self {
+        Self::JsonSchema(r#"{"type":"object"}"#.to_owned())
+    }
+
+    /// Whether llama.cpp takes it.
+    ///
+    /// # Errors
+    /// [`Error::Grammar`].
+    pub fn check(&self, model: &Model) -> Result<(), Error> {
+        self.sampler(model).map(|_| ())
+    }
+
+    fn sampler(&self, model: &Model) -> Result<LlamaSampler, Error> {
+        let of_schema;
+        let gbnf = match self {
+            Self::Gbnf(gbnf) => gbnf,
+            Self::JsonSchema(schema) => {
+                let made = llama_cpp_2::json_schema_to_grammar(schema);
+                of_schema = made.map_err(|_| Error::Grammar {
+                    why: "llama.cpp cannot make a grammar of the JSON schema".to_owned(),
+                })?;
+                &of_schema
+            }
+        };
+        let made = LlamaSampler::grammar(model.raw().get(), gbnf, "root");
+        made.map_err(|e| Error::Grammar { why: e.to_string() })
+    }
+}
+
 /// A sampler with its random state.
-pub(crate) struct Sampler(LlamaSampler);
+pub(crate) struct Sampler {
+    chain: LlamaSampler,
+    grammar: Option<LlamaSampler>,
+}
 
 impl Sampler {
-    pub(crate) fn new(p: &Sampling) -> Self {
-        if p.temperature <= 0.0 {
-            return Self(LlamaSampler::chain_simple([LlamaSampler::greedy()]));
-        }
-        Self(LlamaSampler::chain_simple([
-            LlamaSampler::top_k(p.top_k),
-            LlamaSampler::top_p(p.top_p, 1),
-            LlamaSampler::min_p(p.min_p, 1),
-            LlamaSampler::temp(p.temperature),
-            LlamaSampler::dist(p.seed),
-        ]))
+    pub(crate) fn new(
+        p: &Sampling,
+        grammar: Option<&Grammar>,
+        model: &Model,
+    ) -> Result<Self, Error> {
+        let chain = if p.temperature <= 0.0 {
+            LlamaSampler::chain_simple([LlamaSampler::greedy()])
+        } else {
+            LlamaSampler::chain_simple([
+                LlamaSampler::top_k(p.top_k),
+                LlamaSampler::top_p(p.top_p, 1),
+                LlamaSampler::min_p(p.min_p, 1),
+                LlamaSampler::temp(p.temperature),
+                LlamaSampler::dist(p.seed),
+            ])
+        };
+        let grammar = grammar.map(|grammar| grammar.sampler(model));
+        Ok(Self {
+            chain,
+            grammar: grammar.transpose()?,
+        })
     }
 
-    /// The next token by these logits, `[n_vocab]`.
+    /// The next token by these logits, `[n_vocab]`; `None` if no token fits.
     pub(crate) fn sample(&mut self, logits: &[f32]) -> Option<Token> {
-        let data = (0..)
-            .zip(logits)
-            .map(|(id, logit)| LlamaTokenData::new(LlamaToken(id), *logit, 0.0));
-        let mut candidates = LlamaTokenDataArray::from_iter(data, false);
-        self.0.apply(&mut candidates);
-        let token = candidates.selected_token()?;
-        self.0.accept(token);
+        let all = || {
+            let data = (0..).zip(logits);
+            let data = data.map(|(id, logit)| LlamaTokenData::new(LlamaToken(id), *logit, 0.0));
+            LlamaTokenDataArray::from_iter(data, false)
+        };
+        let mut candidates = all();
+        self.chain.apply(&mut candidates);
+        let mut token = candidates.selected_token()?;
+        if let Some(grammar) = &mut self.grammar {
+            // Looking at one token is cheap, at a whole vocabulary it is not: only if
+            // that one does not fit another is chosen among those that do.
+            let one = [LlamaTokenData::new(token, 1.0, 0.0)];
+            let mut one = LlamaTokenDataArray::from_iter(one, false);
+            grammar.apply(&mut one);
+            if !fits(&one, token) {
+                let mut fitting = all();
+                grammar.apply(&mut fitting);
+                let known = fitting.clone();
+                self.chain.apply(&mut fitting);
+                token = fitting
+                    .selected_token()
+                    .filter(|token| fits(&known, *token))?;
+            }
+            grammar.try_accept(token).ok()?;
+        }
+        self.chain.accept(token);
         Some(token.0)
     }
+}
+
+/// Whether a grammar has left a token its chance.
+fn fits(candidates: &LlamaTokenDataArray, token: LlamaToken) -> bool {
+    let found = candidates.data.iter().find(|data| data.id() == token);
+    found.is_some_and(|data| data.logit() > f32::NEG_INFINITY)
 }

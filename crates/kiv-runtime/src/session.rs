@@ -90,6 +90,9 @@ pub struct Session {
     interrupt: Arc<AtomicBool>,
     /// How llama.cpp writes cells, if they can be put back.
     pub(crate) form: Option<DumpForm>,
+    /// Whether some layers do not keep every token, and llama.cpp gives what they hold
+    /// apart from all else.
+    pub(crate) has_partial: bool,
     pub(crate) mark: Option<Mark>,
     /// Tokens at the last commit, unless something before them has changed.
     pub(crate) committed: Option<usize>,
@@ -172,6 +175,7 @@ impl Session {
             last_logits: Vec::new(),
             interrupt: Arc::default(),
             form: None,
+            has_partial: false,
             mark: None,
             committed: None,
             commit_every: options.commit_every,
@@ -195,6 +199,7 @@ impl Session {
         self.context.decode(&[0], 0, &[true]).map_err(decode)?;
         let n_cells = self.context.n_cells();
         let form = DumpForm::learn(&self.context.dump(), &self.context.partial());
+        self.has_partial = form.as_ref().is_ok_and(DumpForm::has_rest);
         self.context.clear();
         let (engine, _) = self.context.parts();
         let seen = engine.seen.take().unwrap_or_default();
@@ -234,7 +239,8 @@ impl Session {
         } else {
             None
         };
-        let layers: Vec<LayerGeometry> = layers.into_iter().map(|l| l.geometry).collect();
+        let (layers, sinks): (Vec<LayerGeometry>, Vec<_>) =
+            layers.into_iter().map(|l| (l.geometry, l.sinks)).unzip();
         let (engine, _) = self.context.parts();
         engine.cells_from = layers.first().map(|l| l.il);
         self.form = form.ok().filter(|form| {
@@ -284,7 +290,8 @@ impl Session {
         };
         let shuffle = options.shuffle.map(ChaCha8Rng::seed_from_u64);
         let layout = self.layout.clone();
-        let tiers = Tiers::new(geometry, cache_types, layout, policy, store, remap, shuffle)?;
+        let tiers = Tiers::new(geometry, cache_types, layout, policy, store, remap, shuffle)?
+            .with_sinks(sinks);
         self.context.hook().tiers = Some(tiers);
         Ok(())
     }

@@ -45,6 +45,8 @@ pub(crate) struct Tiers {
     transcoder: Transcoder,
     /// Where far tokens are seen, if not where they are.
     remap: Option<Remap>,
+    /// Learned sinks, `[layer][head]`, none in most models.
+    sinks: Vec<Vec<f32>>,
     /// `[layer][kv_head]`.
     slots: Vec<Vec<SlotTable>>,
     /// Blocks that have left the window (kept or, without retrieval, dropped).
@@ -80,6 +82,7 @@ impl Tiers {
             slots: slots_at_home(&geometry),
             store,
             remap,
+            sinks: vec![Vec::new(); geometry.layers.len()],
             transcoder: Transcoder::new(cache, [geometry.key_format, geometry.value_format]),
             last_select: vec![Duration::ZERO; geometry.layers.len()],
             geometry,
@@ -92,6 +95,11 @@ impl Tiers {
             selection: Selection::default(),
             swaps: Vec::new(),
         })
+    }
+
+    /// With learned sinks, `[layer][head]`.
+    pub(crate) fn with_sinks(self, sinks: Vec<Vec<f32>>) -> Self {
+        Self { sinks, ..self }
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
@@ -450,6 +458,7 @@ impl Tiers {
             },
             cold: &*self.store,
             local: &local,
+            sinks: &self.sinks[layer],
         };
         let il = geometry.il;
         self.policy

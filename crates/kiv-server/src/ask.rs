@@ -2,12 +2,13 @@
 
 use crate::engine::{Event, Request};
 use crate::fault::{Fault, Protocol};
+use crate::tools::Tools;
 use crate::{BODY, Shared};
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequest;
 use axum::http::{self, StatusCode};
 use axum::response::Response;
-use kiv_runtime::{GenerateOptions, Message, Sampling, Token};
+use kiv_runtime::{GenerateOptions, Grammar, Message, Sampling, Token};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -139,7 +140,12 @@ pub(crate) struct Said {
     #[serde(default)]
     content: Option<Content>,
     #[serde(default)]
-    tool_calls: Option<Value>,
+    tool_calls: Option<Vec<Value>>,
+    #[serde(default)]
+    tool_call_id: Option<String>,
+    /// Of a function, in messages of role `tool`.
+    #[serde(default, alias = "tool_name")]
+    name: Option<String>,
     #[serde(default)]
     images: Option<Vec<Value>>,
 }
@@ -166,11 +172,6 @@ pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
         return Err(unsupported("messages is empty".to_owned()));
     }
     let one = |said: Said| {
-        if said.tool_calls.is_some() || said.role == "tool" {
-            return Err(unsupported(
-                "messages with tool calls are not supported".to_owned(),
-            ));
-        }
         if said.images.is_some_and(|images| !images.is_empty()) {
             return Err(unsupported(
                 "messages with images are not supported".to_owned(),
@@ -194,21 +195,89 @@ pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
         // `developer` is OpenAI's newer name.
         let role = match said.role.as_str() {
             "developer" => "system",
-            "system" | "user" | "assistant" => &said.role,
+            "system" | "user" | "assistant" | "tool" => &said.role,
             other => return Err(unsupported(format!("messages: there is no role {other:?}"))),
         };
-        Ok(Message::new(role, content))
+        let mut message = Message::new(role, content);
+        if let Some(calls) = said.tool_calls.filter(|calls| !calls.is_empty()) {
+            let calls = calls.into_iter().map(call_for_templates);
+            let calls = calls.collect::<Option<Vec<Value>>>();
+            let calls = calls.ok_or_else(|| {
+                unsupported("messages: a tool call lacks its function's name".to_owned())
+            })?;
+            message.more.insert("tool_calls".to_owned(), calls.into());
+        }
+        for (key, value) in [("tool_call_id", said.tool_call_id), ("name", said.name)] {
+            if let Some(value) = value {
+                message.more.insert(key.to_owned(), value.into());
+            }
+        }
+        Ok(message)
     };
     said.into_iter().map(one).collect()
 }
 
+/// A call with its arguments as an object: clients of OpenAI's protocol send them as
+/// text, and templates would quote that.
+fn call_for_templates(mut call: Value) -> Option<Value> {
+    let function = call.get_mut("function")?;
+    function.get("name")?.as_str()?;
+    if let Some(Value::String(text)) = function.get("arguments")
+        && let Ok(arguments @ Value::Object(_)) = serde_json::from_str(text)
+    {
+        function["arguments"] = arguments;
+    }
+    Some(call)
+}
+
+/// A grammar that llama.cpp takes.
+pub(crate) fn checked(
+    app: &Shared,
+    grammar: Option<Grammar>,
+    param: &'static str,
+) -> Result<Option<Grammar>, Fault> {
+    if let Some(grammar) = &grammar {
+        let checked = grammar.check(&app.model);
+        checked.map_err(|error| Fault::param(param, format!("{param}: {error}")))?;
+    }
+    Ok(grammar)
+}
+
+/// llama-server's `grammar` and `json_schema`.
+pub(crate) fn grammar(app: &Shared, params: &mut Params) -> Result<Option<Grammar>, Fault> {
+    let gbnf: Option<String> = params.take("grammar")?;
+    let gbnf = gbnf.filter(|text| !text.is_empty()).map(Grammar::Gbnf);
+    let schema: Option<Map<String, Value>> = params.take("json_schema")?;
+    let schema = schema.filter(|schema| !schema.is_empty());
+    let schema = schema.map(|schema| Grammar::JsonSchema(Value::Object(schema).to_string()));
+    match (gbnf, schema) {
+        (Some(_), Some(_)) => {
+            let why = "grammar and json_schema cannot be given together";
+            Err(Fault::param("grammar", why))
+        }
+        (gbnf, None) => checked(app, gbnf, "grammar"),
+        (None, schema) => checked(app, schema, "json_schema"),
+    }
+}
+
 /// A conversation as the model's text.
 pub(crate) fn render(app: &Shared, messages: &[Message]) -> Result<String, Fault> {
+    render_with(app, messages.to_vec(), &Tools::default())
+}
+
+/// A conversation in which functions may be called.
+pub(crate) fn render_with(
+    app: &Shared,
+    messages: Vec<Message>,
+    tools: &Tools,
+) -> Result<String, Fault> {
     let Some(template) = &app.config.template else {
         let why = "the model carries no chat template: start with --chat-template, or send a plain prompt";
         return Err(Fault::param("messages", why));
     };
-    template.apply(&app.model, messages).map_err(|error| {
+    let (messages, tools) = tools.prepare(template, messages);
+    let text = template.apply_with(&app.model, &messages, &tools);
+    text.map_err(|error| {
         Fault::param(
             "messages",
             format!("the chat template does not take these messages: {error}"),

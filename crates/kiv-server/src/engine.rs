@@ -239,8 +239,9 @@ impl Engine {
             return Err(Full);
         }
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let sent = self.sender.as_ref().map(|sender| sender.send(request));
-        if !matches!(sent, Some(Ok(()))) {
+        let sender = self.sender.as_ref();
+        let is_sent = sender.is_some_and(|sender| sender.send(request).is_ok());
+        if !is_sent {
             open.fetch_sub(1, Ordering::SeqCst);
             return Err(Full);
         }

@@ -16,6 +16,7 @@ mod native;
 mod ollama;
 mod openai;
 mod retrieved;
+mod tools;
 mod web;
 
 pub use engine::{

@@ -196,12 +196,7 @@ pub(crate) async fn completion(State(app): State<Shared>, Raw(body): Raw) -> Res
 
 async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     let mut params = Params::parse(body)?;
-    for (name, harmless) in [
-        ("grammar", vec![json!("")]),
-        ("json_schema", vec![json!({})]),
-        ("n_probs", vec![json!(0)]),
-        ("logit_bias", vec![json!([])]),
-    ] {
+    for (name, harmless) in [("n_probs", vec![json!(0)]), ("logit_bias", vec![json!([])])] {
         params.refuse(name, &harmless)?;
     }
     let prompt: String = params.need("prompt")?;
@@ -209,6 +204,7 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     let options = GenerateOptions {
         max_tokens: most.filter(|n| *n >= 0.0).map(|n| n as usize),
         sampling: ask::sampling(&mut params, 0.8)?,
+        grammar: ask::grammar(app, &mut params)?,
         stop: ask::stops(&mut params)?,
         ignore_end: params.take("ignore_eos")?.unwrap_or(false),
     };

@@ -3,13 +3,14 @@
 use crate::ask::{self, Params, Raw, Said, check_model};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
+use crate::tools::{Call, Listener, Tools};
 use crate::{App, Shared};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use kiv_runtime::{Finish, GenerateOptions};
+use kiv_runtime::{Finish, GenerateOptions, Grammar};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -89,8 +90,6 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
     let mut params = Params::parse(body)?;
     check_model(app, params.take::<String>("model")?.as_deref())?;
     for (name, harmless) in [
-        ("tools", vec![json!([])]),
-        ("format", vec![json!("")]),
         ("images", vec![json!([])]),
         ("suffix", vec![json!("")]),
         ("template", vec![json!("")]),
@@ -99,9 +98,26 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
     ] {
         params.refuse(name, &harmless)?;
     }
+    let tools = if is_chat {
+        Tools::take(&mut params)?
+    } else {
+        Tools::default()
+    };
+    let grammar = match params.take::<Value>("format")? {
+        None => None,
+        Some(Value::String(text)) if text.is_empty() => None,
+        Some(Value::String(text)) if text == "json" => Some(Grammar::json_object()),
+        Some(schema @ Value::Object(_)) => Some(Grammar::JsonSchema(schema.to_string())),
+        Some(other) => {
+            let why = format!("format must be \"json\" or a JSON schema, not {other}");
+            return Err(Fault::param("format", why));
+        }
+    };
+    let grammar = ask::checked(app, grammar, "format")?;
     let (text, param) = if is_chat {
         let said: Vec<Said> = params.need("messages")?;
-        (ask::render(app, &ask::messages(said)?)?, "messages")
+        let text = ask::render_with(app, ask::messages(said)?, &tools)?;
+        (text, "messages")
     } else {
         let prompt: String = params.need("prompt")?;
         let system: Option<String> = params.take("system")?;
@@ -123,6 +139,7 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
     let options = GenerateOptions {
         max_tokens: most.filter(|n| *n >= 0.0).map(|n| n as usize),
         sampling: ask::sampling(&mut within, 0.8)?,
+        grammar,
         stop: ask::stops(&mut within)?,
         ignore_end: false,
     };
@@ -132,10 +149,15 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         is_chat,
     };
     if stream {
-        return Ok(line.stream(events));
+        return Ok(line.stream(events, tools));
     }
     let (text, summary) = ask::collect(events).await?;
-    Ok(Json(line.last(&text, &summary)).into_response())
+    let (text, calls) = if tools.is_empty() {
+        (text, Vec::new())
+    } else {
+        tools.read(&text)
+    };
+    Ok(Json(line.last(&text, &calls, &summary)).into_response())
 }
 
 struct Line {
@@ -155,8 +177,14 @@ impl Line {
         line
     }
 
-    fn last(&self, text: &str, summary: &Summary) -> Value {
+    fn last(&self, text: &str, calls: &[Call], summary: &Summary) -> Value {
         let mut line = self.some(text);
+        if !calls.is_empty() {
+            let calls = calls
+                .iter()
+                .map(|call| json!({"function": {"name": call.name, "arguments": call.arguments}}));
+            line["message"]["tool_calls"] = calls.collect();
+        }
         let nanos = |time: Duration| time.as_nanos() as u64;
         line["done"] = json!(true);
         line["done_reason"] = json!(match summary.finish {
@@ -172,12 +200,20 @@ impl Line {
         line
     }
 
-    fn stream(self, events: UnboundedReceiver<Event>) -> Response {
+    fn stream(self, events: UnboundedReceiver<Event>, tools: Tools) -> Response {
+        let mut listener = Listener::default();
         let lines = UnboundedReceiverStream::new(events).filter_map(move |event| {
             let line = match event {
                 Event::Reading { .. } => return None,
-                Event::Text(text) => self.some(&text),
-                Event::Done(summary) => self.last("", &summary),
+                Event::Text(text) if tools.is_empty() => self.some(&text),
+                Event::Text(text) => match listener.hear(&text) {
+                    shown if shown.is_empty() => return None,
+                    shown => self.some(&shown),
+                },
+                Event::Done(summary) => {
+                    let (rest, calls) = std::mem::take(&mut listener).end(&tools);
+                    self.last(&rest, &calls, &summary)
+                }
                 Event::Failed(why) => Fault::failed(why).body(Protocol::Ollama),
             };
             Some(Ok::<_, Infallible>(line.to_string() + "\n"))

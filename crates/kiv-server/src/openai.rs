@@ -3,13 +3,14 @@
 use crate::ask::{self, Params, Raw, Said, Texts};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
+use crate::tools::{Call, Listener, Tools};
 use crate::{Shared, ask::check_model};
 use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::StreamExt;
-use kiv_runtime::{Finish, GenerateOptions};
+use kiv_runtime::{Finish, GenerateOptions, Grammar};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,10 +60,7 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     let mut params = Params::parse(body)?;
     check_model(app, params.take::<String>("model")?.as_deref())?;
     for (name, harmless) in [
-        ("tools", vec![json!([])]),
-        ("tool_choice", vec![json!("none"), json!("auto")]),
         ("functions", vec![json!([])]),
-        ("response_format", vec![json!({"type": "text"})]),
         ("n", vec![json!(1)]),
         ("best_of", vec![json!(1)]),
         ("logprobs", vec![json!(false), json!(0)]),
@@ -76,10 +74,24 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     ] {
         params.refuse(name, &harmless)?;
     }
+    let tools = match kind {
+        Kind::Chat => Tools::take(&mut params)?,
+        Kind::Text => Tools::default(),
+    };
+    let grammar = match (tools.grammar(), response_format(&mut params)?) {
+        (None, None) => ask::grammar(app, &mut params)?,
+        (Some(grammar), None) => ask::checked(app, Some(grammar), "tools")?,
+        (None, format) => ask::checked(app, format, "response_format")?,
+        (Some(_), Some(_)) => {
+            let why = "tool_choice and response_format cannot both say what the answer must be";
+            return Err(Fault::param("response_format", why));
+        }
+    };
     let (text, param, usual) = match kind {
         Kind::Chat => {
             let said: Vec<Said> = params.need("messages")?;
-            (ask::render(app, &ask::messages(said)?)?, "messages", None)
+            let text = ask::render_with(app, ask::messages(said)?, &tools)?;
+            (text, "messages", None)
         }
         Kind::Text => match params.need::<Texts>("prompt")?.into_vec().as_slice() {
             [one] => (one.clone(), "prompt", Some(16)),
@@ -94,6 +106,7 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     let options = GenerateOptions {
         max_tokens: max.map(|n| n as usize).or(usual),
         sampling: ask::sampling(&mut params, 1.0)?,
+        grammar,
         stop: ask::stops(&mut params)?,
         ignore_end: false,
     };
@@ -109,10 +122,59 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     let events = ask::submit(app, prompt, options, param, retrieved)?;
     let frame = Frame::new(kind, app.config.name.clone());
     if stream {
-        return Ok(frame.stream(events, include, progress));
+        return Ok(frame.stream(events, tools, include, progress));
     }
     let (text, summary) = ask::collect(events).await?;
-    Ok(Json(frame.whole(&text, &summary)).into_response())
+    let (text, calls) = if tools.is_empty() {
+        (text, Vec::new())
+    } else {
+        tools.read(&text)
+    };
+    Ok(Json(frame.whole(&text, &calls, &summary)).into_response())
+}
+
+/// What `response_format` says that the answer must be.
+fn response_format(params: &mut Params) -> Result<Option<Grammar>, Fault> {
+    let Some(format) = params.take::<Value>("response_format")? else {
+        return Ok(None);
+    };
+    let schema = |schema: &Value| match schema {
+        Value::Object(_) => Some(Grammar::JsonSchema(schema.to_string())),
+        _ => None,
+    };
+    let found = match format["type"].as_str() {
+        Some("text") => return Ok(None),
+        // llama-server takes a schema there, too.
+        Some("json_object") => schema(&format["schema"]).or(Some(Grammar::json_object())),
+        Some("json_schema") => schema(&format["json_schema"]["schema"]),
+        _ => None,
+    };
+    found.map(Some).ok_or_else(|| {
+        let why = format!(
+            "response_format must be of type text, json_object or json_schema with its \
+             json_schema.schema, not {format}"
+        );
+        Fault::param("response_format", why)
+    })
+}
+
+/// Calls as OpenAI's clients want them.
+fn calls_json(calls: &[Call], indexed: bool) -> Value {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let started = seconds(SystemTime::now());
+    let calls = calls.iter().enumerate().map(|(i, call)| {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut one = json!({
+            "id": format!("call_{started:x}{number:x}"),
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments.to_string()},
+        });
+        if indexed {
+            one["index"] = json!(i);
+        }
+        one
+    });
+    calls.collect()
 }
 
 impl Frame {
@@ -143,8 +205,12 @@ impl Frame {
         })
     }
 
-    fn whole(&self, text: &str, summary: &Summary) -> Value {
-        let reason = reason(summary.finish);
+    fn whole(&self, text: &str, calls: &[Call], summary: &Summary) -> Value {
+        let reason = if calls.is_empty() {
+            reason(summary.finish)
+        } else {
+            "tool_calls"
+        };
         let (object, choice) = match self.kind {
             Kind::Chat => (
                 "chat.completion",
@@ -156,6 +222,13 @@ impl Frame {
             ),
         };
         let mut whole = self.around(object, &json!([choice]));
+        if !calls.is_empty() {
+            let message = &mut whole["choices"][0]["message"];
+            message["tool_calls"] = calls_json(calls, false);
+            if text.is_empty() {
+                message["content"] = Value::Null;
+            }
+        }
         whole["usage"] = usage(summary);
         if let Some(retrieved) = &summary.retrieved {
             whole["kiv_retrieved"] = json!(retrieved);
@@ -190,10 +263,12 @@ impl Frame {
     fn stream(
         self,
         events: UnboundedReceiver<Event>,
+        tools: Tools,
         include_usage: bool,
         progress: bool,
     ) -> Response {
         let mut first = true;
+        let mut listener = Listener::default();
         let pieces = UnboundedReceiverStream::new(events).flat_map(move |event| {
             let mut lines = Vec::new();
             match event {
@@ -210,11 +285,32 @@ impl Frame {
                 }
                 Event::Reading { .. } => {}
                 Event::Text(text) => {
-                    lines.push(self.piece(Some(&text), None, first).to_string());
-                    first = false;
+                    let text = if tools.is_empty() {
+                        text
+                    } else {
+                        listener.hear(&text)
+                    };
+                    if tools.is_empty() || !text.is_empty() {
+                        lines.push(self.piece(Some(&text), None, first).to_string());
+                        first = false;
+                    }
                 }
                 Event::Done(summary) => {
+                    let (rest, calls) = std::mem::take(&mut listener).end(&tools);
+                    if !rest.is_empty() {
+                        lines.push(self.piece(Some(&rest), None, first).to_string());
+                        first = false;
+                    }
+                    if !calls.is_empty() {
+                        let mut piece = self.piece(None, None, first);
+                        piece["choices"][0]["delta"]["tool_calls"] = calls_json(&calls, true);
+                        lines.push(piece.to_string());
+                        first = false;
+                    }
                     let mut last = self.piece(None, Some(summary.finish), first);
+                    if !calls.is_empty() {
+                        last["choices"][0]["finish_reason"] = json!("tool_calls");
+                    }
                     if let Some(retrieved) = &summary.retrieved {
                         last["kiv_retrieved"] = json!(retrieved);
                     }

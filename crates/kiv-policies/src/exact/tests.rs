@@ -52,7 +52,8 @@ fn naive(
                 .take(visible)
                 .map(|k| value(q, k))
                 .sum();
-            let total = near + cold.iter().sum::<f64>();
+            let sink = r.sinks.get(h).map_or(0.0, |sink| f64::from(*sink).exp());
+            let total = near + sink + cold.iter().sum::<f64>();
             for (b, keys) in cold.chunks_exact(g.block).enumerate() {
                 sum[b] += keys.iter().sum::<f64>() / total;
             }
@@ -66,9 +67,13 @@ fn naive(
 
 #[test]
 fn shares_are_the_softmax() {
-    for (seed, block, n_tokens, soft_cap) in
-        [(1, 32, 1, None), (2, 5, 9, None), (3, 40, 6, Some(3.0))]
-    {
+    for (seed, block, n_tokens, soft_cap, sinks) in [
+        (1, 32, 1, None, vec![]),
+        (2, 5, 9, None, vec![]),
+        (3, 40, 6, Some(3.0), vec![]),
+        // Of learned sinks the last takes nearly all of its head's attention.
+        (4, 32, 3, None, vec![-1.0, 2.0, 12.0]),
+    ] {
         let layer = LayerGeometry {
             il: 0,
             n_head: 3,
@@ -113,6 +118,7 @@ fn shares_are_the_softmax() {
             },
             cold: &store,
             local: &local,
+            sinks: &sinks,
         };
         let head = Head {
             layer: &g.layers[0],

@@ -1,0 +1,248 @@
+// The bodies of all kernels under the host's compiler, thread after thread in the
+// place of a GPU's: tests/kernels.rs feeds it and compares.
+//
+// `bodies KERNEL` reads its arguments and memory from standard input, as 32-bit
+// numbers and as arrays with their bytes before them, and writes what the kernel
+// would have written.
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <string>
+#include <vector>
+
+#include "coarse.cuh"
+#include "moves.cuh"
+#include "pq_scan.cuh"
+#include "select.cuh"
+
+namespace {
+
+void read_bytes(void *to, size_t n) {
+    if (n && fread(to, 1, n, stdin) != n) {
+        fprintf(stderr, "bodies: input ends too early\n");
+        exit(1);
+    }
+}
+
+uint32_t number() {
+    uint32_t value;
+    read_bytes(&value, sizeof value);
+    return value;
+}
+
+// Of the exact length, so that a sanitizer sees every byte beyond.
+template <typename T>
+std::vector<T> array() {
+    std::vector<T> values(number() / sizeof(T));
+    read_bytes(values.data(), values.size() * sizeof(T));
+    values.shrink_to_fit();
+    return values;
+}
+
+template <typename T>
+void write(const std::vector<T> &values) {
+    fwrite(values.data(), sizeof(T), values.size(), stdout);
+}
+
+struct Words {
+    uint32_t words[4];
+};
+
+template <typename Unit>
+void scatter(const kiv::Side *sides, const std::vector<kiv::Move> &moves,
+             const std::vector<uint32_t> &cells, uint32_t n_rows) {
+    for (const kiv::Move &move : moves) {
+        for (int which = 0; which < 2; which++) {
+            const kiv::Side &side = sides[which];
+            const uint32_t n = n_rows * (side.rows.row_bytes / sizeof(Unit));
+            for (uint32_t i = 0; i < n; i++) {
+                kiv::scatter_unit<Unit>(side, move, move.source[which], cells.data(), i);
+            }
+        }
+    }
+}
+
+// Both kinds of scatter: `unit` is 0 for the one that converts.
+void scatters() {
+    const uint32_t unit = number();
+    const uint32_t n_rows = number();
+    kiv::Side sides[2];
+    for (kiv::Side &side : sides) {
+        side.rows.row_bytes = number();
+        side.rows.format = number();
+        side.cache.cell_bytes = number();
+        side.cache.head_bytes = number();
+    }
+    auto moves = array<kiv::Move>();
+    auto cells = array<uint32_t>();
+    std::vector<uint8_t> rows[2], caches[2];
+    for (int which = 0; which < 2; which++) {
+        rows[which] = array<uint8_t>();
+        caches[which] = array<uint8_t>();
+        sides[which].rows.base = rows[which].data();
+        sides[which].cache.base = caches[which].data();
+    }
+    switch (unit) {
+        case 0:
+            for (const kiv::Move &move : moves) {
+                for (int which = 0; which < 2; which++) {
+                    const kiv::Side &side = sides[which];
+                    const uint32_t n = n_rows * (kiv::values_in_row(side.rows) / 2);
+                    for (uint32_t i = 0; i < n; i++) {
+                        kiv::dequant_pair(side, move, move.source[which], cells.data(), i);
+                    }
+                }
+            }
+            break;
+        case 2: scatter<uint16_t>(sides, moves, cells, n_rows); break;
+        case 4: scatter<uint32_t>(sides, moves, cells, n_rows); break;
+        case 8: scatter<uint64_t>(sides, moves, cells, n_rows); break;
+        case 16: scatter<Words>(sides, moves, cells, n_rows); break;
+        default: exit(1);
+    }
+    write(caches[0]);
+    write(caches[1]);
+}
+
+void rerotate() {
+    kiv::Cache cache;
+    cache.cell_bytes = number();
+    cache.head_bytes = number();
+    const uint32_t n_rows = number(), n_rot = number(), pairing = number();
+    auto turns = array<kiv::Turn>();
+    auto cells = array<uint32_t>();
+    auto table = array<float>();
+    auto bytes = array<uint8_t>();
+    cache.base = bytes.data();
+    for (const kiv::Turn &turn : turns) {
+        for (uint32_t i = 0; i < n_rows * (n_rot / 2); i++) {
+            kiv::rerotate_pair(cache, turn, cells.data(), table.data(), n_rot, pairing, i);
+        }
+    }
+    write(bytes);
+}
+
+void pq_scan() {
+    const uint32_t m = number(), n_queries = number();
+    auto packed = array<uint8_t>();
+    auto listed = array<uint32_t>();
+    auto tables = array<uint8_t>();
+    std::vector<uint16_t> sums;
+    for (uint32_t query = 0; query < n_queries; query++) {
+        for (uint32_t group : listed) {
+            for (uint32_t key = 0; key < kiv::GROUP; key++) {
+                sums.push_back(uint16_t(kiv::pq_sum(packed.data() + uint64_t(group) * 16 * m,
+                                                    tables.data() + query * 16 * m, m, key)));
+            }
+        }
+    }
+    write(sums);
+}
+
+void coarse() {
+    const uint32_t dim = number();
+    auto queries = array<float>();
+    auto centroids = array<float>();
+    std::vector<uint32_t> scores;
+    for (size_t q = 0; q < queries.size(); q += dim) {
+        for (size_t c = 0; c < centroids.size(); c += dim) {
+            float lanes[kiv::LANES];
+            for (uint32_t lane = 0; lane < kiv::LANES; lane++) {
+                lanes[lane] = kiv::dot_lane(&queries[q], &centroids[c], dim, lane);
+            }
+            for (uint32_t width = kiv::LANES / 2; width > 0; width /= 2) {
+                for (uint32_t lane = 0; lane < kiv::LANES; lane++) {
+                    kiv::dot_fold(lanes, lane, width);
+                }
+            }
+            const uint32_t score = kiv::ordered(lanes[0]);
+            if (kiv::bits_of(kiv::unordered(score)) != kiv::bits_of(lanes[0])) {
+                exit(1);
+            }
+            scores.push_back(score);
+        }
+    }
+    write(scores);
+}
+
+// What is between two barriers, for all threads of a block.
+template <typename Phase>
+void all_threads(Phase phase) {
+    for (uint32_t thread = 0; thread < kiv::SELECT_THREADS; thread++) {
+        phase(thread);
+    }
+}
+
+template <typename Score>
+void top() {
+    const uint32_t tile = number(), k = number();
+    auto scores = array<Score>();
+    auto names = array<uint32_t>();
+    const uint32_t n = uint32_t(scores.size());
+    std::vector<Score> out_scores;
+    std::vector<uint32_t> out_names;
+    for (uint32_t first = 0; first < n; first += tile) {
+        const uint32_t here = n - first < tile ? n - first : tile;
+        const uint32_t wanted = k < here ? k : here;
+        std::vector<Score> best(wanted);
+        std::vector<uint32_t> best_names(wanted);
+        const Score *from = scores.data() + first;
+        const uint32_t *called = names.empty() ? nullptr : names.data() + first;
+        kiv::SelectShared shared;
+        all_threads([&](uint32_t t) { kiv::select_begin(shared, t, wanted); });
+        for (int shift = 8 * int(sizeof(Score)) - 8; shift >= 0; shift -= 8) {
+            all_threads([&](uint32_t t) { kiv::select_count(shared, t, from, here, uint32_t(shift)); });
+            all_threads([&](uint32_t t) { kiv::select_narrow(shared, t, uint32_t(shift)); });
+            all_threads([&](uint32_t t) { kiv::select_clear(shared, t); });
+        }
+        all_threads([&](uint32_t t) { kiv::select_tally(shared, t, from, here); });
+        all_threads([&](uint32_t t) { kiv::select_sum(shared, t); });
+        all_threads([&](uint32_t t) {
+            kiv::select_take(shared, t, from, called, first, here, best.data(), best_names.data());
+        });
+        out_scores.insert(out_scores.end(), best.begin(), best.end());
+        out_names.insert(out_names.end(), best_names.begin(), best_names.end());
+    }
+    write(out_scores);
+    write(out_names);
+}
+
+// Every half to single, and floats to half.
+void halves() {
+    std::vector<float> floats;
+    for (uint32_t half = 0; half < 65536; half++) {
+        floats.push_back(kiv::half_to_float(uint16_t(half)));
+    }
+    write(floats);
+    std::vector<uint16_t> back;
+    for (float value : array<float>()) {
+        back.push_back(kiv::float_to_half(value));
+    }
+    write(back);
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    const std::string kernel = argc == 2 ? argv[1] : "";
+    if (kernel == "scatter") {
+        scatters();
+    } else if (kernel == "rerotate") {
+        rerotate();
+    } else if (kernel == "pq_scan") {
+        pq_scan();
+    } else if (kernel == "coarse") {
+        coarse();
+    } else if (kernel == "top_sums") {
+        top<uint16_t>();
+    } else if (kernel == "top_lists") {
+        top<uint32_t>();
+    } else if (kernel == "halves") {
+        halves();
+    } else {
+        fprintf(stderr, "bodies: no kernel %s\n", kernel.c_str());
+        return 1;
+    }
+    return 0;
+}

@@ -1,0 +1,44 @@
+// Approximate inner products of queries with packed keys, and the best of them.
+// Sums are those of kiv-fastscan, bit by bit.
+
+#include "pq_scan.cuh"
+#include "select.cuh"
+
+// Sums of all keys of some groups for all queries: block (groups / warps,
+// queries), one warp a group. `listed` names the groups, or is null for the first
+// `n_groups`. `tables` is [n_queries, m, 16]; `sums` is [n_queries, n_groups * 32].
+// Shared memory: 16 m bytes for the table and 16 m for each warp's codes.
+extern "C" __global__ void kiv_pq_scan(const uint8_t *packed, const uint32_t *listed,
+                                       uint32_t n_groups, const uint8_t *tables, uint32_t m,
+                                       uint16_t *sums) {
+    extern __shared__ uint4 room[];
+    uint4 *table = room;
+    const uint4 *wanted = reinterpret_cast<const uint4 *>(tables) + uint64_t(blockIdx.y) * m;
+    for (uint32_t i = threadIdx.x; i < m; i += blockDim.x) {
+        table[i] = wanted[i];
+    }
+    __syncthreads();
+    const uint32_t warp = threadIdx.x / kiv::GROUP;
+    const uint32_t key = threadIdx.x % kiv::GROUP;
+    const uint32_t at = blockIdx.x * (blockDim.x / kiv::GROUP) + warp;
+    if (at >= n_groups) {
+        return;
+    }
+    const uint32_t group = listed ? listed[at] : at;
+    uint4 *codes = room + m + warp * m;
+    const uint4 *from = reinterpret_cast<const uint4 *>(packed) + uint64_t(group) * m;
+    for (uint32_t i = key; i < m; i += kiv::GROUP) {
+        codes[i] = from[i];
+    }
+    __syncwarp();
+    const uint32_t sum = kiv::pq_sum(reinterpret_cast<const uint8_t *>(codes),
+                                     reinterpret_cast<const uint8_t *>(table), m, key);
+    sums[(uint64_t(blockIdx.y) * n_groups + at) * kiv::GROUP + key] = uint16_t(sum);
+}
+
+// The best of every tile: block (tile, query), 256 threads.
+extern "C" __global__ void kiv_top_sums(const uint16_t *sums, const uint32_t *names, uint32_t n,
+                                        uint32_t row_stride, uint32_t tile, uint32_t k,
+                                        uint32_t n_out, uint16_t *out_sums, uint32_t *out_names) {
+    kiv::select_tiles(sums, names, n, row_stride, tile, k, n_out, out_sums, out_names);
+}
