@@ -152,11 +152,7 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         return Ok(line.stream(events, tools));
     }
     let (text, summary) = ask::collect(events).await?;
-    let (text, calls) = if tools.is_empty() {
-        (text, Vec::new())
-    } else {
-        tools.read(&text)
-    };
+    let (text, calls) = tools.read(&text);
     Ok(Json(line.last(&text, &calls, &summary)).into_response())
 }
 
@@ -201,17 +197,14 @@ impl Line {
     }
 
     fn stream(self, events: UnboundedReceiver<Event>, tools: Tools) -> Response {
-        let mut listener = Listener::default();
+        let mut listener = Listener::new(tools);
         let lines = UnboundedReceiverStream::new(events).filter_map(move |event| {
             let line = match event {
                 Event::Reading { .. } => return None,
-                Event::Text(text) if tools.is_empty() => self.some(&text),
-                Event::Text(text) => match listener.hear(&text) {
-                    shown if shown.is_empty() => return None,
-                    shown => self.some(&shown),
-                },
+                // Empty lines, too: a client that has gone is noticed by them.
+                Event::Text(text) => self.some(&listener.hear(&text)),
                 Event::Done(summary) => {
-                    let (rest, calls) = std::mem::take(&mut listener).end(&tools);
+                    let (rest, calls) = std::mem::take(&mut listener).end();
                     self.last(&rest, &calls, &summary)
                 }
                 Event::Failed(why) => Fault::failed(why).body(Protocol::Ollama),

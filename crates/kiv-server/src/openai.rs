@@ -125,11 +125,7 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
         return Ok(frame.stream(events, tools, include, progress));
     }
     let (text, summary) = ask::collect(events).await?;
-    let (text, calls) = if tools.is_empty() {
-        (text, Vec::new())
-    } else {
-        tools.read(&text)
-    };
+    let (text, calls) = tools.read(&text);
     Ok(Json(frame.whole(&text, &calls, &summary)).into_response())
 }
 
@@ -268,7 +264,8 @@ impl Frame {
         progress: bool,
     ) -> Response {
         let mut first = true;
-        let mut listener = Listener::default();
+        let plain = tools.is_empty();
+        let mut listener = Listener::new(tools);
         let pieces = UnboundedReceiverStream::new(events).flat_map(move |event| {
             let mut lines = Vec::new();
             match event {
@@ -285,18 +282,14 @@ impl Frame {
                 }
                 Event::Reading { .. } => {}
                 Event::Text(text) => {
-                    let text = if tools.is_empty() {
-                        text
-                    } else {
-                        listener.hear(&text)
-                    };
-                    if tools.is_empty() || !text.is_empty() {
-                        lines.push(self.piece(Some(&text), None, first).to_string());
-                        first = false;
-                    }
+                    let text = listener.hear(&text);
+                    // Pieces without text, too: a client that has gone is noticed by them.
+                    let shown = Some(&*text).filter(|text| plain || !text.is_empty());
+                    lines.push(self.piece(shown, None, first).to_string());
+                    first = false;
                 }
                 Event::Done(summary) => {
-                    let (rest, calls) = std::mem::take(&mut listener).end(&tools);
+                    let (rest, calls) = std::mem::take(&mut listener).end();
                     if !rest.is_empty() {
                         lines.push(self.piece(Some(&rest), None, first).to_string());
                         first = false;

@@ -147,6 +147,9 @@ impl Tools {
 
     /// Calls in an answer and the text before them.
     pub fn read(&self, text: &str) -> (String, Vec<Call>) {
+        if self.is_empty() {
+            return (text.to_owned(), Vec::new());
+        }
         let calls_of = |value: &Value| -> Option<Vec<Call>> {
             let one = |value: &Value| {
                 let name = value.get("name")?.as_str()?;
@@ -297,13 +300,25 @@ fn without_calls(message: Message) -> Message {
 /// be part of no call.
 #[derive(Default)]
 pub(crate) struct Listener {
+    tools: Tools,
     text: String,
     shown: usize,
 }
 
 impl Listener {
+    /// Of an answer that may call these.
+    pub fn new(tools: Tools) -> Self {
+        Self {
+            tools,
+            ..Self::default()
+        }
+    }
+
     /// More of the answer has come; what can be shown now.
     pub fn hear(&mut self, more: &str) -> String {
+        if self.tools.is_empty() {
+            return more.to_owned();
+        }
         self.text += more;
         let begins = self.text.trim_start();
         // A call may be all there is.
@@ -323,8 +338,8 @@ impl Listener {
     }
 
     /// The answer is complete: text that has not been shown, and calls.
-    pub fn end(self, tools: &Tools) -> (String, Vec<Call>) {
-        let (text, calls) = tools.read(&self.text);
+    pub fn end(self) -> (String, Vec<Call>) {
+        let (text, calls) = self.tools.read(&self.text);
         let rest = if calls.is_empty() {
             self.text[self.shown..].to_owned()
         } else {
@@ -411,13 +426,13 @@ mod tests {
             ("{not a call}".to_owned(), "{not a call}", 0),
         ] {
             for size in 1..text.len() {
-                let mut listener = Listener::default();
+                let mut listener = Listener::new(tools());
                 let mut said = String::new();
                 let bytes = text.as_bytes();
                 for piece in bytes.chunks(size) {
                     said += &listener.hear(std::str::from_utf8(piece).unwrap());
                 }
-                let (rest, found) = listener.end(&tools());
+                let (rest, found) = listener.end();
                 said += &rest;
                 assert_eq!((said.as_str(), found.len()), (shown, calls), "{size}");
             }
