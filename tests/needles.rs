@@ -3,36 +3,10 @@
 
 mod support;
 
-use kiv::{GenerateOptions, Sampling, Session};
 use kiv_haystack::{Haystack, HaystackSpec};
-use support::model;
+use support::{answers, model};
 
 const DEPTHS: [f64; 6] = [0.05, 0.2, 0.35, 0.5, 0.65, 0.97];
-
-fn answers(session: &mut Session, haystack: &Haystack) -> Vec<bool> {
-    let model = session.model().clone();
-    session.read(&model.tokenize(&haystack.text, true)).unwrap();
-    let n = session.tokens().len();
-    let ask = |needle: &kiv_haystack::Needle| {
-        session
-            .read_one_by_one(&model.tokenize(&needle.question, false))
-            .unwrap();
-        let options = GenerateOptions {
-            max_tokens: Some(6),
-            sampling: Sampling::greedy(),
-            ..GenerateOptions::default()
-        };
-        let text: String = session.generate(options).map(|p| p.unwrap().text).collect();
-        session.truncate(n).unwrap();
-        needle.is_answered_by(&text)
-    };
-    haystack
-        .needles
-        .iter()
-        .map(|placed| &placed.needle)
-        .map(ask)
-        .collect()
-}
 
 #[test]
 fn exact_finds_what_full_attention_finds_and_window_does_not() {

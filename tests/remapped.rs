@@ -5,9 +5,9 @@
 mod support;
 
 use kiv::policy::RowFormat;
-use kiv::{Error, GenerateOptions, Positions, Sampling, Session, SessionBuilder};
+use kiv::{Error, Positions, Session, SessionBuilder};
 use kiv_haystack::{Haystack, HaystackSpec};
-use support::{kiv, model, prose, small};
+use support::{answers, kiv, model, prose, small};
 
 fn remapped(builder: SessionBuilder) -> SessionBuilder {
     builder.positions(Positions::Remapped)
@@ -17,6 +17,14 @@ fn remapped(builder: SessionBuilder) -> SessionBuilder {
 fn answer(session: &mut Session, question: &[i32]) -> Vec<f32> {
     session.read_one_by_one(question).unwrap();
     session.logits().to_vec()
+}
+
+/// How many needles of a text are found.
+fn found_in(session: &mut Session, text: &Haystack) -> usize {
+    answers(session, text)
+        .into_iter()
+        .filter(|found| *found)
+        .count()
 }
 
 #[test]
@@ -48,23 +56,8 @@ fn facts_are_found_in_a_text_of_many_pools() {
             .ubatch(128)
             .policy(policy);
         let mut session = remapped(builder.threads(1, 1)).build().unwrap();
-        session.read(&model.tokenize(&text.text, true)).unwrap();
-        let end = session.tokens().len();
-        assert!(end > 4 * session.pool().n_cells);
-        let mut found = 0;
-        for placed in &text.needles {
-            let question = model.tokenize(&placed.needle.question, false);
-            session.read_one_by_one(&question).unwrap();
-            let options = GenerateOptions {
-                max_tokens: Some(8),
-                sampling: Sampling::greedy(),
-                ..GenerateOptions::default()
-            };
-            let pieces = session.generate(options);
-            let answer: String = pieces.map(|piece| piece.unwrap().text).collect();
-            found += usize::from(placed.needle.is_answered_by(&answer));
-            session.rewind(end).unwrap();
-        }
+        let found = found_in(&mut session, &text);
+        assert!(session.tokens().len() > 4 * session.pool().n_cells);
         // The model was never trained for this; it is a matter of where tokens are.
         assert!(found >= 5, "{policy}: {found} of 6");
     }
@@ -82,22 +75,7 @@ fn a_model_trained_for_1536_tokens_finds_facts_in_eight_times_as_many() {
         let builder = model.session().window(512).budget(1024).ubatch(256);
         let builder = builder.threads(1, 1).ctx_size(1 << 14);
         let mut session = builder.positions(positions).build().unwrap();
-        session.read(&model.tokenize(&text.text, true)).unwrap();
-        let end = session.tokens().len();
-        let questions = text.needles.iter().filter(|placed| {
-            let question = model.tokenize(&placed.needle.question, false);
-            session.read_one_by_one(&question).unwrap();
-            let options = GenerateOptions {
-                max_tokens: Some(8),
-                sampling: Sampling::greedy(),
-                ..GenerateOptions::default()
-            };
-            let pieces = session.generate(options);
-            let answer: String = pieces.map(|piece| piece.unwrap().text).collect();
-            session.rewind(end).unwrap();
-            placed.needle.is_answered_by(&answer)
-        });
-        questions.count()
+        found_in(&mut session, &text)
     };
     // Under full attention it finds two of three in a text that it was trained for.
     let (near, far) = (found(Positions::Remapped), found(Positions::Absolute));

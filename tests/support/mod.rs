@@ -1,7 +1,8 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test uses its part")]
 
-use kiv::{Model, SessionBuilder, Token};
+use kiv::{GenerateOptions, Model, Sampling, Session, SessionBuilder, Token};
+use kiv_haystack::Haystack;
 use std::path::PathBuf;
 
 /// The bundled model's file.
@@ -37,6 +38,32 @@ pub fn prose(model: &Model, n: usize) -> Vec<Token> {
     }
     tokens.truncate(n);
     tokens
+}
+
+/// Reads a text and asks for each of its needles: which are found.
+pub fn answers(session: &mut Session, haystack: &Haystack) -> Vec<bool> {
+    let model = session.model().clone();
+    session.read(&model.tokenize(&haystack.text, true)).unwrap();
+    let n = session.tokens().len();
+    let ask = |needle: &kiv_haystack::Needle| {
+        session
+            .read_one_by_one(&model.tokenize(&needle.question, false))
+            .unwrap();
+        let options = GenerateOptions {
+            max_tokens: Some(6),
+            sampling: Sampling::greedy(),
+            ..GenerateOptions::default()
+        };
+        let text: String = session.generate(options).map(|p| p.unwrap().text).collect();
+        session.truncate(n).unwrap();
+        needle.is_answered_by(&text)
+    };
+    haystack
+        .needles
+        .iter()
+        .map(|placed| &placed.needle)
+        .map(ask)
+        .collect()
 }
 
 /// The program, in `dir` and with a cache folder of the tests' own.

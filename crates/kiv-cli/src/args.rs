@@ -570,11 +570,13 @@ fn rope_scaling(name: &str) -> Result<RopeScaling, String> {
 }
 
 fn positions(name: &str) -> Result<Positions, String> {
-    match name {
-        "absolute" => Ok(Positions::Absolute),
-        "remapped" => Ok(Positions::Remapped),
-        _ => Err("there are absolute, remapped".to_owned()),
-    }
+    let found = Positions::ALL.into_iter().find(|p| p.name() == name);
+    found.ok_or_else(|| {
+        format!(
+            "there are {}",
+            Positions::ALL.map(Positions::name).join(", ")
+        )
+    })
 }
 
 fn policy(name: &str) -> Result<String, String> {

@@ -18,6 +18,7 @@ pub use error::HubError;
 use cache::{Folder, has_length};
 use client::Client;
 use download::Task;
+use kiv_models::is_sha256;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -470,10 +471,6 @@ fn cached(folder: &Folder, wanted: &Wanted, why: &str) -> Option<Fetched> {
             offline: Some(why.to_owned()),
         })
     })
-}
-
-fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

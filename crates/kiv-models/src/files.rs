@@ -1,6 +1,6 @@
 //! GGUF files in folders: names, quantization tags, split models.
 
-use crate::{FoundModel, Problem, Source};
+use crate::{FileName, FoundModel, Problem, Source};
 use std::path::{Path, PathBuf};
 
 /// Entries of a folder, sorted; none if it cannot be read.
@@ -26,10 +26,8 @@ pub(crate) fn models_in(folder: &Path) -> Vec<PathBuf> {
             found.extend(models_in(&path));
             continue;
         }
-        let name = name(&path);
-        let lower = name.to_lowercase();
-        let later_part = part(&name).is_some_and(|(_, number, _)| number != 1);
-        if lower.ends_with(".gguf") && !lower.contains("mmproj") && !later_part {
+        let is_first = |file: FileName| file.part.is_none_or(|(number, _)| number == 1);
+        if FileName::parse(&name(&path)).is_some_and(is_first) {
             found.push(path);
         }
     }

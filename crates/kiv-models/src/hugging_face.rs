@@ -37,6 +37,5 @@ fn newest(folder: &Path) -> Option<PathBuf> {
 fn checksum(file: &Path) -> Option<String> {
     let blob = std::fs::read_link(file).ok()?;
     let name = name(&blob).to_lowercase();
-    let is_sha256 = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
-    is_sha256.then_some(name)
+    crate::is_sha256(&name).then_some(name)
 }

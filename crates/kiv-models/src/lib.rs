@@ -334,6 +334,12 @@ impl FileName {
     }
 }
 
+/// Whether this is a SHA-256 in hexadecimal.
+#[must_use]
+pub fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// Whether somebody who writes this means a file, not a name.
 #[must_use]
 pub fn is_path(model: &Path) -> bool {

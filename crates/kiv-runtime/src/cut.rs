@@ -1,6 +1,7 @@
 //! Going back: cuts within the window, and those that reach what has left it.
 
 use crate::cells::CellMap;
+use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::hot::{self, Hot};
 use crate::session::{Session, Token};
@@ -99,23 +100,18 @@ impl Session {
     /// that do not keep every token must be given.
     pub(crate) fn cut_deep(&mut self, n: usize, partial: Option<Vec<u8>>) -> Result<(), Error> {
         let layout = self.layout.clone();
-        let window_first = |cells: &CellMap| cells.window_first();
         let (engine, caches) = self.context.parts();
         let (Some(tiers), Some(cells)) = (&mut engine.tiers, &engine.cells) else {
             return Err(Error::CannotTruncate);
         };
-        let (Some(form), true) = (self.form.clone(), tiers.policy().retrieves()) else {
+        let is_kept =
+            |form: &DumpForm| tiers.policy().retrieves() && (partial.is_some() || !form.has_rest());
+        let Some(form) = self.form.clone().filter(is_kept) else {
             return Err(Error::TruncateTooFar {
                 to: n,
-                window_first: window_first(cells),
+                window_first: cells.window_first(),
             });
         };
-        if form.has_rest() && partial.is_none() {
-            return Err(Error::TruncateTooFar {
-                to: n,
-                window_first: window_first(cells),
-            });
-        }
         let new = CellMap::replay(&layout, n);
         let used = hot::by_cell(&new);
         tiers.sinks_go_home(caches, cells)?;
@@ -220,26 +216,24 @@ impl Session {
         if same == prompt.len() && !all_known {
             same = same.saturating_sub(1);
         }
-        if same == 0 && !self.tokens.is_empty() {
-            self.clear()?;
-        } else {
-            match self.truncate(same) {
-                Ok(()) => {}
-                Err(Error::TruncateTooFar { .. } | Error::CannotTruncate) => {
-                    let marked = self.marked().filter(|marked| *marked < same);
-                    same = marked.unwrap_or(0);
-                    match marked.map(|marked| self.truncate(marked)) {
-                        Some(Ok(())) => {}
-                        Some(Err(Error::TruncateTooFar { .. } | Error::CannotTruncate)) | None => {
-                            self.clear()?;
-                            same = 0;
-                        }
-                        Some(Err(error)) => return Err(error),
-                    }
-                }
-                Err(error) => return Err(error),
+        let marked = self.marked().filter(|marked| *marked < same);
+        for n in [same, marked.unwrap_or(0)] {
+            if n > 0 && self.cut_if_possible(n)? {
+                return Ok(n);
             }
         }
-        Ok(same)
+        if !self.tokens.is_empty() {
+            self.clear()?;
+        }
+        Ok(0)
+    }
+
+    /// Cuts the sequence back to its first `n` tokens, and says whether that can be done.
+    fn cut_if_possible(&mut self, n: usize) -> Result<bool, Error> {
+        match self.truncate(n) {
+            Ok(()) => Ok(true),
+            Err(Error::TruncateTooFar { .. } | Error::CannotTruncate) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }

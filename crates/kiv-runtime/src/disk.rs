@@ -91,7 +91,8 @@ fn identity(
         .map(|(key, value)| (key.to_owned(), value))
         .to_vec();
     if options.positions == Positions::Remapped {
-        settings.push(("--kv-pos".to_owned(), "remapped".to_owned()));
+        let name = options.positions.name().to_owned();
+        settings.push(("--kv-pos".to_owned(), name));
     }
     let title = file.title(&fingerprint);
     Ok(Identity::new(fingerprint, title, geometry, settings))

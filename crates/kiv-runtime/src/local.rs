@@ -26,13 +26,7 @@ impl<'a> Local<'a> {
         batch: &Batch,
         frame: Option<Frame<'a>>,
     ) -> Self {
-        let old = cells.local(layout.sinks).map(|(p, cell)| (p as i32, cell));
-        let new = batch
-            .positions
-            .iter()
-            .copied()
-            .zip(batch.cells.iter().copied());
-        let (positions, cells) = old.chain(new).unzip();
+        let (positions, cells) = batch.with_older(cells.local(layout.sinks));
         Self {
             cache,
             format: cache.format(),

@@ -32,6 +32,20 @@ pub enum Positions {
     Remapped,
 }
 
+impl Positions {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Absolute, Self::Remapped];
+
+    /// Name as in `--kv-pos`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Absolute => "absolute",
+            Self::Remapped => "remapped",
+        }
+    }
+}
+
 /// Rotary position embedding, where it is to differ from the model's.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rope {

@@ -136,7 +136,7 @@ impl Remap {
         if moved.as_ref().is_some_and(|moved| moved.base == base) {
             return false;
         }
-        let own = sink_cells(cells, self.sinks);
+        let own = cells.cells(0, self.sinks);
         let sinks = match moved.take() {
             Some(moved) => moved.sinks,
             None => read_cells(k, &own),
@@ -170,7 +170,7 @@ impl Remap {
     pub fn go_home(&mut self, layer: usize, k: &mut CacheTensor, cells: &CellMap) {
         if let Some(moved) = self.layers[layer].moved.take() {
             let len = k.cell_bytes();
-            stretches(&sink_cells(cells, self.sinks), |at, first, n| {
+            stretches(&cells.cells(0, self.sinks), |at, first, n| {
                 k.write(first, (0, len), &moved.sinks[at * len..(at + n) * len]);
             });
         }
@@ -180,10 +180,6 @@ impl Remap {
     pub fn forget(&mut self) {
         self.layers.iter_mut().for_each(|l| l.moved = None);
     }
-}
-
-fn sink_cells(cells: &CellMap, n: usize) -> Vec<u32> {
-    cells.cells(0, n)
 }
 
 /// Whole cells, one after another.

@@ -137,11 +137,10 @@ impl Sampler {
             if !fits(&one, token) {
                 let mut fitting = all();
                 grammar.apply(&mut fitting);
-                let known = fitting.clone();
                 self.chain.apply(&mut fitting);
                 token = fitting
                     .selected_token()
-                    .filter(|token| fits(&known, *token))?;
+                    .filter(|token| fits(&fitting, *token))?;
             }
             grammar.try_accept(token).ok()?;
         }

@@ -119,13 +119,7 @@ impl Attended<'_> {
             .ok_or("attention without queries")?
             .read_queries(&mut own)?;
         let (k, v) = caches.layer(geometry.il).ok_or("no cache")?;
-        let old = map.resident().map(|(p, cell)| (p as i32, cell));
-        let new = batch
-            .positions
-            .iter()
-            .copied()
-            .zip(batch.cells.iter().copied());
-        let (positions, cells) = old.chain(new).unzip();
+        let (positions, cells) = batch.with_older(map.resident());
         let sinks = node.source(4).map(|s| s.read_f32()).transpose()?;
         let sinks = sinks.unwrap_or_default();
         let mut turned = own.clone();

@@ -19,6 +19,7 @@ use kiv_pool::{PoolLayout, SlotTable, Swap};
 use kiv_store::{ColdTier, Transcoder, Wanted};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 /// From this on a selection is slow; see [`Tiers::is_slow`].
@@ -33,6 +34,18 @@ pub(crate) struct Batch {
     pub positions: Vec<i32>,
     /// Cell of each token; known once the first rows are stored.
     pub cells: Vec<u32>,
+}
+
+impl Batch {
+    /// Positions and cells of rows that are older, and of the batch's own.
+    pub(crate) fn with_older(
+        &self,
+        older: impl Iterator<Item = (usize, u32)>,
+    ) -> (Vec<i32>, Vec<u32>) {
+        let older = older.map(|(position, cell)| (position as i32, cell));
+        let own = self.positions.iter().zip(&self.cells);
+        older.chain(own.map(|(p, c)| (*p, *c))).unzip()
+    }
 }
 
 /// Tiered layers of one sequence.
@@ -312,7 +325,7 @@ impl Tiers {
 
     /// How a layer's rows are shown to policies, if not as they are.
     pub(crate) fn frame(&self, layer: usize, cells: &CellMap) -> Option<Frame<'_>> {
-        let remap = self.remap.as_ref().filter(|_| self.n_sealed > 0)?;
+        let remap = self.remap.as_ref().filter(|_| self.moves())?;
         remap.frame(layer, cells)
     }
 
@@ -433,14 +446,14 @@ impl Tiers {
             )));
         }
         let (k, v) = layer_caches(caches, geometry.il)?;
-        let (mut frame, mut moved) = (None, false);
-        if let Some(remap) = self.remap.as_mut().filter(|_| self.n_sealed > 0) {
-            moved = remap.follow(layer, k, geometry, cells);
-            frame = remap.frame(layer, cells);
-        }
-        if !(self.store.n_blocks() > 0 && self.layout.n_slots > 0) {
+        let (moves, selects) = (self.moves(), self.selects());
+        let remap = self.remap.as_mut().filter(|_| moves);
+        let moved = remap.is_some_and(|remap| remap.follow(layer, k, geometry, cells));
+        if !selects {
             return Ok(());
         }
+        let remap = self.remap.as_ref().filter(|_| moves);
+        let frame = remap.and_then(|remap| remap.frame(layer, cells));
         if let Some(frame) = &frame {
             frame.show_queries(&batch.positions, &mut self.queries, geometry.key_dim);
         }
@@ -609,11 +622,7 @@ impl Tiers {
                     for (cache, run, turn) in [(&*k, keys, turn), (&*v, values, None)] {
                         let rows = self.transcoder.decode(run.rows(), cache.format());
                         let is = read_rows(cache, kv_head, &slot.cells, rows);
-                        let mut should_be = rows.bytes.to_vec();
-                        if let Some(turn) = turn {
-                            turn_rows(turn, rows.format, rows.row_len, &mut should_be);
-                        }
-                        differ |= is != should_be;
+                        differ |= is[..] != turned(rows, turn)[..];
                     }
                     compared += 1;
                     wrong += usize::from(differ);
@@ -697,18 +706,17 @@ fn write_keys(
     rows: Rows<'_>,
     turn: Option<&Turn>,
 ) {
-    match turn {
-        None => write_rows(k, kv_head, cells, rows),
-        Some(turn) => {
-            let mut bytes = rows.bytes.to_vec();
-            turn_rows(turn, rows.format, rows.row_len, &mut bytes);
-            let rows = Rows {
-                bytes: &bytes,
-                ..rows
-            };
-            write_rows(k, kv_head, cells, rows);
-        }
+    let bytes = &turned(rows, turn);
+    write_rows(k, kv_head, cells, Rows { bytes, ..rows });
+}
+
+/// Bytes of rows, turned if need be.
+fn turned<'a>(rows: Rows<'a>, turn: Option<&Turn>) -> Cow<'a, [u8]> {
+    let mut bytes = Cow::Borrowed(rows.bytes);
+    if let Some(turn) = turn {
+        turn_rows(turn, rows.format, rows.row_len, bytes.to_mut());
     }
+    bytes
 }
 
 /// Bytes of a row of one KV head.

@@ -67,7 +67,7 @@ pub(super) fn header(args: &EvalArgs, file: &ModelFile, sha256: &str, plan: &Pla
         "rope_scaling": model.rope_scaling.map(|kind| format!("{kind:?}").to_lowercase()),
         "rope_freq_base": model.rope_freq_base,
         "rope_freq_scale": model.rope_freq_scale,
-        "kv_pos": position_name(model.kv_pos),
+        "kv_pos": model.kv_pos.name(),
         "kv_policy": plan.policies,
         "kv_read_policy": plan.read_policy,
         "kv_window": args.cache.kv_window,
@@ -83,13 +83,6 @@ pub(super) fn header(args: &EvalArgs, file: &ModelFile, sha256: &str, plan: &Pla
         "samples": plan.samples,
         "seed": plan.seed,
     })
-}
-
-fn position_name(positions: Positions) -> &'static str {
-    match positions {
-        Positions::Absolute => "absolute",
-        Positions::Remapped => "remapped",
-    }
 }
 
 /// What makes two cases different besides what their keys spell out.
