@@ -1,4 +1,5 @@
-//! A process that is killed while it writes a context, and disks that are full.
+//! A process that is killed while it writes a context, disks that are full, and folders
+//! that may no longer be written.
 #![cfg(all(feature = "cli", unix))]
 
 mod support;
@@ -6,9 +7,11 @@ mod support;
 use kiv::{Model, Outputs, Session, Token};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::io::{BufRead, BufReader};
+use std::error::Error;
+use std::io::{BufRead, BufReader, Lines};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 use support::{kiv, model, prose, small};
 
@@ -50,9 +53,32 @@ fn writer() {
             continue;
         }
         // Whole micro-batches, whatever was read before.
-        session.read(&text[n..(n + 32).min(text.len())]).unwrap();
-        session.commit().unwrap();
+        let read = session.read(&text[n..(n + 32).min(text.len())]);
+        if let Err(error) = read.and_then(|()| session.commit()) {
+            let causes = std::iter::successors(error.source(), |&cause| cause.source());
+            let causes: Vec<String> = causes.map(ToString::to_string).collect();
+            println!("error: {error}: {}", causes.join(": "));
+            return;
+        }
     }
+}
+
+/// Starts a writer, and returns when it writes. `by` starts it, if anything has to.
+fn start_writer(path: &Path, by: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let writer = std::env::current_exe().unwrap();
+    let mut words = by.iter().map(Path::new).chain([writer.as_path()]);
+    let mut child = Command::new(words.next().unwrap())
+        .args(words)
+        .args(["--exact", "writer", "--ignored", "--nocapture"])
+        .env(FOLDER, path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // From then on it does nothing but read and commit.
+    let mut told = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(told.any(|line| line.unwrap().contains(READY)), "no writer");
+    (child, told)
 }
 
 /// Logits after every 32 tokens, of a session that nothing ever happened to.
@@ -74,16 +100,7 @@ fn kill_writers(kills: usize, seed: u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut lengths = Vec::new();
     for kill in 0..kills {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "writer", "--ignored", "--nocapture"])
-            .env(FOLDER, &path)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        // From then on it does nothing but read and commit.
-        let mut told = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(told.any(|line| line.unwrap().contains(READY)), "no writer");
+        let (mut child, _told) = start_writer(&path, &[]);
         std::thread::sleep(Duration::from_micros(rng.random_range(0..400_000)));
         child.kill().unwrap();
         let status = child.wait().unwrap();
@@ -177,7 +194,50 @@ fn a_full_disk_is_an_error_and_loses_nothing() {
     kiv(dir.path(), &line(&again)).assert().success();
 }
 
-/// The folder goes away, or nothing may be written to it, between two commits.
+/// Nothing may be written to the folder any more: one error, and the last commit stays.
+#[test]
+fn a_folder_that_becomes_read_only_is_an_error() {
+    let model = model();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("context");
+    // Root may write anywhere, unless it gives up the right to.
+    let plain_root = [
+        "setpriv",
+        "--bounding-set=-dac_override,-dac_read_search",
+        "--inh-caps=-all",
+    ];
+    let is_root = std::fs::metadata(dir.path()).unwrap().uid() == 0;
+    let by: &[&str] = if is_root { &plain_root } else { &[] };
+    let (mut child, told) = start_writer(&path, by);
+    while !path.join("manifest").exists() {
+        assert_eq!(
+            child.try_wait().unwrap(),
+            None,
+            "the writer ended by itself"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let allow = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    allow(0o555);
+    let told: Vec<String> = told.map(Result::unwrap).collect();
+    assert!(child.wait().unwrap().success());
+    let errors = told.iter().filter(|line| line.starts_with("error:"));
+    let errors: Vec<&String> = errors.collect();
+    assert!(
+        errors.len() == 1
+            && errors[0].contains("Permission denied")
+            && errors[0].contains("context/"),
+        "{told:?}"
+    );
+    allow(0o755);
+    assert_eq!(kiv_context::verify(&path).unwrap().faults, []);
+    let session = open(&model, &path);
+    let n = session.tokens().len();
+    assert!(n > 0);
+    assert_eq!(session.tokens(), &prose(&model, TEXT)[..n]);
+}
+
+/// The folder goes away between two commits.
 #[test]
 fn a_folder_that_goes_away_is_an_error() {
     let model = model();
