@@ -276,7 +276,8 @@ mod tests {
                 },
                 cold: &store,
                 local: &NoLocal,
-                sinks: &[],
+                takes_rest: false,
+            sinks: &[],
             };
             policy.select(&request, &mut selection).unwrap();
             assert_eq!(selection.head(0).contains(&(needle as u32)), found);

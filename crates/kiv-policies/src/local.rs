@@ -127,6 +127,7 @@ mod tests {
             },
             cold: &NoCold,
             local: &rows,
+            takes_rest: false,
             sinks: &[],
         };
         local.update(&request, 0, 2);

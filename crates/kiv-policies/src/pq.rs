@@ -16,7 +16,7 @@ use kiv_fastscan::Isa;
 use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, groups};
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
 use kiv_policy::{
-    BlockId, ColdRows, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy, PolicyError,
+    BlockId, ColdRows, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy, PolicyError, Rest,
     SelectRequest, Selection,
 };
 use kiv_wire::{Put, Take};
@@ -156,10 +156,12 @@ impl Policy for Pq {
         let (block, n_slots) = (state.geometry.block, state.geometry.n_slots);
         let n_blocks = request.cold.n_blocks();
         let heads = state.heads[request.layer].iter_mut();
-        let wanted = selection.heads_mut().iter_mut();
-        let heads: Vec<_> = heads.zip(wanted).enumerate().collect();
+        let (wanted, rests) = selection.parts_mut();
+        let answers = wanted.iter_mut().zip(rests);
+        let heads: Vec<_> = heads.zip(answers).enumerate().collect();
         let work = n_blocks * block * request.queries.n_tokens() * layer.n_head;
-        for_all(&state.threads, work, heads, |(kv_head, (head, wanted))| {
+        for_all(&state.threads, work, heads, |(kv_head, (head, answer))| {
+            let (wanted, rest) = answer;
             let mut ask = Ask {
                 request,
                 layer,
@@ -178,8 +180,20 @@ impl Policy for Pq {
                     Phase::Prefill => ask.prefill(head),
                 }?;
                 // Nothing is known of blocks without a hit.
+                let gives_rest = request.takes_rest
+                    && request.phase == Phase::Decode
+                    && request.queries.n_tokens() == 1
+                    && head.touched.len() > n_slots;
                 let touched = head.touched.iter().copied();
-                top_of(&head.shares, touched, n_slots, wanted);
+                top_of(
+                    &head.shares,
+                    touched,
+                    n_slots - usize::from(gives_rest),
+                    wanted,
+                );
+                if gives_rest {
+                    ask.rest(head, wanted, rest)?;
+                }
             }
             Ok(())
         })
@@ -434,6 +448,44 @@ impl Ask<'_> {
                 *share = share.max(more)
             })?;
         }
+        Ok(())
+    }
+
+    /// What the keys that were found outside of the wanted blocks are to the queries of
+    /// a token that has just been searched for.
+    fn rest(
+        &self,
+        head: &mut Head,
+        wanted: &[BlockId],
+        rest: &mut Rest,
+    ) -> Result<(), PolicyError> {
+        let (group, dim) = (self.layer.group(), self.layer.value_dim);
+        let Head { hits, one, .. } = head;
+        wanted.iter().for_each(|b| one[*b as usize] = 1.0);
+        rest.values.resize(group * dim, 0.0);
+        let mut row = vec![0f32; dim];
+        for (query, value) in (0..group).zip(rest.values.chunks_exact_mut(dim)) {
+            let (tokens, logits) = hits.of(query);
+            let mut left: Vec<(u32, f32)> = tokens.iter().copied().zip(logits.iter().copied()).filter(|(t, _)| one[*t as usize / self.block] == 0.0).collect();
+            if let Some(cap) = self.layer.soft_cap {
+                left.iter_mut().for_each(|(_, l)| *l = cap * (*l / cap).tanh());
+            }
+            let most: usize = std::env::var("KIV_R").ok().and_then(|v| v.parse().ok()).unwrap_or(4096);
+            if left.len() > most { left.select_nth_unstable_by(most, |a, b| b.1.total_cmp(&a.1)); left.truncate(most); }
+            left.sort_unstable_by_key(|(t, _)| *t);
+            let logits: Vec<f32> = left.iter().map(|(_, l)| *l).collect();
+            let total = log_sum_exp(&logits);
+            rest.logits.push(total);
+            for (token, logit) in &left {
+                let share = exp_nonpositive((*logit - total).min(0.0));
+                let block = *token as usize / self.block;
+                let run = self.request.cold.values(self.request.layer, self.kv_head, block as BlockId, 1)?;
+                let rows = run.rows().slice(*token as usize % self.block, 1);
+                rows.format.decode(rows.bytes, &mut row);
+                value.iter_mut().zip(&row).for_each(|(v, r)| *v += share * r);
+            }
+        }
+        wanted.iter().for_each(|b| one[*b as usize] = 0.0);
         Ok(())
     }
 

@@ -413,7 +413,8 @@ fn ask(
                     },
                     cold,
                     local: &local,
-                    sinks: &[],
+                    takes_rest: false,
+            sinks: &[],
                 },
                 &mut selection,
             )

@@ -4,9 +4,37 @@ use crate::BlockId;
 use thiserror::Error;
 
 /// Blocks wanted per KV head of one layer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Selection {
     heads: Vec<Vec<BlockId>>,
+    rests: Vec<Rest>,
+}
+
+/// What blocks that are not wanted would add to one token's attention, as far as a policy
+/// knows: for every query head of a group one logit and one value, as if they were a
+/// single token's. Softmax parts add up in this form: a set of tokens with logits `l`
+/// and values `v` is the same to a query as one token with the logit `log sum exp l` and
+/// the value `sum exp(l) v / sum exp(l)`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rest {
+    /// `[group]`, before a soft cap; empty if nothing is known. `-inf`: nothing for this
+    /// query head.
+    pub logits: Vec<f32>,
+    /// `[group, value_dim]`.
+    pub values: Vec<f32>,
+}
+
+impl Rest {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.logits.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.logits.clear();
+        self.values.clear();
+    }
 }
 
 /// A selection that breaks the contract of [`crate::Policy::select`].
@@ -47,6 +75,8 @@ impl Selection {
     pub fn reset(&mut self, n_head_kv: usize) {
         self.heads.resize_with(n_head_kv, Vec::new);
         self.heads.iter_mut().for_each(Vec::clear);
+        self.rests.resize_with(n_head_kv, Rest::default);
+        self.rests.iter_mut().for_each(Rest::clear);
     }
 
     /// Number of KV heads.
@@ -75,6 +105,20 @@ impl Selection {
     /// All heads at once, for policies that score heads in parallel.
     pub fn heads_mut(&mut self) -> &mut [Vec<BlockId>] {
         &mut self.heads
+    }
+
+    /// The rest of one KV head.
+    ///
+    /// # Panics
+    /// If `kv_head` is out of range.
+    #[must_use]
+    pub fn rest(&self, kv_head: usize) -> &Rest {
+        &self.rests[kv_head]
+    }
+
+    /// Blocks and rests of all heads at once.
+    pub fn parts_mut(&mut self) -> (&mut [Vec<BlockId>], &mut [Rest]) {
+        (&mut self.heads, &mut self.rests)
     }
 
     /// Checks the contract of [`crate::Policy::select`]. Blocks of each head

@@ -14,4 +14,4 @@ mod layout;
 mod slots;
 
 pub use layout::{PoolConfig, PoolError, PoolLayout};
-pub use slots::{SlotTable, Swap};
+pub use slots::{NONE, SlotTable, Swap};

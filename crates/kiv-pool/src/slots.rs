@@ -11,6 +11,9 @@ pub struct Swap {
     pub leaving: u32,
 }
 
+/// What a slot holds that has been given up: no block.
+pub const NONE: u32 = u32::MAX;
+
 /// The slots of one layer and KV head.
 ///
 /// Starts with block `i` in slot `i`: the tokens that are there anyway when
@@ -71,7 +74,8 @@ impl SlotTable {
         let mut free: Vec<u32> = (0..self.blocks.len() as u32)
             .filter(|&s| self.last_wanted[s as usize] != stamp)
             .collect();
-        free.sort_by_key(|&s| (self.last_wanted[s as usize], s));
+        let given_up = |s: u32| self.blocks[s as usize] == NONE;
+        free.sort_by_key(|&s| (given_up(s), self.last_wanted[s as usize], s));
         for (block, slot) in missing.into_iter().zip(free) {
             let leaving = std::mem::replace(&mut self.blocks[slot as usize], block);
             self.last_wanted[slot as usize] = stamp;
@@ -82,6 +86,33 @@ impl SlotTable {
             });
         }
         self.index();
+    }
+
+    /// Gives up the last slot: from now on it holds [`NONE`], and [`SlotTable::want`]
+    /// leaves it alone as long as the others are enough.
+    pub fn give_up_last(&mut self) {
+        if let Some(last) = self.blocks.last_mut() {
+            if *last != NONE {
+                *last = NONE;
+                self.index();
+            }
+        }
+    }
+
+    /// If the last slot was given up: what fills it again, the oldest block that is in no
+    /// other slot.
+    pub fn take_back_last(&mut self) -> Option<Swap> {
+        let slot = self.blocks.iter().position(|b| *b == NONE)?;
+        // More blocks than slots were there when it was given up.
+        let block = (0..).zip(&self.resident).find(|(i, r)| *i != r.0);
+        let block = block.map_or(self.resident.len() as u32, |(i, _)| i);
+        self.blocks[slot] = block;
+        self.index();
+        Some(Swap {
+            slot: slot as u32,
+            block,
+            leaving: NONE,
+        })
     }
 
     /// Puts `blocks[i]` in slot `i` for every slot, whatever was there: the

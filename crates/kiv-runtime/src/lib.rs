@@ -29,6 +29,7 @@ mod options;
 mod persist;
 mod probe;
 mod remap;
+mod rest;
 mod rope;
 mod sampling;
 mod session;

@@ -8,6 +8,7 @@ use crate::llama::{CacheTensor, Caches, Node};
 use crate::local::Local;
 use crate::persist::slots_at_home;
 use crate::remap::{Frame, Remap, turn_rows};
+use crate::rest;
 use crate::rope::Turn;
 use crate::stats::Stats;
 use kiv_context::DiskTier;
@@ -471,6 +472,13 @@ impl Tiers {
             },
             cold: &*self.store,
             local: &local,
+            takes_rest: self.shuffle.is_none()
+                && self.remap.is_none()
+                && batch.positions.len() == 1
+                && batch.phase == Phase::Decode
+                && self.layout.n_slots > 1
+                && k.format().group_len() == 1
+                && std::env::var_os("KIV_REST").is_some(),
             sinks: &self.sinks[layer],
         };
         let il = geometry.il;
@@ -496,16 +504,30 @@ impl Tiers {
         self.stats.select += selected - started;
         self.stats.selections += 1;
         self.swaps.resize_with(geometry.n_head_kv, Vec::new);
+        let mut rests = Vec::new();
         for kv_head in 0..geometry.n_head_kv {
             let wanted = self.selection.head(kv_head);
+            let rest = self.selection.rest(kv_head);
+            let group = geometry.group() * geometry.key_dim;
+            let queries = &self.queries[kv_head * group..][..group];
+            let rest = (!rest.is_empty()).then(|| {
+                rest::rows(geometry, k.format(), queries, rest, self.layout.block)
+            }).flatten();
             let (table, swaps) = (&mut self.slots[layer][kv_head], &mut self.swaps[kv_head]);
             if let Some(rng) = &mut self.shuffle {
                 let mut blocks = table.blocks().to_vec();
                 blocks.shuffle(rng);
                 table.place_all(&blocks, swaps);
             } else {
+                if rest.is_some() {
+                    table.give_up_last();
+                }
                 table.want(wanted, batch.step, swaps);
+                if rest.is_none() {
+                    swaps.extend(table.take_back_last());
+                }
             }
+            rests.push(rest);
             self.stats.blocks_wanted += wanted.len() as u64;
             self.stats.blocks_swapped += swaps.len() as u64;
         }
@@ -535,6 +557,16 @@ impl Tiers {
                 if result.is_err() {
                     // The slot still holds what it held.
                     self.slots[layer][kv_head].put(swap.slot, swap.leaving);
+                }
+            }
+        }
+        for (kv_head, rest) in rests.iter().enumerate() {
+            if let Some([keys, values]) = rest {
+                let slot = Slot::new(&self.layout, cells, self.layout.n_slots - 1);
+                for (cache, values, row_len) in [(&mut *k, keys, geometry.key_dim), (&mut *v, values, geometry.value_dim)] {
+                    let format = cache.format();
+                    let bytes = format.encode(values);
+                    write_rows(cache, kv_head, &slot.cells, Rows { format, row_len, bytes: &bytes });
                 }
             }
         }
