@@ -128,7 +128,8 @@ pub trait Device {
     /// [`DeviceError::Failed`], also if work before it failed.
     fn sync(&mut self, event: &Self::Event) -> Result<(), DeviceError>;
 
-    /// Time from one point to another, both of which have been reached.
+    /// Time from one point to another, both of which have been reached; zero if the other
+    /// came first.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].

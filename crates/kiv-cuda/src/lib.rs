@@ -7,5 +7,6 @@
 
 mod device;
 pub mod reference;
+pub mod sim;
 pub mod work;
 pub use device::{Buffer, Device, DeviceError, Memory, Stream};
