@@ -6,7 +6,9 @@
 //! runs on a GPU yet, and nothing knows of llama.cpp.
 
 mod device;
+mod pool;
 pub mod reference;
 pub mod sim;
 pub mod work;
 pub use device::{Buffer, Device, DeviceError, Memory, Stream};
+pub use pool::{LayerShape, PinnedPool, Place, PoolError, PoolUse, Row};

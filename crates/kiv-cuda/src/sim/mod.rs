@@ -369,6 +369,13 @@ impl Device for SimDevice {
         Ok(())
     }
 
+    fn pinned(&self, from: At, bytes: usize) -> Result<&[u8], DeviceError> {
+        if self.inside(from, bytes)? != Memory::Pinned {
+            return Err(WorkError::WrongMemory(from.buffer).into());
+        }
+        Ok(execute::slice(&self.bytes, from, bytes))
+    }
+
     fn upload(&mut self, stream: Stream, to: At, bytes: &[u8]) -> Result<(), DeviceError> {
         self.call();
         self.queue(stream)?;
@@ -402,7 +409,9 @@ impl Device for SimDevice {
         self.call();
         self.queue(stream)?;
         self.inside(from, bytes)?;
-        self.inside(to, bytes)?;
+        if self.inside(to, bytes)? != Memory::Device {
+            return Err(WorkError::WrongMemory(to.buffer).into());
+        }
         if self.fails(Call::Transfer) {
             return Err(DeviceError::Failed("a copy, as asked for".to_owned()));
         }
