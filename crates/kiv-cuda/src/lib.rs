@@ -6,9 +6,15 @@
 //! runs on a GPU yet, and nothing knows of llama.cpp.
 
 mod device;
+mod pager;
 mod pool;
+mod predict;
 pub mod reference;
 pub mod sim;
+mod swap;
 pub mod work;
 pub use device::{Buffer, Device, DeviceError, Memory, Stream};
+pub use pager::Pager;
 pub use pool::{LayerShape, PinnedPool, Place, PoolError, PoolUse, Row};
+pub use predict::{PredictConfig, Predictor};
+pub use swap::{Counters, Overlap, SwapConfig, SwapError, Swapper};

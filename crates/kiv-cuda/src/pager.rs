@@ -1,0 +1,172 @@
+//! Slots of all layers, what is in them and what is on its way.
+
+use crate::device::{Device, DeviceError};
+use crate::pool::{PinnedPool, PoolError};
+use crate::predict::{PredictConfig, Predictor};
+use crate::swap::{SwapError, Swapper};
+use kiv_policy::Selection;
+use kiv_pool::{SlotTable, Swap};
+
+/// Keeps what is wanted in the slots of every layer, and fetches ahead what may be.
+///
+/// For every token: [`Pager::fetch`] for a layer some time before its turn, then
+/// [`Pager::ensure`] with what its queries want, then attention on the compute stream, then
+/// [`Pager::attended`]. Slots hold the same blocks whatever was fetched ahead.
+pub struct Pager<D: Device> {
+    pool: PinnedPool,
+    swapper: Swapper<D>,
+    predictor: Predictor,
+    /// `[layer][head]`
+    tables: Vec<Vec<SlotTable>>,
+    /// Blocks that there are rows of.
+    n_blocks: u32,
+    swaps: Vec<Vec<Swap>>,
+}
+
+impl<D: Device> Pager<D> {
+    /// A pager for the rows of `pool`, and slots with what `tables`, `[layer][KV head]`, say.
+    ///
+    /// # Panics
+    /// If there are not tables for every layer of the pool.
+    #[must_use]
+    pub fn new(
+        pool: PinnedPool,
+        swapper: Swapper<D>,
+        predict: PredictConfig,
+        tables: Vec<Vec<SlotTable>>,
+    ) -> Self {
+        assert_eq!(pool.layers().len(), tables.len(), "tables of every layer");
+        let n_heads: Vec<usize> = tables.iter().map(Vec::len).collect();
+        Self {
+            pool,
+            swapper,
+            predictor: Predictor::new(predict, &n_heads),
+            tables,
+            n_blocks: 0,
+            swaps: Vec::new(),
+        }
+    }
+
+    /// The cold rows, to add some. They count once [`Pager::publish`] says so.
+    pub fn pool_mut(&mut self) -> &mut PinnedPool {
+        &mut self.pool
+    }
+
+    /// The cold rows.
+    #[must_use]
+    pub fn pool(&self) -> &PinnedPool {
+        &self.pool
+    }
+
+    /// Says that rows of the first `n_blocks` blocks are in the pool.
+    pub fn publish(&mut self, n_blocks: u32) {
+        self.n_blocks = n_blocks;
+    }
+
+    /// What moves blocks: counters, and how much was hidden.
+    pub fn swapper_mut(&mut self) -> &mut Swapper<D> {
+        &mut self.swapper
+    }
+
+    /// Slots of a layer, by KV head.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    #[must_use]
+    pub fn tables(&self, layer: usize) -> &[SlotTable] {
+        &self.tables[layer]
+    }
+
+    /// Fetches what a layer will probably want at `step`; returns how many blocks. To be
+    /// called while something else is computed.
+    ///
+    /// # Errors
+    /// [`PoolError`]; nothing is lost but time.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn fetch(&mut self, device: &mut D, layer: usize, step: u64) -> Result<usize, PoolError> {
+        let tables = &self.tables[layer];
+        let likely = self.predictor.likely(layer, step, tables, self.n_blocks);
+        self.swapper.fetch(device, &self.pool, layer, &likely)
+    }
+
+    /// Brings what a layer wants into its slots, before whatever the compute stream is given
+    /// next. `wanted` has been validated; `runners` are what came next in the policy's
+    /// opinion, if it says; `cells` are those of every slot.
+    ///
+    /// # Errors
+    /// [`SwapError`]. Tables say what slots hold then, so this may be called again.
+    ///
+    /// # Panics
+    /// If `wanted` is for another number of KV heads, or [`SlotTable::want`] does.
+    pub fn ensure(
+        &mut self,
+        device: &mut D,
+        (layer, step): (usize, u64),
+        wanted: &Selection,
+        runners: Option<&Selection>,
+        cells: &[u32],
+    ) -> Result<(), SwapError> {
+        let tables = &mut self.tables[layer];
+        assert_eq!(
+            wanted.n_heads(),
+            tables.len(),
+            "a selection for every KV head"
+        );
+        self.swaps.resize_with(tables.len(), Vec::new);
+        for (head, table) in tables.iter_mut().enumerate() {
+            let (wanted, swaps) = (wanted.head(head), &mut self.swaps[head]);
+            table.want(wanted, step, swaps);
+            let runners = runners.map_or(&[][..], |r| r.head(head));
+            let at = (layer, head);
+            self.predictor.observe(at, step, wanted, runners, swaps);
+        }
+        let swaps = &self.swaps;
+        let result = self.swapper.swap(device, &self.pool, layer, swaps, cells);
+        if let Err(error) = &result {
+            for (head, swap) in &error.undone {
+                self.tables[layer][*head as usize].put(swap.slot, swap.leaving);
+            }
+        }
+        result
+    }
+
+    /// Says that a layer's attention has been submitted.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn attended(&mut self, device: &mut D, layer: usize) -> Result<(), DeviceError> {
+        self.swapper.attended(device, layer)
+    }
+
+    /// Forgets blocks from `n_blocks` on. Slots hold what `tables` say from then on.
+    ///
+    /// # Errors
+    /// [`PoolError::Device`].
+    ///
+    /// # Panics
+    /// If there are not tables for every layer.
+    pub fn truncate(
+        &mut self,
+        device: &mut D,
+        n_blocks: u32,
+        tables: Vec<Vec<SlotTable>>,
+    ) -> Result<(), PoolError> {
+        assert_eq!(self.tables.len(), tables.len(), "tables of every layer");
+        self.tables = tables;
+        self.n_blocks = self.n_blocks.min(n_blocks);
+        self.swapper.forget(n_blocks);
+        self.predictor.truncate(n_blocks);
+        self.pool.truncate(device, n_blocks as usize)
+    }
+
+    /// Gives back all memory, once nothing uses it any more.
+    ///
+    /// # Errors
+    /// [`PoolError::Device`].
+    pub fn release(mut self, device: &mut D) -> Result<(), PoolError> {
+        self.swapper.release(device)?;
+        self.pool.truncate(device, 0)
+    }
+}
