@@ -5,7 +5,13 @@
 //! fits the memory that it names; [`Device`] is what a swapper needs of a GPU. Nothing here
 //! runs on a GPU yet, and nothing knows of llama.cpp.
 
+mod absent;
 mod device;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_driver.rs"]
+mod driver;
 mod pager;
 mod pool;
 mod predict;
@@ -13,7 +19,9 @@ pub mod reference;
 pub mod sim;
 mod swap;
 pub mod work;
+pub use absent::Absent;
 pub use device::{Buffer, Device, DeviceError, Memory, Stream};
+pub use driver::{CudaDevice, open_or_say};
 pub use pager::Pager;
 pub use pool::{LayerShape, PinnedPool, Place, PoolError, PoolUse, Row};
 pub use predict::{PredictConfig, Predictor};

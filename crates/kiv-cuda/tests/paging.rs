@@ -318,7 +318,7 @@ impl World {
                 self.fill(keep, step as u64);
                 self.slots_go_home();
             }
-            for layer in 0..n_layers {
+            for (layer, wanted) in trace[step].iter().enumerate() {
                 self.d.compute(self.compute, &[], setup.times[0]).unwrap();
                 if setup.host_waits {
                     let queries = self.d.record(self.compute).unwrap();
@@ -331,19 +331,18 @@ impl World {
                 let next = &trace[step + 1][layer];
                 runners.reset(next.n_heads());
                 for head in 0..next.n_heads() {
-                    let wanted = next.head(head);
-                    let wrong = (0..BLOCKS).filter(|b| !wanted.contains(b));
+                    let right = next.head(head);
+                    let wrong = (0..BLOCKS).filter(|b| !right.contains(b));
                     *runners.head_mut(head) = match setup.runners {
-                        Runners::Right => wanted.to_vec(),
+                        Runners::Right => right.to_vec(),
                         _ => wrong.collect(),
                     };
                 }
                 let said = Some(&runners).filter(|_| setup.runners != Runners::Silent);
-                n_failed += self.ensure(layer, step, &trace[step][layer], said);
+                n_failed += self.ensure(layer, step, wanted, said);
                 let (reads, want) = self.attention(layer);
                 for (head, table) in self.pager.tables(layer).iter().enumerate() {
-                    let wanted = trace[step][layer].head(head);
-                    assert!(wanted.iter().all(|b| table.holds(*b)));
+                    assert!(wanted.head(head).iter().all(|b| table.holds(*b)));
                 }
                 ids.push(
                     self.d
