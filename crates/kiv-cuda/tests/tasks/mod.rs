@@ -1,6 +1,8 @@
 //! Tasks for every kernel, the same for every device: what they give must be the same, bit
 //! by bit.
 
+mod swaps;
+
 use kiv_cuda::work::{
     At, Cache, Coarse, Move, Pairing, Rerotate, Scan, Scatter, Scores, Side, Top, Turn, Work,
 };
@@ -44,11 +46,16 @@ impl<'a, D: Device> Bench<'a, D> {
         Ok(buffer)
     }
 
-    /// Page-locked memory that holds these bytes.
+    /// Page-locked memory that holds these bytes; the device's if there is none.
     pub fn pin(&mut self, bytes: &[u8]) -> Result<Buffer, DeviceError> {
-        let buffer = self.device.alloc(Memory::Pinned, bytes.len())?;
-        self.device.write(buffer.at(0), bytes)?;
-        Ok(buffer)
+        match self.device.alloc(Memory::Pinned, bytes.len()) {
+            Ok(buffer) => {
+                self.device.write(buffer.at(0), bytes)?;
+                Ok(buffer)
+            }
+            Err(DeviceError::OutOfMemory { .. }) => self.place(bytes),
+            Err(other) => Err(other),
+        }
     }
 
     pub fn fetch(&mut self, from: At, bytes: usize) -> Result<Vec<u8>, DeviceError> {
@@ -330,5 +337,6 @@ pub fn run_all<D: Device>(device: &mut D) -> Result<Vec<Outcome>, DeviceError> {
             );
         }
     }
+    all.extend(swaps::run(device)?);
     Ok(all)
 }
