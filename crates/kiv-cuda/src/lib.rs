@@ -1,9 +1,15 @@
-//! What a GPU has to do for the KV cache, without one.
+//! The KV cache's blocks on a GPU.
+//!
+//! [`Pager`] brings blocks that a layer wants into its slots, on streams of its own, and
+//! fetches ahead what it may want next; [`PinnedPool`] keeps cold rows where kernels read
+//! them. Both ask nothing but a [`Device`]: [`CudaDevice`], through CUDA's driver (feature
+//! `cuda`; [`open_or_say`]), or [`sim::SimDevice`], which is not there at all and which tests
+//! use.
 //!
 //! Kernels are in `kernels/`, with a table of what each does. [`reference`](mod@reference)
 //! does the same on the CPU, bit by bit; [`work`] describes a kernel's task and checks that it
-//! fits the memory that it names; [`Device`] is what a swapper needs of a GPU. Nothing here
-//! runs on a GPU yet, and nothing knows of llama.cpp.
+//! fits the memory that it names. `docs/cuda.md` says how all of it plays together, and what
+//! no GPU has confirmed. Nothing here knows of llama.cpp.
 
 mod absent;
 mod device;
