@@ -460,13 +460,12 @@ fn overlaps<D: Device>(device: &mut D, shape: &Shape) -> Result<(), Failure> {
             ..SwapConfig::default()
         };
         let swapper = Swapper::new(device, compute, sides.clone(), shape.rows, config)?;
-        let tables = vec![vec![SlotTable::new(shape.slots); shape.heads as usize]; shape.layers];
         let predict = PredictConfig {
             per_head: shape.new,
             left: 0,
             earlier: 0,
         };
-        let mut pager = Pager::new(pool, swapper, predict, tables);
+        let mut pager = Pager::new(pool, swapper, predict);
         pager.publish(shape.blocks);
         let time = tokens(device, compute, &stand_in, &mut pager, shape, share)?;
         let overlap = pager.swapper_mut().overlap(device)?;
@@ -511,6 +510,7 @@ fn tokens<D: Device>(
     let cells: Vec<u32> = (0..shape.slots as u32 * shape.rows).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let heads = shape.heads as usize;
+    let mut tables = vec![vec![SlotTable::new(shape.slots); heads]; shape.layers];
     // [layer][head]: what is wanted now, and what will be next.
     let first: Vec<u32> = (0..shape.slots as u32).collect();
     let mut now = vec![vec![first; heads]; shape.layers];
@@ -548,14 +548,21 @@ fn tokens<D: Device>(
                         runners.head_mut(head).push(said);
                     }
                 }
-                pager.ensure(device, (layer, step), &wanted, Some(&runners), &cells)?;
+                pager.ensure(
+                    device,
+                    (layer, step),
+                    &mut tables[layer],
+                    &wanted,
+                    Some(&runners),
+                    &cells,
+                )?;
                 pager.attended(device, layer)?;
                 let (next, step) = (
                     (layer + 1) % shape.layers,
                     step + (layer as u64 + 1) / shape.layers as u64,
                 );
                 stand_in.submit(device, compute)?;
-                pager.fetch(device, next, step)?;
+                pager.fetch(device, (next, step), &tables[next])?;
             } else {
                 stand_in.submit(device, compute)?;
             }

@@ -2,7 +2,7 @@
 //!
 //! [`Pager`] brings blocks that a layer wants into its slots, on streams of its own, and
 //! fetches ahead what it may want next; [`PinnedPool`] keeps cold rows where kernels read
-//! them. Both ask nothing but a [`Device`]: [`CudaDevice`], through CUDA's driver (feature
+//! them; [`DeviceTier`] is both as a tier for sealed rows. They ask nothing but a [`Device`]: [`CudaDevice`], through CUDA's driver (feature
 //! `cuda`; [`open_or_say`]), or [`sim::SimDevice`], which is not there at all and which tests
 //! use.
 //!
@@ -24,6 +24,7 @@ mod predict;
 pub mod reference;
 pub mod sim;
 mod swap;
+mod tier;
 pub mod work;
 pub use absent::Absent;
 pub use device::{Buffer, Device, DeviceError, Memory, Stream};
@@ -32,3 +33,4 @@ pub use pager::Pager;
 pub use pool::{LayerShape, PinnedPool, Place, PoolError, PoolUse, Row};
 pub use predict::{PredictConfig, Predictor};
 pub use swap::{Counters, Overlap, SwapConfig, SwapError, Swapper};
+pub use tier::DeviceTier;

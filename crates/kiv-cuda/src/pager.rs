@@ -1,4 +1,4 @@
-//! Slots of all layers, what is in them and what is on its way.
+//! Cold rows, what is in slots and what is on its way.
 
 use crate::device::{Device, DeviceError};
 use crate::pool::{PinnedPool, PoolError};
@@ -7,41 +7,31 @@ use crate::swap::{SwapError, Swapper};
 use kiv_policy::Selection;
 use kiv_pool::{SlotTable, Swap};
 
-/// Keeps what is wanted in the slots of every layer, and fetches ahead what may be.
+/// Brings what is wanted into the slots of every layer, and fetches ahead what may be.
 ///
 /// For every token: [`Pager::fetch`] for a layer some time before its turn, then
 /// [`Pager::ensure`] with what its queries want, then attention on the compute stream, then
-/// [`Pager::attended`]. Slots hold the same blocks whatever was fetched ahead.
+/// [`Pager::attended`]. Slots hold the same blocks whatever was fetched ahead. Slot tables,
+/// by KV head, are the caller's.
 pub struct Pager<D: Device> {
     pool: PinnedPool,
     swapper: Swapper<D>,
     predictor: Predictor,
-    /// `[layer][head]`
-    tables: Vec<Vec<SlotTable>>,
     /// Blocks that there are rows of.
     n_blocks: u32,
     swaps: Vec<Vec<Swap>>,
 }
 
 impl<D: Device> Pager<D> {
-    /// A pager for the rows of `pool`, and slots with what `tables`, `[layer][KV head]`, say.
-    ///
-    /// # Panics
-    /// If there are not tables for every layer of the pool.
+    /// A pager for the rows of `pool`.
     #[must_use]
-    pub fn new(
-        pool: PinnedPool,
-        swapper: Swapper<D>,
-        predict: PredictConfig,
-        tables: Vec<Vec<SlotTable>>,
-    ) -> Self {
-        assert_eq!(pool.layers().len(), tables.len(), "tables of every layer");
-        let n_heads: Vec<usize> = tables.iter().map(Vec::len).collect();
+    pub fn new(pool: PinnedPool, swapper: Swapper<D>, predict: PredictConfig) -> Self {
+        let n_heads = pool.layers().iter().map(|layer| layer.n_heads as usize);
+        let n_heads: Vec<usize> = n_heads.collect();
         Self {
+            predictor: Predictor::new(predict, &n_heads),
             pool,
             swapper,
-            predictor: Predictor::new(predict, &n_heads),
-            tables,
             n_blocks: 0,
             swaps: Vec::new(),
         }
@@ -63,30 +53,31 @@ impl<D: Device> Pager<D> {
         self.n_blocks = n_blocks;
     }
 
-    /// What moves blocks: counters, and how much was hidden.
+    /// What moves blocks: how much was hidden.
     pub fn swapper_mut(&mut self) -> &mut Swapper<D> {
         &mut self.swapper
     }
 
-    /// Slots of a layer, by KV head.
-    ///
-    /// # Panics
-    /// If there is no such layer.
+    /// What moves blocks: counters.
     #[must_use]
-    pub fn tables(&self, layer: usize) -> &[SlotTable] {
-        &self.tables[layer]
+    pub fn swapper(&self) -> &Swapper<D> {
+        &self.swapper
     }
 
-    /// Fetches what a layer will probably want at `step`; returns how many blocks. To be
-    /// called while something else is computed.
+    /// Fetches what a layer will probably want at `step` and has in none of its slots;
+    /// returns how many blocks. To be called while something else is computed.
     ///
     /// # Errors
     /// [`PoolError`]; nothing is lost but time.
     ///
     /// # Panics
     /// If there is no such layer.
-    pub fn fetch(&mut self, device: &mut D, layer: usize, step: u64) -> Result<usize, PoolError> {
-        let tables = &self.tables[layer];
+    pub fn fetch(
+        &mut self,
+        device: &mut D,
+        (layer, step): (usize, u64),
+        tables: &[SlotTable],
+    ) -> Result<usize, PoolError> {
         let likely = self.predictor.likely(layer, step, tables, self.n_blocks);
         self.swapper.fetch(device, &self.pool, layer, &likely)
     }
@@ -104,17 +95,14 @@ impl<D: Device> Pager<D> {
         &mut self,
         device: &mut D,
         (layer, step): (usize, u64),
+        tables: &mut [SlotTable],
         wanted: &Selection,
         runners: Option<&Selection>,
         cells: &[u32],
     ) -> Result<(), SwapError> {
-        let tables = &mut self.tables[layer];
-        assert_eq!(
-            wanted.n_heads(),
-            tables.len(),
-            "a selection for every KV head"
-        );
-        self.swaps.resize_with(tables.len(), Vec::new);
+        let n_heads = tables.len();
+        assert_eq!(wanted.n_heads(), n_heads, "a selection for every KV head");
+        self.swaps.resize_with(n_heads, Vec::new);
         for (head, table) in tables.iter_mut().enumerate() {
             let (wanted, swaps) = (wanted.head(head), &mut self.swaps[head]);
             table.want(wanted, step, swaps);
@@ -126,7 +114,7 @@ impl<D: Device> Pager<D> {
         let result = self.swapper.swap(device, &self.pool, layer, swaps, cells);
         if let Err(error) = &result {
             for (head, swap) in &error.undone {
-                self.tables[layer][*head as usize].put(swap.slot, swap.leaving);
+                tables[*head as usize].put(swap.slot, swap.leaving);
             }
         }
         result
@@ -140,21 +128,12 @@ impl<D: Device> Pager<D> {
         self.swapper.attended(device, layer)
     }
 
-    /// Forgets blocks from `n_blocks` on. Slots hold what `tables` say from then on.
+    /// Forgets blocks from `n_blocks` on. Slots that held some hold nothing that counts:
+    /// the caller's tables must not name those blocks any more.
     ///
     /// # Errors
     /// [`PoolError::Device`].
-    ///
-    /// # Panics
-    /// If there are not tables for every layer.
-    pub fn truncate(
-        &mut self,
-        device: &mut D,
-        n_blocks: u32,
-        tables: Vec<Vec<SlotTable>>,
-    ) -> Result<(), PoolError> {
-        assert_eq!(self.tables.len(), tables.len(), "tables of every layer");
-        self.tables = tables;
+    pub fn truncate(&mut self, device: &mut D, n_blocks: u32) -> Result<(), PoolError> {
         self.n_blocks = self.n_blocks.min(n_blocks);
         self.swapper.forget(n_blocks);
         self.predictor.truncate(n_blocks);

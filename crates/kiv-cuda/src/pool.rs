@@ -3,7 +3,7 @@
 
 use crate::device::{Buffer, Device, DeviceError, Memory};
 use crate::work::At;
-use kiv_policy::RowFormat;
+use kiv_policy::{Geometry, LayerGeometry, RowFormat};
 
 /// What a layer's blocks are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,18 @@ pub struct LayerShape {
 }
 
 impl LayerShape {
+    /// Of all layers of a model.
+    #[must_use]
+    pub fn all(geometry: &Geometry) -> Vec<Self> {
+        let stored = [geometry.key_format, geometry.value_format];
+        let of_layer = |layer: &LayerGeometry| Self {
+            n_heads: layer.n_head_kv as u32,
+            row_len: [layer.key_dim, layer.value_dim].map(|len| len as u32),
+            stored,
+        };
+        geometry.layers.iter().map(of_layer).collect()
+    }
+
     /// Bytes of `n_rows` rows of K (`side` 0) or V.
     ///
     /// # Panics
@@ -250,15 +262,25 @@ impl PinnedPool {
         })
     }
 
-    /// Rows, as the host reads them.
+    /// Rows of a run of blocks that lie together: from `row` on, at least that one and at
+    /// most `max`.
     ///
     /// # Errors
     /// [`PoolError`].
-    pub fn read<'a, D: Device>(&'a self, device: &'a D, row: Row) -> Result<&'a [u8], PoolError> {
-        let (_, _, len) = self.locate(row)?;
-        Ok(match self.find(row)? {
-            Place::Pinned(at) => device.pinned(at, len)?,
-            Place::Pageable(rows) => rows,
+    pub fn run<'a, D: Device>(
+        &'a self,
+        device: &'a D,
+        row: Row,
+        max: usize,
+    ) -> Result<&'a [u8], PoolError> {
+        let (chunk, at, len) = self.locate(row)?;
+        let rest = self.chunk_blocks - row.block % self.chunk_blocks;
+        // There are gaps between rows that are not multiples of 16 bytes.
+        let most = if len.is_multiple_of(16) { rest } else { 1 };
+        let len = len * max.clamp(1, most as usize);
+        Ok(match &self.chunks[chunk] {
+            Chunk::Pinned(buffer) => device.pinned(buffer.at(at), len)?,
+            Chunk::Pageable(all) => &all[at..at + len],
         })
     }
 
@@ -328,7 +350,7 @@ mod tests {
 
     fn check(pool: &PinnedPool, device: &SimDevice, rows: &[(Row, Vec<u8>)]) {
         for (row, bytes) in rows {
-            assert_eq!(pool.read(device, *row).unwrap(), bytes, "{row:?}");
+            assert_eq!(pool.run(device, *row, 1).unwrap(), bytes, "{row:?}");
         }
     }
 

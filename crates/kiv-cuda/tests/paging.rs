@@ -95,6 +95,7 @@ struct World {
     d: SimDevice,
     compute: Stream,
     pager: Pager<SimDevice>,
+    tables: Vec<Vec<SlotTable>>,
     shapes: Vec<LayerShape>,
     sides: Vec<[Side; 2]>,
     cells: Vec<u32>,
@@ -161,9 +162,9 @@ impl World {
         }
         let pool = PinnedPool::new(shapes.to_vec(), ROWS, 7, setup.max_pinned);
         let swapper = Swapper::new(&mut d, compute, sides.clone(), ROWS, setup.swap).unwrap();
-        let tables = home(&shapes);
         let mut world = Self {
-            pager: Pager::new(pool, swapper, setup.predict, tables),
+            pager: Pager::new(pool, swapper, setup.predict),
+            tables: home(&shapes),
             setup,
             d,
             compute,
@@ -252,7 +253,7 @@ impl World {
     fn attention(&mut self, layer: usize) -> (Vec<(kiv_cuda::work::At, usize)>, Vec<u8>) {
         let (mut reads, mut expected) = (Vec::new(), Vec::new());
         for head in 0..self.shapes[layer].n_heads {
-            let blocks = self.pager.tables(layer)[head as usize].blocks().to_vec();
+            let blocks = self.tables[layer][head as usize].blocks().to_vec();
             for (slot, block) in blocks.into_iter().enumerate() {
                 for side in 0..2 {
                     let cache = self.sides[layer][side].cache;
@@ -284,10 +285,14 @@ impl World {
     ) -> usize {
         for n_failed in 0.. {
             let at = (layer, step as u64);
-            match self
-                .pager
-                .ensure(&mut self.d, at, wanted, runners, &self.cells)
-            {
+            match self.pager.ensure(
+                &mut self.d,
+                at,
+                &mut self.tables[layer],
+                wanted,
+                runners,
+                &self.cells,
+            ) {
                 Ok(()) => return n_failed,
                 Err(error) => {
                     assert!(matches!(
@@ -313,8 +318,8 @@ impl World {
                 self.d.repair();
                 self.d.breaks(Call::Pinned, 0);
                 let keep = rng.random_range(SLOTS as u32..BLOCKS);
-                let tables = home(&self.shapes);
-                self.pager.truncate(&mut self.d, keep, tables).unwrap();
+                self.pager.truncate(&mut self.d, keep).unwrap();
+                self.tables = home(&self.shapes);
                 self.fill(keep, step as u64);
                 self.slots_go_home();
             }
@@ -341,7 +346,7 @@ impl World {
                 let said = Some(&runners).filter(|_| setup.runners != Runners::Silent);
                 n_failed += self.ensure(layer, step, wanted, said);
                 let (reads, want) = self.attention(layer);
-                for (head, table) in self.pager.tables(layer).iter().enumerate() {
+                for (head, table) in self.tables[layer].iter().enumerate() {
                     assert!(wanted.head(head).iter().all(|b| table.holds(*b)));
                 }
                 ids.push(
@@ -353,7 +358,11 @@ impl World {
                 self.pager.attended(&mut self.d, layer).unwrap();
                 // The next layer's, while this one's attention is computed.
                 let (layer, step) = ((layer + 1) % n_layers, step + (layer + 1) / n_layers);
-                if self.pager.fetch(&mut self.d, layer, step as u64).is_err() {
+                if self
+                    .pager
+                    .fetch(&mut self.d, (layer, step as u64), &self.tables[layer])
+                    .is_err()
+                {
                     n_failed += 1;
                 }
             }

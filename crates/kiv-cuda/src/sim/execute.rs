@@ -14,7 +14,7 @@ pub(super) fn slice_mut(bytes: &mut Bytes, at: At, len: usize) -> &mut [u8] {
 }
 
 /// What checked work does, to be done later.
-pub(super) fn task(work: &Work<'_>) -> Box<dyn FnOnce(&mut Bytes)> {
+pub(super) fn task(work: &Work<'_>) -> Box<dyn FnOnce(&mut Bytes) + Send + Sync> {
     match *work {
         Work::Scatter(work) => {
             let (moves, cells) = (work.moves.to_vec(), work.cells.to_vec());

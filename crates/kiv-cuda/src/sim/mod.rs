@@ -68,7 +68,7 @@ pub enum Call {
     Submit,
 }
 
-type Task = Box<dyn FnOnce(&mut Vec<Vec<u8>>, &mut Vec<Vec<u8>>)>;
+type Task = Box<dyn FnOnce(&mut Vec<Vec<u8>>, &mut Vec<Vec<u8>>) + Send + Sync>;
 
 /// Something submitted and not yet executed.
 struct Op {

@@ -90,20 +90,33 @@ pub fn run<D: Device>(device: &mut D) -> Result<Vec<Outcome>, DeviceError> {
             staging: 40_000,
         };
         let swapper = Swapper::new(bench.device, bench.stream, sides.clone(), ROWS, config)?;
-        let tables = vec![vec![SlotTable::new(SLOTS); HEADS as usize]; shapes.len()];
+        let mut tables = vec![vec![SlotTable::new(SLOTS); HEADS as usize]; shapes.len()];
         let predict = PredictConfig {
             per_head: 4,
             left: 4,
             earlier: 1,
         };
-        let mut pager = Pager::new(pool, swapper, predict, tables);
+        let mut pager = Pager::new(pool, swapper, predict);
         pager.publish(BLOCKS);
+        // Caches are cleared on the stream that attention runs on.
+        for layer in 0..shapes.len() {
+            pager.attended(bench.device, layer)?;
+        }
         for step in 0..6u64 {
             for (layer, sides) in sides.iter().enumerate() {
                 let (wanted, runners) = (selection(SLOTS / 2, bench), selection(6, bench));
-                pager.fetch(bench.device, layer, step).map_err(told)?;
-                let swapped =
-                    pager.ensure(bench.device, (layer, step), &wanted, Some(&runners), &cells);
+                let at = (layer, step);
+                pager
+                    .fetch(bench.device, at, &tables[layer])
+                    .map_err(told)?;
+                let swapped = pager.ensure(
+                    bench.device,
+                    at,
+                    &mut tables[layer],
+                    &wanted,
+                    Some(&runners),
+                    &cells,
+                );
                 swapped.map_err(|e| told(e.source))?;
                 let mut bytes = Vec::new();
                 for side in sides {
