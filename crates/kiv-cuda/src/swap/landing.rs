@@ -71,10 +71,6 @@ impl Landing {
         Ok(Some(landing))
     }
 
-    pub(super) fn n_places(&self) -> u32 {
-        self.n_places
-    }
-
     pub(super) fn sides(&self, layer: usize) -> [Side; 2] {
         self.sides[layer]
     }

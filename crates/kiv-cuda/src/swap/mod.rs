@@ -69,6 +69,22 @@ pub struct Counters {
     pub waits: u64,
 }
 
+impl Counters {
+    /// Share of the blocks that came into slots, 0 to 1, that had landed before they were
+    /// wanted; 0 if none came.
+    #[must_use]
+    pub fn foreseen(&self) -> f64 {
+        self.landed as f64 / self.blocks.max(1) as f64
+    }
+
+    /// Share of the blocks fetched ahead, 0 to 1, that came into slots so far; 0 if none
+    /// were.
+    #[must_use]
+    pub fn useful(&self) -> f64 {
+        self.landed as f64 / self.fetched.max(1) as f64
+    }
+}
+
 /// A swap that failed, in whole or in part.
 #[derive(Debug, thiserror::Error)]
 #[error("blocks of layer {layer} could not be swapped in")]
@@ -184,19 +200,6 @@ impl<D: Device> Swapper<D> {
     /// [`DeviceError::Failed`].
     pub fn overlap(&mut self, device: &mut D) -> Result<Overlap, DeviceError> {
         self.meter.read(device)
-    }
-
-    /// Landing places of a layer.
-    #[must_use]
-    pub fn n_landing(&self) -> u32 {
-        self.landing.as_ref().map_or(0, Landing::n_places)
-    }
-
-    /// Whether a block is on the device, or on its way there, without being in a slot.
-    #[must_use]
-    pub fn has_landed(&self, layer: usize, head: u32, block: u32) -> bool {
-        let landing = self.landing.as_ref();
-        landing.is_some_and(|l| l.find(layer, (head, block)).is_some())
     }
 
     /// Says that everything submitted to the compute stream so far, attention of this

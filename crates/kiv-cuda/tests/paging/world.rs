@@ -1,5 +1,4 @@
-//! Slots hold what was wanted, whatever was predicted, whatever memory there was and
-//! whatever failed; and what was predicted well costs no time.
+//! A model of a few layers on a simulated device, whose attention reads its slots.
 
 use kiv_cuda::sim::{Call, SimConfig, SimDevice};
 use kiv_cuda::work::{Cache, Side};
@@ -9,19 +8,18 @@ use kiv_cuda::{
 };
 use kiv_policy::{RowFormat, Selection};
 use kiv_pool::SlotTable;
-use proptest::prelude::*;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 use std::time::Duration;
 
-const ROWS: u32 = 4;
-const SLOTS: usize = 6;
-const BLOCKS: u32 = 40;
+pub const ROWS: u32 = 4;
+pub const SLOTS: usize = 6;
+pub const BLOCKS: u32 = 40;
 
 /// What the policy says came next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Runners {
+pub enum Runners {
     Silent,
     /// What will be wanted for the next token.
     Right,
@@ -30,25 +28,25 @@ enum Runners {
 }
 
 #[derive(Clone, Debug)]
-struct Setup {
-    seed: u64,
-    n_steps: usize,
-    runners: Runners,
-    predict: PredictConfig,
-    swap: SwapConfig,
-    max_pinned: usize,
-    sim: SimConfig,
+pub struct Setup {
+    pub seed: u64,
+    pub n_steps: usize,
+    pub runners: Runners,
+    pub predict: PredictConfig,
+    pub swap: SwapConfig,
+    pub max_pinned: usize,
+    pub sim: SimConfig,
     /// Rows stored in fewer bits.
-    converts: bool,
+    pub converts: bool,
     /// Whether the host waits for queries; else events alone keep the order.
-    host_waits: bool,
+    pub host_waits: bool,
     /// Share of calls that fail once.
-    failures: f64,
+    pub failures: f64,
     /// Step after which the driver gives no page-locked memory, and blocks are forgotten
     /// and others take their numbers.
-    cut: Option<usize>,
+    pub cut: Option<usize>,
     /// Time of a layer without attention, and of attention.
-    times: [Duration; 2],
+    pub times: [Duration; 2],
 }
 
 impl Default for Setup {
@@ -78,34 +76,34 @@ impl Default for Setup {
 }
 
 /// What came of it.
-struct Outcome {
+pub struct Outcome {
     /// What attention read, by step and layer.
-    seen: Vec<Vec<u8>>,
+    pub seen: Vec<Vec<u8>>,
     /// What it should have.
-    expected: Vec<Vec<u8>>,
-    overlap: Overlap,
-    counters: Counters,
-    n_failed: usize,
-    n_races: usize,
-    taken: PoolUse,
+    pub expected: Vec<Vec<u8>>,
+    pub overlap: Overlap,
+    pub counters: Counters,
+    pub n_failed: usize,
+    pub n_races: usize,
+    pub taken: PoolUse,
 }
 
-struct World {
-    setup: Setup,
-    d: SimDevice,
-    compute: Stream,
-    pager: Pager<SimDevice>,
-    tables: Vec<Vec<SlotTable>>,
-    shapes: Vec<LayerShape>,
-    sides: Vec<[Side; 2]>,
-    cells: Vec<u32>,
+pub struct World {
+    pub setup: Setup,
+    pub d: SimDevice,
+    pub compute: Stream,
+    pub pager: Pager<SimDevice>,
+    pub tables: Vec<Vec<SlotTable>>,
+    pub shapes: Vec<LayerShape>,
+    pub sides: Vec<[Side; 2]>,
+    pub cells: Vec<u32>,
     /// Which text a block is from.
-    versions: Vec<u64>,
+    pub versions: Vec<u64>,
     /// What has been made of rows.
-    known: HashMap<(usize, u32, u32, usize, u64), Vec<u8>>,
+    pub known: HashMap<(usize, u32, u32, usize, u64), Vec<u8>>,
 }
 
-fn rows(shape: &LayerShape, row: Row, version: u64) -> Vec<u8> {
+pub fn rows(shape: &LayerShape, row: Row, version: u64) -> Vec<u8> {
     let name = [
         row.layer as u64,
         row.head.into(),
@@ -121,7 +119,7 @@ fn rows(shape: &LayerShape, row: Row, version: u64) -> Vec<u8> {
 }
 
 impl World {
-    fn new(setup: Setup) -> Self {
+    pub fn new(setup: Setup) -> Self {
         let mut d = SimDevice::new(setup.sim.clone());
         let compute = d.stream(false).unwrap();
         let stored = if setup.converts {
@@ -250,7 +248,7 @@ impl World {
     }
 
     /// All rows in slots of a layer: where they are, and what they should be.
-    fn attention(&mut self, layer: usize) -> (Vec<(kiv_cuda::work::At, usize)>, Vec<u8>) {
+    pub fn attention(&mut self, layer: usize) -> (Vec<(kiv_cuda::work::At, usize)>, Vec<u8>) {
         let (mut reads, mut expected) = (Vec::new(), Vec::new());
         for head in 0..self.shapes[layer].n_heads {
             let blocks = self.tables[layer][head as usize].blocks().to_vec();
@@ -276,7 +274,7 @@ impl World {
     }
 
     /// Whatever fails is tried again once it works again.
-    fn ensure(
+    pub fn ensure(
         &mut self,
         layer: usize,
         step: usize,
@@ -306,7 +304,7 @@ impl World {
         unreachable!("it ends");
     }
 
-    fn run(mut self) -> Outcome {
+    pub fn run(mut self) -> Outcome {
         let setup = self.setup.clone();
         let mut rng = ChaCha8Rng::seed_from_u64(setup.seed + 1);
         let trace = trace(&mut rng, &self.shapes, setup.n_steps + 1);
@@ -389,13 +387,13 @@ impl World {
     }
 }
 
-fn home(shapes: &[LayerShape]) -> Vec<Vec<SlotTable>> {
+pub fn home(shapes: &[LayerShape]) -> Vec<Vec<SlotTable>> {
     let of_layer = |s: &LayerShape| vec![SlotTable::new(SLOTS); s.n_heads as usize];
     shapes.iter().map(of_layer).collect()
 }
 
 /// What every layer wants at every step: some of what it wanted before.
-fn trace(rng: &mut ChaCha8Rng, shapes: &[LayerShape], n_steps: usize) -> Vec<Vec<Selection>> {
+pub fn trace(rng: &mut ChaCha8Rng, shapes: &[LayerShape], n_steps: usize) -> Vec<Vec<Selection>> {
     let mut now: Vec<Selection> = Vec::new();
     for shape in shapes {
         let mut selection = Selection::default();
@@ -417,227 +415,4 @@ fn trace(rng: &mut ChaCha8Rng, shapes: &[LayerShape], n_steps: usize) -> Vec<Vec
         all.push(now.clone());
     }
     all
-}
-
-fn run(setup: Setup) -> Outcome {
-    World::new(setup).run()
-}
-
-fn setups() -> impl Strategy<Value = Setup> {
-    let runners = prop_oneof![
-        Just(Runners::Silent),
-        Just(Runners::Right),
-        Just(Runners::Wrong)
-    ];
-    let predict = (0usize..6, 0usize..4, 0usize..3);
-    let sizes = (
-        0u32..12,
-        0usize..8000,
-        prop_oneof![Just(usize::MAX), 0usize..60_000],
-    );
-    let more = (
-        any::<bool>(),
-        any::<bool>(),
-        prop_oneof![Just(0.0), Just(0.3)],
-    );
-    let cut = proptest::option::of(0usize..8);
-    // The caches and staging fit; landing places and page-locked memory may not.
-    let memory = (
-        prop_oneof![Just(1 << 30), 90_000usize..200_000],
-        prop_oneof![Just(1 << 30), 0usize..100_000],
-    );
-    (any::<u32>(), runners, predict, sizes, more, cut, memory).prop_map(
-        |(seed, runners, (per_head, left, earlier), sizes, more, cut, memory)| Setup {
-            seed: seed.into(),
-            n_steps: 8,
-            runners,
-            predict: PredictConfig {
-                per_head,
-                left,
-                earlier,
-            },
-            swap: SwapConfig {
-                landing: sizes.0,
-                staging: sizes.1,
-            },
-            max_pinned: sizes.2,
-            sim: SimConfig {
-                device_bytes: memory.0,
-                pinned_bytes: memory.1,
-                ..SimConfig::default()
-            },
-            converts: more.0,
-            host_waits: more.1,
-            failures: more.2,
-            cut,
-            ..Setup::default()
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn attention_sees_what_was_wanted(setup in setups()) {
-        let outcome = run(setup);
-        prop_assert_eq!(outcome.n_races, 0);
-        prop_assert!(outcome.seen == outcome.expected);
-    }
-
-    #[test]
-    fn nothing_that_is_predicted_changes_what_is_seen(setup in setups()) {
-        let same = Setup { failures: 0.0, host_waits: true, ..setup.clone() };
-        let none = Setup {
-            runners: Runners::Silent,
-            predict: PredictConfig { per_head: 0, left: 0, earlier: 0 },
-            max_pinned: usize::MAX,
-            sim: SimConfig::default(),
-            ..same.clone()
-        };
-        prop_assert!(run(same).seen == run(none).seen);
-    }
-}
-
-fn slow_bus() -> Setup {
-    Setup {
-        n_steps: 40,
-        predict: PredictConfig {
-            per_head: SLOTS,
-            left: 0,
-            earlier: 0,
-        },
-        swap: SwapConfig {
-            landing: 3 * SLOTS as u32,
-            staging: 1 << 16,
-        },
-        // Longer than what it costs to ask for anything.
-        sim: SimConfig {
-            bus: 3e7,
-            kernel: Duration::from_micros(1),
-            ..SimConfig::default()
-        },
-        times: [Duration::from_micros(150), Duration::from_micros(150)],
-        ..Setup::default()
-    }
-}
-
-#[test]
-fn what_is_predicted_well_is_hidden() {
-    let right = run(Setup {
-        runners: Runners::Right,
-        ..slow_bus()
-    });
-    let silent = run(slow_bus());
-    let wrong = run(Setup {
-        runners: Runners::Wrong,
-        ..slow_bus()
-    });
-    for outcome in [&right, &silent, &wrong] {
-        assert!(outcome.seen == outcome.expected && outcome.n_races == 0);
-    }
-    assert!(right.seen == silent.seen && right.seen == wrong.seen);
-    // All but the first token's.
-    let c = right.counters;
-    assert!(c.landed * 10 > c.blocks * 9, "{c:?}");
-    assert!(right.overlap.share() > 0.5, "{:?}", right.overlap);
-    assert!(right.overlap.waited * 2 < silent.overlap.waited);
-    assert_eq!(silent.overlap.hidden(), Duration::ZERO);
-    assert_eq!((silent.counters.fetched, silent.counters.landed), (0, 0));
-    // What is in no slot stays where it landed, and may be wanted some tokens later.
-    assert!(wrong.counters.landed * 3 < c.landed, "{:?}", wrong.counters);
-    assert!(wrong.counters.wasted > 0);
-    assert_eq!(right.counters.blocks, silent.counters.blocks);
-}
-
-#[test]
-fn a_swap_is_one_launch_if_rows_are_page_locked() {
-    let silent = run(slow_bus());
-    let c = silent.counters;
-    // A layer may have wanted nothing new.
-    assert!(c.launches <= 3 * 40 && c.launches > 2 * 40, "{c:?}");
-    assert_eq!(c.staged, 0);
-    let pageable = run(Setup {
-        max_pinned: 0,
-        ..slow_bus()
-    });
-    assert_eq!(pageable.taken.pinned, 0);
-    assert_eq!(
-        pageable.counters.launches, c.launches,
-        "staging is large enough"
-    );
-    assert_eq!(
-        (pageable.counters.staged, pageable.counters.bytes),
-        (c.bytes, c.bytes)
-    );
-    assert!(pageable.seen == silent.seen);
-    // Staging that is too small for a layer costs launches.
-    let mut small = Setup {
-        max_pinned: 0,
-        ..slow_bus()
-    };
-    small.swap.staging = 0;
-    let small = run(small);
-    assert!(small.counters.launches > c.launches && small.seen == silent.seen);
-}
-
-#[test]
-fn without_page_locked_memory_everything_goes_through_the_device() {
-    let mut setup = slow_bus();
-    setup.sim.pinned_bytes = 0;
-    let outcome = run(Setup {
-        runners: Runners::Right,
-        ..setup
-    });
-    assert_eq!(outcome.taken.pinned, 0);
-    assert!(outcome.counters.staged > 0 && outcome.counters.landed > 0);
-    assert!(outcome.seen == outcome.expected && outcome.n_races == 0);
-}
-
-#[test]
-fn memory_that_runs_out_half_way_changes_nothing() {
-    let cut = Setup {
-        cut: Some(20),
-        runners: Runners::Right,
-        ..slow_bus()
-    };
-    let outcome = run(cut);
-    assert!(outcome.taken.pinned > 0 && outcome.taken.pageable > 0);
-    assert!(outcome.counters.staged > 0);
-    assert!(outcome.seen == outcome.expected && outcome.n_races == 0);
-}
-
-#[test]
-fn failures_leave_slots_as_they_were() {
-    let outcome = run(Setup {
-        failures: 0.5,
-        max_pinned: 20_000,
-        ..slow_bus()
-    });
-    assert!(outcome.n_failed > 10);
-    assert!(outcome.seen == outcome.expected);
-}
-
-/// The tests see mistakes: without word of its attention, a layer's slots change under it.
-#[test]
-fn an_attention_that_is_kept_secret_is_a_race() {
-    let setup = Setup {
-        host_waits: false,
-        ..Setup::default()
-    };
-    let mut world = World::new(setup);
-    let mut wanted = Selection::default();
-    wanted.reset(2);
-    for (step, block) in [(0, 20), (1, 30)] {
-        for head in 0..2 {
-            *wanted.head_mut(head) = (block..block + SLOTS as u32).collect();
-        }
-        world.ensure(0, step, &wanted, None);
-        let (reads, _) = world.attention(0);
-        world
-            .d
-            .compute(world.compute, &reads, Duration::from_millis(1))
-            .unwrap();
-    }
-    assert!(!world.d.races().is_empty());
 }
