@@ -440,7 +440,8 @@ impl Device for SimDevice {
     fn submit(&mut self, stream: Stream, work: &Work<'_>) -> Result<(), DeviceError> {
         self.call();
         self.queue(stream)?;
-        let accesses = work.check(|b| self.room(b).map(|r| (r.memory, r.len)))?;
+        work.check(|b| self.room(b).map(|r| (r.memory, r.len)))?;
+        let accesses = work.rows()?;
         if self.fails(Call::Submit) {
             return Err(DeviceError::Failed("a kernel, as asked for".to_owned()));
         }
