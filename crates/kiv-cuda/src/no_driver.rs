@@ -85,3 +85,16 @@ impl Device for CudaDevice {
         match *from {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_it_says_so() {
+        let absent = open_or_say(0).unwrap_err();
+        assert_eq!(absent, Absent::NotBuilt);
+        let line = "CUDA: not built in (feature `cuda`); kiv goes on on the CPU";
+        assert_eq!(absent.to_string(), line);
+    }
+}

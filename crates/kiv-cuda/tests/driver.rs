@@ -79,6 +79,24 @@ emulated! {
     an_old_driver_is_told, inner_old, [("EMULATED_FAULT", "old")];
 }
 
+/// Whatever library is where the driver should be: this machine's, if it has one.
+#[test]
+fn a_machine_without_a_driver_is_told() {
+    let known = Command::new("ldconfig")
+        .arg("-p")
+        .output()
+        .map(|o| o.stdout);
+    let known = String::from_utf8_lossy(&known.unwrap_or_default()).into_owned();
+    if known.contains("libcuda.so") {
+        assert_ne!(open_or_say(0).err(), Some(Absent::NoDriver));
+        return;
+    }
+    let absent = open_or_say(0).unwrap_err();
+    assert_eq!(absent, Absent::NoDriver);
+    let line = "CUDA: built in, but no driver (libcuda.so.1) was found; kiv goes on on the CPU";
+    assert_eq!(absent.to_string(), line);
+}
+
 fn open() -> CudaDevice {
     open_or_say(0).expect("the emulated GPU")
 }
