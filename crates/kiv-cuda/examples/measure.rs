@@ -13,7 +13,7 @@ use kiv_cuda::work::{
 };
 use kiv_cuda::{
     Buffer, Device, DeviceError, LayerShape, Memory, Pager, PinnedPool, Place, PoolError,
-    PredictConfig, Row, Stream, SwapConfig, SwapError, Swapper, open_or_say, reference,
+    PredictConfig, Row, Slots, Stream, SwapConfig, SwapError, Swapper, open_or_say, reference,
 };
 use kiv_policy::{RowFormat, Selection};
 use kiv_pool::SlotTable;
@@ -509,6 +509,10 @@ fn tokens<D: Device>(
 ) -> Result<Duration, Failure> {
     let cells: Vec<u32> = (0..shape.slots as u32 * shape.rows).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let slots = Slots {
+        cells: &cells,
+        turn: None,
+    };
     let heads = shape.heads as usize;
     let mut tables = vec![vec![SlotTable::new(shape.slots); heads]; shape.layers];
     // [layer][head]: what is wanted now, and what will be next.
@@ -554,7 +558,7 @@ fn tokens<D: Device>(
                     &mut tables[layer],
                     &wanted,
                     Some(&runners),
-                    &cells,
+                    slots,
                 )?;
                 pager.attended(device, layer)?;
                 let (next, step) = (

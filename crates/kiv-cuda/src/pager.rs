@@ -3,7 +3,7 @@
 use crate::device::{Device, DeviceError};
 use crate::pool::{PinnedPool, PoolError};
 use crate::predict::{PredictConfig, Predictor};
-use crate::swap::{SwapError, Swapper};
+use crate::swap::{Slots, SwapError, Swapper};
 use kiv_policy::Selection;
 use kiv_pool::{SlotTable, Swap};
 
@@ -84,10 +84,11 @@ impl<D: Device> Pager<D> {
 
     /// Brings what a layer wants into its slots, before whatever the compute stream is given
     /// next. `wanted` has been validated; `runners` are what came next in the policy's
-    /// opinion, if it says; `cells` are those of every slot.
+    /// opinion, if it says.
     ///
     /// # Errors
-    /// [`SwapError`]. Tables say what slots hold then, so this may be called again.
+    /// [`SwapError`]. Tables say what slots hold then, so this may be called again, after
+    /// [`Pager::fill`] if some are torn.
     ///
     /// # Panics
     /// If `wanted` is for another number of KV heads, or [`SlotTable::want`] does.
@@ -98,7 +99,7 @@ impl<D: Device> Pager<D> {
         tables: &mut [SlotTable],
         wanted: &Selection,
         runners: Option<&Selection>,
-        cells: &[u32],
+        slots: Slots<'_>,
     ) -> Result<(), SwapError> {
         let n_heads = tables.len();
         assert_eq!(wanted.n_heads(), n_heads, "a selection for every KV head");
@@ -111,13 +112,31 @@ impl<D: Device> Pager<D> {
             self.predictor.observe(at, step, wanted, runners, swaps);
         }
         let swaps = &self.swaps;
-        let result = self.swapper.swap(device, &self.pool, layer, swaps, cells);
+        let result = self.swapper.swap(device, &self.pool, layer, swaps, slots);
         if let Err(error) = &result {
             for (head, swap) in &error.undone {
                 tables[*head as usize].put(swap.slot, swap.leaving);
             }
         }
         result
+    }
+
+    /// Brings given blocks into given slots, such as those that have to be filled again.
+    /// Tables are not asked.
+    ///
+    /// # Errors
+    /// [`SwapError`].
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn fill(
+        &mut self,
+        device: &mut D,
+        layer: usize,
+        swaps: &[Vec<Swap>],
+        slots: Slots<'_>,
+    ) -> Result<(), SwapError> {
+        self.swapper.swap(device, &self.pool, layer, swaps, slots)
     }
 
     /// Says that a layer's attention has been submitted.

@@ -3,9 +3,9 @@
 use crate::device::{Device, DeviceError};
 use crate::pager::Pager;
 use crate::pool::{PoolError, Row};
-use crate::swap::{SwapError, Swapper};
+use crate::swap::{Slots, SwapError, Swapper};
 use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun, Rows, Selection};
-use kiv_pool::SlotTable;
+use kiv_pool::{SlotTable, Swap};
 use kiv_store::{ColdTier, StoreError};
 
 /// A tier for sealed rows in memory that a device reads, and the pager that swaps them in.
@@ -73,11 +73,27 @@ impl<D: Device> DeviceTier<D> {
         tables: &mut [SlotTable],
         wanted: &Selection,
         runners: Option<&Selection>,
-        cells: &[u32],
+        slots: Slots<'_>,
     ) -> Result<(), SwapError> {
         let device = &mut self.device;
         self.pager
-            .ensure(device, at, tables, wanted, runners, cells)
+            .ensure(device, at, tables, wanted, runners, slots)
+    }
+
+    /// See [`Pager::fill`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn fill(
+        &mut self,
+        layer: usize,
+        swaps: &[Vec<Swap>],
+        slots: Slots<'_>,
+    ) -> Result<(), SwapError> {
+        self.pager.fill(&mut self.device, layer, swaps, slots)
     }
 
     /// See [`Pager::attended`].
@@ -302,6 +318,10 @@ mod tests {
         let mut tier = tier(geometry, usize::MAX);
         let mut tables = vec![SlotTable::new(geometry.n_slots); 2];
         let cells: Vec<u32> = (0..(geometry.n_slots * geometry.block) as u32).collect();
+        let slots = Slots {
+            cells: &cells,
+            turn: None,
+        };
         let mut wanted = Selection::default();
         wanted.reset(2);
         *wanted.head_mut(1) = vec![5];
@@ -316,7 +336,7 @@ mod tests {
             tier.publish(6 - tier.n_blocks()).unwrap();
             let step = u64::from(round);
             tier.fetch((0, step), &tables).unwrap();
-            tier.ensure((0, step), &mut tables, &wanted, None, &cells)
+            tier.ensure((0, step), &mut tables, &wanted, None, slots)
                 .unwrap();
             tier.settle(0).unwrap();
             let slot = tables[1].blocks().iter().position(|b| *b == 5).unwrap();

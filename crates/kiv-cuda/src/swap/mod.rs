@@ -12,16 +12,19 @@
 
 mod landing;
 mod meter;
+mod route;
 mod staging;
 
 pub use meter::Overlap;
 
 use crate::device::{Device, DeviceError, Stream};
-use crate::pool::{LayerShape, PinnedPool, Place, PoolError, Row};
-use crate::work::{Cache, Move, Scatter, Side, Work};
+use crate::pool::{LayerShape, PinnedPool, PoolError};
+use crate::work::{Pairing, Side, WorkError};
+use kiv_policy::RowFormat;
 use kiv_pool::Swap;
 use landing::Landing;
 use meter::Meter;
+use route::{Item, Route, Sent};
 use staging::Staging;
 
 /// Sizes of a swapper's own memory.
@@ -85,6 +88,24 @@ impl Counters {
     }
 }
 
+/// How the keys of blocks are turned in their slots, for positions that are remapped.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyTurn<'a> {
+    /// (cos, sin) of every pair of values that turns: see [`crate::reference::angles`].
+    pub angles: &'a [[f32; 2]],
+    /// Which values are pairs.
+    pub pairing: Pairing,
+}
+
+/// The slots of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots<'a> {
+    /// Cells of every slot, slot after slot.
+    pub cells: &'a [u32],
+    /// How keys are turned there; the K cache is of f16 then.
+    pub turn: Option<KeyTurn<'a>>,
+}
+
 /// A swap that failed, in whole or in part.
 #[derive(Debug, thiserror::Error)]
 #[error("blocks of layer {layer} could not be swapped in")]
@@ -95,17 +116,9 @@ pub struct SwapError {
     pub layer: usize,
     /// The swaps that did not happen, with their KV heads: those slots hold what they held.
     pub undone: Vec<(u32, Swap)>,
-}
-
-/// A block on its way.
-struct Item {
-    head: u32,
-    block: u32,
-    /// Its landing place, if it is on the device.
-    landed: Option<u32>,
-    /// Head and cells that it goes to.
-    to_head: u32,
-    to_cells: u32,
+    /// Those that did, but for turning the keys: those slots are to be filled again before
+    /// anybody attends to them.
+    pub torn: Vec<(u32, Swap)>,
 }
 
 /// What a layer's streams have last done with its slots and landing places.
@@ -213,10 +226,10 @@ impl<D: Device> Swapper<D> {
     }
 
     /// Brings blocks into slots of a layer; what the compute stream is given from now on
-    /// sees them. Swaps are listed by KV head; `cells` has the cells of every slot.
+    /// sees them. Swaps are listed by KV head.
     ///
     /// All of them are one launch, K and V of all KV heads, unless more are pageable than
-    /// fit the staging memory.
+    /// fit the staging memory, and one more if keys are turned.
     ///
     /// # Errors
     /// [`SwapError`], which says what did not happen.
@@ -229,7 +242,7 @@ impl<D: Device> Swapper<D> {
         pool: &PinnedPool,
         layer: usize,
         swaps: &[Vec<Swap>],
-        cells: &[u32],
+        slots: Slots<'_>,
     ) -> Result<(), SwapError> {
         let mut items = Vec::new();
         for (head, swaps) in (0u32..).zip(swaps) {
@@ -247,9 +260,11 @@ impl<D: Device> Swapper<D> {
         if items.is_empty() {
             return Ok(());
         }
-        let mut done = 0;
-        let result = self.bring(device, pool, layer, &items, cells, &mut done);
-        for item in &items[..done] {
+        let mut sent = 0;
+        let mut turned = 0;
+        let progress = (&mut sent, &mut turned);
+        let result = self.bring(device, pool, layer, &items, slots, progress);
+        for item in &items[..sent] {
             self.counters.blocks += 1;
             if let (Some(place), Some(landing)) = (item.landed, &mut self.landing) {
                 landing.empty(layer, place);
@@ -259,10 +274,12 @@ impl<D: Device> Swapper<D> {
         result.map_err(|source| {
             let each = (0u32..).zip(swaps);
             let all = each.flat_map(|(head, swaps)| swaps.iter().map(move |s| (head, *s)));
+            let all: Vec<(u32, Swap)> = all.collect();
             SwapError {
                 source,
                 layer,
-                undone: all.skip(done).collect(),
+                undone: all[sent..].to_vec(),
+                torn: all[turned..sent].to_vec(),
             }
         })
     }
@@ -273,9 +290,15 @@ impl<D: Device> Swapper<D> {
         pool: &PinnedPool,
         layer: usize,
         items: &[Item],
-        cells: &[u32],
-        done: &mut usize,
+        slots: Slots<'_>,
+        (sent, turned): (&mut usize, &mut usize),
     ) -> Result<(), PoolError> {
+        let sides = self.sides[layer];
+        if slots.turn.is_some() && sides[0].cache.format != RowFormat::F16 {
+            // Before anything has moved.
+            let reason = WorkError::Unsupported("only f16 rows turn");
+            return Err(DeviceError::from(reason).into());
+        }
         let reached = device.record(self.compute)?;
         let marks = &self.marks[layer];
         let landed = marks.landed.as_ref();
@@ -291,18 +314,23 @@ impl<D: Device> Swapper<D> {
             stream: self.urgent,
             staging: &mut self.staging[0],
             landing: self.landing.as_ref(),
-            sides: self.sides[layer],
-            cells,
+            sides,
+            cells: slots.cells,
             n_rows: self.n_rows,
             sent: Sent::default(),
         };
-        let result = route.send(device, items, done);
-        let sent = route.sent;
-        self.counters.launches += sent.launches;
-        self.counters.bytes += sent.bytes;
-        self.counters.staged += sent.staged;
-        // Also after a failure: what did go out is waited for.
-        if *done > 0 {
+        let mut result = route.send(device, items, sent);
+        // Also after a failure: what did go out is turned and waited for.
+        let turning = route.turn(device, &items[..*sent], &slots);
+        if turning.is_ok() {
+            *turned = *sent;
+        }
+        result = result.and(turning);
+        let total = route.sent;
+        self.counters.launches += total.launches;
+        self.counters.bytes += total.bytes;
+        self.counters.staged += total.staged;
+        if *sent > 0 {
             let end = device.record(self.urgent)?;
             device.wait(self.compute, &end)?;
             self.counters.waits += 1;
@@ -430,115 +458,5 @@ fn shape(sides: &[Side; 2]) -> LayerShape {
         n_heads: sides[0].cache.n_heads,
         row_len: sides.map(|s| s.cache.row_len),
         stored: sides.map(|s| s.stored),
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-struct Sent {
-    launches: u64,
-    /// Over the bus.
-    bytes: u64,
-    staged: u64,
-}
-
-/// From cold rows, and landing places, to some caches.
-struct Route<'a> {
-    pool: &'a PinnedPool,
-    layer: usize,
-    stream: Stream,
-    staging: &'a mut Staging,
-    landing: Option<&'a Landing>,
-    sides: [Side; 2],
-    cells: &'a [u32],
-    n_rows: u32,
-    sent: Sent,
-}
-
-impl Route<'_> {
-    /// Sends blocks on their way, in as few launches as the staging memory allows. `done`
-    /// counts those that have been submitted.
-    fn send<D: Device>(
-        &mut self,
-        device: &mut D,
-        items: &[Item],
-        done: &mut usize,
-    ) -> Result<(), PoolError> {
-        let mut moves = Vec::new();
-        self.staging.turn();
-        for (i, item) in items.iter().enumerate() {
-            if !self.staging.fits(self.staged_bytes(item)?) {
-                self.launch(device, &moves)?;
-                (*done, moves) = (i, Vec::new());
-                self.staging.turn();
-            }
-            let source = |s: &mut Self, device: &mut D, side| s.source(device, item, side);
-            moves.push(Move {
-                sources: [source(self, device, 0)?, source(self, device, 1)?],
-                cells: item.to_cells,
-                head: item.to_head,
-            });
-        }
-        self.launch(device, &moves)?;
-        *done = items.len();
-        Ok(())
-    }
-
-    fn row(&self, item: &Item, side: usize) -> Row {
-        Row {
-            layer: self.layer,
-            head: item.head,
-            block: item.block,
-            side,
-        }
-    }
-
-    /// Bytes of the staging memory that a block needs.
-    fn staged_bytes(&self, item: &Item) -> Result<usize, PoolError> {
-        let mut bytes = 0;
-        for side in 0..2 {
-            if item.landed.is_none()
-                && let Place::Pageable(rows) = self.pool.find(self.row(item, side))?
-            {
-                bytes += Staging::room(rows.len());
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// Where a kernel finds rows of a block.
-    fn source<D: Device>(
-        &mut self,
-        device: &mut D,
-        item: &Item,
-        side: usize,
-    ) -> Result<crate::work::At, PoolError> {
-        if let (Some(place), Some(landing)) = (item.landed, self.landing) {
-            let cache: Cache = landing.sides(self.layer)[side].cache;
-            return Ok(cache.row(place * self.n_rows, 0));
-        }
-        let len = (self.sides[side].row_bytes() * self.n_rows as usize) as u64;
-        self.sent.bytes += len;
-        match self.pool.find(self.row(item, side))? {
-            Place::Pinned(at) => Ok(at),
-            Place::Pageable(rows) => {
-                self.sent.staged += len;
-                Ok(self.staging.put(device, self.stream, rows)?)
-            }
-        }
-    }
-
-    fn launch<D: Device>(&mut self, device: &mut D, moves: &[Move]) -> Result<(), PoolError> {
-        if moves.is_empty() {
-            return Ok(());
-        }
-        let work = Work::Scatter(Scatter {
-            sides: self.sides,
-            moves,
-            cells: self.cells,
-            n_rows: self.n_rows,
-        });
-        device.submit(self.stream, &work)?;
-        self.sent.launches += 1;
-        Ok(())
     }
 }

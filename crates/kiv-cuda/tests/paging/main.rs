@@ -4,9 +4,12 @@
 mod world;
 
 use kiv_cuda::sim::{SimConfig, SimDevice};
-use kiv_cuda::work::{Cache, Side};
-use kiv_cuda::{Device, DeviceError, Memory, PredictConfig, SwapConfig, Swapper};
+use kiv_cuda::work::{Cache, Pairing, Side};
+use kiv_cuda::{
+    Counters, Device, DeviceError, KeyTurn, Memory, PredictConfig, Slots, SwapConfig, Swapper,
+};
 use kiv_policy::{RowFormat, Selection};
+use kiv_pool::Swap;
 use proptest::prelude::*;
 use std::time::Duration;
 use world::*;
@@ -31,6 +34,7 @@ fn setups() -> impl Strategy<Value = Setup> {
         any::<bool>(),
         any::<bool>(),
         prop_oneof![Just(0.0), Just(0.3)],
+        any::<bool>(),
     );
     let cut = proptest::option::of(0usize..8);
     // The caches and staging fit; landing places and page-locked memory may not.
@@ -59,6 +63,7 @@ fn setups() -> impl Strategy<Value = Setup> {
                 ..SimConfig::default()
             },
             converts: more.0,
+            turned: more.3,
             host_waits: more.1,
             failures: more.2,
             cut,
@@ -263,6 +268,48 @@ fn failures_leave_slots_as_they_were() {
     });
     assert!(outcome.n_failed > 10);
     assert!(outcome.seen == outcome.expected);
+    assert_eq!(outcome.n_torn, 0);
+    // Between a block and the turning of its keys, too.
+    let outcome = run(Setup {
+        failures: 0.5,
+        turned: true,
+        ..slow_bus()
+    });
+    assert!(outcome.n_torn > 0);
+    assert!(outcome.seen == outcome.expected && outcome.n_races == 0);
+}
+
+/// Keys of 8 bits do not turn; that is said before anything moves.
+#[test]
+fn keys_that_cannot_turn_are_refused_at_once() {
+    let mut world = World::new(Setup {
+        turned: true,
+        ..Setup::default()
+    });
+    world.sides[0][0].cache.format = RowFormat::Q8_0;
+    world.sides[0][0].stored = RowFormat::Q8_0;
+    let config = SwapConfig::default();
+    let sides = world.sides.clone();
+    let mut other = Swapper::new(&mut world.d, world.compute, sides, ROWS, config).unwrap();
+    let swap = Swap {
+        slot: 1,
+        block: 20,
+        leaving: 1,
+    };
+    let turn = KeyTurn {
+        angles: &[[1.0, 0.0]],
+        pairing: Pairing::Norm,
+    };
+    let slots = Slots {
+        cells: &world.cells,
+        turn: Some(turn),
+    };
+    let pool = world.pager.pool();
+    let refused = other
+        .swap(&mut world.d, pool, 0, &[vec![swap], vec![]], slots)
+        .unwrap_err();
+    assert_eq!((refused.undone, refused.torn), (vec![(0, swap)], vec![]));
+    assert_eq!(other.counters(), Counters::default());
 }
 
 /// The tests see mistakes: without word of its attention, a layer's slots change under it.

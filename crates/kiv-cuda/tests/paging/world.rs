@@ -1,10 +1,10 @@
 //! A model of a few layers on a simulated device, whose attention reads its slots.
 
 use kiv_cuda::sim::{Call, SimConfig, SimDevice};
-use kiv_cuda::work::{Cache, Side};
+use kiv_cuda::work::{Cache, Pairing, Side};
 use kiv_cuda::{
-    Counters, Device, DeviceError, LayerShape, Memory, Overlap, Pager, PinnedPool, PoolError,
-    PoolUse, PredictConfig, Row, Stream, SwapConfig, Swapper, reference,
+    Counters, Device, DeviceError, KeyTurn, LayerShape, Memory, Overlap, Pager, PinnedPool,
+    PoolError, PoolUse, PredictConfig, Row, Slots, Stream, SwapConfig, Swapper, reference,
 };
 use kiv_policy::{RowFormat, Selection};
 use kiv_pool::SlotTable;
@@ -38,6 +38,8 @@ pub struct Setup {
     pub sim: SimConfig,
     /// Rows stored in fewer bits.
     pub converts: bool,
+    /// Keys turned in slots.
+    pub turned: bool,
     /// Whether the host waits for queries; else events alone keep the order.
     pub host_waits: bool,
     /// Share of calls that fail once.
@@ -67,6 +69,7 @@ impl Default for Setup {
             max_pinned: usize::MAX,
             sim: SimConfig::default(),
             converts: false,
+            turned: false,
             host_waits: true,
             failures: 0.0,
             cut: None,
@@ -84,6 +87,7 @@ pub struct Outcome {
     pub overlap: Overlap,
     pub counters: Counters,
     pub n_failed: usize,
+    pub n_torn: usize,
     pub n_races: usize,
     pub taken: PoolUse,
 }
@@ -99,6 +103,7 @@ pub struct World {
     pub cells: Vec<u32>,
     /// Which text a block is from.
     pub versions: Vec<u64>,
+    pub n_torn: usize,
     /// What has been made of rows.
     pub known: HashMap<(usize, u32, u32, usize, u64), Vec<u8>>,
 }
@@ -170,6 +175,7 @@ impl World {
             sides,
             cells,
             versions: Vec::new(),
+            n_torn: 0,
             known: HashMap::new(),
         };
         world.fill(0, 0);
@@ -200,6 +206,15 @@ impl World {
         self.pager.publish(BLOCKS);
     }
 
+    /// How a layer's keys are turned in slots.
+    fn angles(&self, layer: usize) -> Vec<[f32; 2]> {
+        let mut angles = Vec::new();
+        let n_rot = self.shapes[layer].row_len[0] as usize / 2;
+        let frequencies = reference::frequencies(1e4, n_rot, 1.0, &[]);
+        reference::angles(&frequencies, 100 * layer as i64 - 1000, &mut angles);
+        angles
+    }
+
     /// A block's rows as the cache has them, cell by cell.
     fn cached(&mut self, row: Row) -> Vec<u8> {
         let name = (
@@ -219,6 +234,12 @@ impl World {
         let cells: Vec<u32> = (0..ROWS).collect();
         let to = (&mut out[..], len, 0);
         reference::scatter(&stored, shape.stored[row.side], RowFormat::F16, to, &cells);
+        if self.setup.turned && row.side == 0 {
+            let angles = self.angles(row.layer);
+            for row in out.chunks_exact_mut(len) {
+                reference::rerotate(row, &angles, Pairing::Neox);
+            }
+        }
         self.known.insert(name, out.clone());
         out
     }
@@ -281,6 +302,14 @@ impl World {
         wanted: &Selection,
         runners: Option<&Selection>,
     ) -> usize {
+        let angles = self.angles(layer);
+        let slots = Slots {
+            cells: &self.cells,
+            turn: self.setup.turned.then_some(KeyTurn {
+                angles: &angles,
+                pairing: Pairing::Neox,
+            }),
+        };
         for n_failed in 0.. {
             let at = (layer, step as u64);
             match self.pager.ensure(
@@ -289,7 +318,7 @@ impl World {
                 &mut self.tables[layer],
                 wanted,
                 runners,
-                &self.cells,
+                slots,
             ) {
                 Ok(()) => return n_failed,
                 Err(error) => {
@@ -298,6 +327,13 @@ impl World {
                         PoolError::Device(DeviceError::Failed(_))
                     ));
                     self.d.repair();
+                    self.n_torn += error.torn.len();
+                    let mut again = vec![Vec::new(); self.tables[layer].len()];
+                    for (head, swap) in error.torn {
+                        again[head as usize].push(swap);
+                    }
+                    let filled = self.pager.fill(&mut self.d, layer, &again, slots);
+                    filled.expect("everything works again");
                 }
             }
         }
@@ -381,6 +417,7 @@ impl World {
             overlap,
             counters,
             n_failed,
+            n_torn: self.n_torn,
             n_races: self.d.races().len(),
             taken,
         }

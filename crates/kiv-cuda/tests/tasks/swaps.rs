@@ -2,10 +2,10 @@
 //! ahead.
 
 use super::{Bench, Outcome, floats};
-use kiv_cuda::work::{Cache, Side};
+use kiv_cuda::work::{Cache, Pairing, Side};
 use kiv_cuda::{
-    Device, DeviceError, LayerShape, Pager, PinnedPool, PoolError, PredictConfig, Row, SwapConfig,
-    Swapper,
+    Device, DeviceError, KeyTurn, LayerShape, Pager, PinnedPool, PoolError, PredictConfig, Row,
+    Slots, SwapConfig, Swapper, reference,
 };
 use kiv_policy::{RowFormat, Selection};
 use kiv_pool::SlotTable;
@@ -102,6 +102,16 @@ pub fn run<D: Device>(device: &mut D) -> Result<Vec<Outcome>, DeviceError> {
         for layer in 0..shapes.len() {
             pager.attended(bench.device, layer)?;
         }
+        let mut angles = Vec::new();
+        reference::angles(&reference::frequencies(1e4, 32, 1.0, &[]), -77, &mut angles);
+        let turn = KeyTurn {
+            angles: &angles,
+            pairing: Pairing::Neox,
+        };
+        let slots = Slots {
+            cells: &cells,
+            turn: Some(turn).filter(|_| stored == RowFormat::Q8_0),
+        };
         for step in 0..6u64 {
             for (layer, sides) in sides.iter().enumerate() {
                 let (wanted, runners) = (selection(SLOTS / 2, bench), selection(6, bench));
@@ -115,7 +125,7 @@ pub fn run<D: Device>(device: &mut D) -> Result<Vec<Outcome>, DeviceError> {
                     &mut tables[layer],
                     &wanted,
                     Some(&runners),
-                    &cells,
+                    slots,
                 );
                 swapped.map_err(|e| told(e.source))?;
                 let mut bytes = Vec::new();
