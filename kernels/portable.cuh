@@ -2,7 +2,7 @@
 //
 // A body is what one thread does between two barriers. It is compiled twice: by
 // nvcc into a kernel, and by the host's compiler into the program that tests
-// compare with the CPU references (host/bodies.cpp). Neither may fuse a product
+// compare with the CPU references (kiv-cuda's tests/bodies.cpp). Neither may fuse a product
 // and a sum on its own (-fmad=false, -ffp-contract=off), or bits would differ.
 
 #pragma once

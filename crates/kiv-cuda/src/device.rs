@@ -79,6 +79,12 @@ pub trait Device {
     /// [`DeviceError::Work`] if it is not there or not page-locked.
     fn write(&mut self, to: At, bytes: &[u8]) -> Result<(), DeviceError>;
 
+    /// What page-locked memory holds. Only [`Device::write`] ever changes it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Work`] if it is not there or not page-locked.
+    fn pinned(&self, from: At, bytes: usize) -> Result<&[u8], DeviceError>;
+
     /// Copies pageable memory into a buffer of the device; `bytes` may be used
     /// again on return.
     ///
@@ -86,7 +92,7 @@ pub trait Device {
     /// [`DeviceError`].
     fn upload(&mut self, stream: Stream, to: At, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// Copies `bytes` bytes between buffers.
+    /// Copies `bytes` bytes from any buffer to one of the device.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -128,7 +134,8 @@ pub trait Device {
     /// [`DeviceError::Failed`], also if work before it failed.
     fn sync(&mut self, event: &Self::Event) -> Result<(), DeviceError>;
 
-    /// Time from one point to another, both of which have been reached.
+    /// Time from one point to another, both of which have been reached; zero if the other
+    /// came first.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].

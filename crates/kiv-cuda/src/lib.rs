@@ -1,11 +1,36 @@
-//! What a GPU has to do for the KV cache, without one.
+//! The KV cache's blocks on a GPU.
+//!
+//! [`Pager`] brings blocks that a layer wants into its slots, on streams of its own, and
+//! fetches ahead what it may want next; [`PinnedPool`] keeps cold rows where kernels read
+//! them; [`DeviceTier`] is both as a tier for sealed rows. They ask nothing but a [`Device`]: [`CudaDevice`], through CUDA's driver (feature
+//! `cuda`; [`open_or_say`]), or [`sim::SimDevice`], which is not there at all and which tests
+//! use.
 //!
 //! Kernels are in `kernels/`, with a table of what each does. [`reference`](mod@reference)
 //! does the same on the CPU, bit by bit; [`work`] describes a kernel's task and checks that it
-//! fits the memory that it names; [`Device`] is what a swapper needs of a GPU. Nothing here
-//! runs on a GPU yet, and nothing knows of llama.cpp.
+//! fits the memory that it names. `docs/cuda.md` says how all of it plays together, and what
+//! no GPU has confirmed. Nothing here knows of llama.cpp.
 
+mod absent;
 mod device;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_driver.rs"]
+mod driver;
+mod pager;
+mod pool;
+mod predict;
 pub mod reference;
+pub mod sim;
+mod swap;
+mod tier;
 pub mod work;
+pub use absent::Absent;
 pub use device::{Buffer, Device, DeviceError, Memory, Stream};
+pub use driver::{CudaDevice, open_or_say};
+pub use pager::Pager;
+pub use pool::{LayerShape, PinnedPool, Place, PoolError, PoolUse, Row};
+pub use predict::{PredictConfig, Predictor};
+pub use swap::{Counters, KeyTurn, Overlap, Slots, SwapConfig, SwapError, Swapper};
+pub use tier::DeviceTier;

@@ -92,13 +92,13 @@ impl Cache {
     /// Bytes of a cell.
     #[must_use]
     pub fn cell_bytes(&self) -> usize {
-        self.head_bytes() * self.n_heads as usize
+        self.head_bytes().saturating_mul(self.n_heads as usize)
     }
 
     /// Bytes of all cells.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.cell_bytes() * self.n_cells as usize
+        self.cell_bytes().saturating_mul(self.n_cells as usize)
     }
 
     /// The row of a KV head in a cell.
@@ -344,9 +344,10 @@ pub struct Access {
 }
 
 impl Work<'_> {
-    /// Everything that it reads and writes in buffers, after checking that there
-    /// is a kernel for it and that all of it is there. `look_up` tells of a buffer
-    /// where it is and its bytes.
+    /// What it reads and writes in buffers, after checking that there is a kernel for
+    /// it and that all of it is there. `look_up` tells of a buffer where it is and its
+    /// bytes. Of a cache all rows are named if any are written: this comes before
+    /// every launch, and there may be thousands of them.
     ///
     /// # Errors
     /// [`WorkError`].
@@ -354,20 +355,34 @@ impl Work<'_> {
         &self,
         look_up: impl Fn(Buffer) -> Option<(Memory, usize)>,
     ) -> Result<Vec<Access>, WorkError> {
-        let mut accesses = Vec::new();
-        match self {
-            Self::Scatter(work) => work.list(&mut accesses)?,
-            Self::Rerotate(work) => work.list(&mut accesses)?,
-            Self::Scan(work) => work.list(&mut accesses)?,
-            Self::Coarse(work) => work.list(&mut accesses)?,
-            Self::Top(work) => work.list(&mut accesses)?,
-        }
+        let accesses = self.list(false)?;
         for access in &accesses {
             let buffer = access.at.buffer;
             let memory = inside(access.at, access.bytes, &look_up)?;
             if access.writes && memory == Memory::Pinned {
                 return Err(WorkError::WrongMemory(buffer));
             }
+        }
+        Ok(accesses)
+    }
+
+    /// What it reads and writes in buffers, row by row, whether or not all of it is
+    /// there.
+    ///
+    /// # Errors
+    /// [`WorkError::Unsupported`].
+    pub fn rows(&self) -> Result<Vec<Access>, WorkError> {
+        self.list(true)
+    }
+
+    fn list(&self, rows: bool) -> Result<Vec<Access>, WorkError> {
+        let mut accesses = Vec::new();
+        match self {
+            Self::Scatter(work) => work.list(rows, &mut accesses)?,
+            Self::Rerotate(work) => work.list(rows, &mut accesses)?,
+            Self::Scan(work) => work.list(&mut accesses)?,
+            Self::Coarse(work) => work.list(&mut accesses)?,
+            Self::Top(work) => work.list(&mut accesses)?,
         }
         Ok(accesses)
     }
@@ -418,25 +433,34 @@ fn cells_of(cells: &[u32], first: u32, n_rows: u32) -> Result<&[u32], WorkError>
         .ok_or(WorkError::Unsupported("a block without cells"))
 }
 
-/// Rows of a KV head in cells.
+/// All rows of a cache, if they are not named one by one.
+fn list_cache(cache: &Cache, rows: bool, accesses: &mut Vec<Access>) -> Result<(), WorkError> {
+    if u32::try_from(cache.cell_bytes()).is_err() {
+        return Err(WorkError::Unsupported("cells of 4 GiB"));
+    }
+    if !rows {
+        accesses.push(writes(cache.at, cache.bytes()));
+    }
+    Ok(())
+}
+
+/// Rows of a KV head in cells that are in the cache; named one by one if `rows`.
 fn list_rows(
     cache: &Cache,
     cells: &[u32],
     head: u32,
+    rows: bool,
     accesses: &mut Vec<Access>,
 ) -> Result<(), WorkError> {
-    if u32::try_from(cache.cell_bytes()).is_err() {
-        return Err(WorkError::Unsupported("cells of 4 GiB"));
-    }
     if head >= cache.n_heads || cells.iter().any(|cell| *cell >= cache.n_cells) {
         return Err(WorkError::Unsupported(
             "a cell or KV head that is not there",
         ));
     }
-    let rows = cells
-        .iter()
-        .map(|cell| writes(cache.row(*cell, head), cache.head_bytes()));
-    accesses.extend(rows);
+    if rows {
+        let row = |cell: &u32| writes(cache.row(*cell, head), cache.head_bytes());
+        accesses.extend(cells.iter().map(row));
+    }
     Ok(())
 }
 
@@ -467,13 +491,14 @@ impl Scatter<'_> {
         rows * self.n_rows as usize * self.moves.len()
     }
 
-    fn list(&self, accesses: &mut Vec<Access>) -> Result<(), WorkError> {
+    fn list(&self, rows: bool, accesses: &mut Vec<Access>) -> Result<(), WorkError> {
         for side in &self.sides {
             let Cache { row_len, .. } = side.cache;
             let whole = |format: RowFormat| (row_len as usize).is_multiple_of(format.group_len());
             if row_len == 0 || !whole(side.stored) || !whole(side.cache.format) {
                 return Err(WorkError::Unsupported("rows that are not whole groups"));
             }
+            list_cache(&side.cache, rows, accesses)?;
             if side.converts()
                 && (side.cache.format != RowFormat::F16
                     || !matches!(side.stored, RowFormat::Q8_0 | RowFormat::Q4_0))
@@ -501,9 +526,9 @@ impl Scatter<'_> {
         for from in self.moves {
             let cells = cells_of(self.cells, from.cells, self.n_rows)?;
             for (side, source) in self.sides.iter().zip(from.sources) {
-                let bytes = side.row_bytes() * self.n_rows as usize;
+                let bytes = side.row_bytes().saturating_mul(self.n_rows as usize);
                 accesses.push(reads(source, bytes));
-                list_rows(&side.cache, cells, from.head, accesses)?;
+                list_rows(&side.cache, cells, from.head, rows, accesses)?;
             }
         }
         Ok(())
@@ -511,10 +536,11 @@ impl Scatter<'_> {
 }
 
 impl Rerotate<'_> {
-    fn list(&self, accesses: &mut Vec<Access>) -> Result<(), WorkError> {
+    fn list(&self, rows: bool, accesses: &mut Vec<Access>) -> Result<(), WorkError> {
         if self.cache.format != RowFormat::F16 {
             return Err(WorkError::Unsupported("only f16 rows turn"));
         }
+        list_cache(&self.cache, rows, accesses)?;
         if !self.n_rot.is_multiple_of(2) || self.n_rot == 0 || self.n_rot > self.cache.row_len {
             return Err(WorkError::Unsupported("such a number of values that turn"));
         }
@@ -527,7 +553,7 @@ impl Rerotate<'_> {
                 return Err(WorkError::Unsupported("an angle that is not there"));
             }
             let cells = cells_of(self.cells, turn.cells, self.n_rows)?;
-            list_rows(&self.cache, cells, turn.head, accesses)?;
+            list_rows(&self.cache, cells, turn.head, rows, accesses)?;
         }
         Ok(())
     }
@@ -568,8 +594,9 @@ impl Coarse<'_> {
             return Err(WorkError::Unsupported("centroids at such odd places"));
         }
         let n = self.n_lists as usize;
-        accesses.push(reads(self.centroids, 4 * n * dim));
-        accesses.push(writes(self.scores, 4 * n * self.n_queries()));
+        let bytes = |each: usize| n.saturating_mul(each).saturating_mul(4);
+        accesses.push(reads(self.centroids, bytes(dim)));
+        accesses.push(writes(self.scores, bytes(self.n_queries())));
         Ok(())
     }
 }
@@ -586,13 +613,14 @@ impl Top {
         {
             return Err(WorkError::Unsupported("scores at such odd places"));
         }
+        // Numbers of 32 bits: only the last product may be too large.
         let queries = self.n_queries as usize;
         let n = queries * self.row_stride as usize;
-        accesses.push(reads(self.from, n * bytes));
-        accesses.extend(self.names.map(|at| reads(at, n * 4)));
+        accesses.push(reads(self.from, n.saturating_mul(bytes)));
+        accesses.extend(self.names.map(|at| reads(at, n.saturating_mul(4))));
         let n = queries * self.n_out() as usize;
-        accesses.push(writes(self.to, n * bytes));
-        accesses.push(writes(self.to_names, n * 4));
+        accesses.push(writes(self.to, n.saturating_mul(bytes)));
+        accesses.push(writes(self.to_names, n.saturating_mul(4)));
         Ok(())
     }
 }

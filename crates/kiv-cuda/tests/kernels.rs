@@ -1,6 +1,6 @@
 //! Kernels' bodies, under the host's C++ compiler, against the CPU references bit
-//! by bit. What is not tested here is what only a GPU does: that blocks of threads
-//! cover everything, and barriers (`tests/gpu.rs`).
+//! by bit, with sanitizers. That blocks of threads cover everything, and barriers, are
+//! tested under an emulated driver (`tests/driver.rs`) and on a GPU (`tests/gpu.rs`).
 
 use half::f16;
 use kiv_cuda::reference;

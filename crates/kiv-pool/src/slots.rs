@@ -49,6 +49,13 @@ impl SlotTable {
         &self.blocks
     }
 
+    /// Whether a block is in one of the slots.
+    #[must_use]
+    pub fn holds(&self, block: u32) -> bool {
+        let found = self.resident.binary_search_by_key(&block, |r| r.0);
+        found.is_ok()
+    }
+
     /// Makes every block of `wanted` resident and says what must be copied.
     ///
     /// Blocks that are already there stay where they are; newcomers replace
@@ -133,12 +140,14 @@ impl SlotTable {
         self.index();
     }
 
-    /// Says that `slot` holds `block` after all: what was to come did not.
+    /// Says that `slot` holds `block` after all: what was to come did not. Nobody has asked
+    /// for it, so that the same blocks can be wanted again at once.
     ///
     /// # Panics
     /// If there is no such slot.
     pub fn put(&mut self, slot: u32, block: u32) {
         self.blocks[slot as usize] = block;
+        self.last_wanted[slot as usize] = 0;
         self.index();
     }
 
@@ -199,6 +208,7 @@ mod tests {
                 let after: HashSet<u32> = table.blocks().iter().copied().collect();
                 prop_assert_eq!(after.len(), n_slots);
                 prop_assert!(wanted.iter().all(|b| after.contains(b)));
+                prop_assert!((0..60).all(|b| table.holds(b) == after.contains(&b)));
                 let moved = wanted.iter().filter(|b| !before.contains(b)).count();
                 prop_assert_eq!(swaps.len(), moved);
                 for s in &swaps {
@@ -206,6 +216,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_did_not_come_can_be_wanted_again_at_once() {
+        let mut table = SlotTable::new(2);
+        let (mut first, mut again) = (Vec::new(), Vec::new());
+        table.want(&[7, 8], 1, &mut first);
+        for swap in &first {
+            table.put(swap.slot, swap.leaving);
+        }
+        assert_eq!(table.blocks(), [0, 1]);
+        table.want(&[7, 8], 1, &mut again);
+        assert_eq!(first, again);
     }
 
     #[test]
@@ -222,7 +245,7 @@ mod tests {
         };
         assert_eq!(swaps, [swap]);
         let mut other = SlotTable::restore(table.blocks().to_vec(), table.last_wanted().to_vec());
-        for (block, leaving) in [(5, 0), (6, 9)] {
+        for (block, leaving) in [(5, 0), (6, 0)] {
             table.want(&[2, block], 4, &mut swaps);
             let swap = swaps.clone();
             other.want(&[2, block], 4, &mut swaps);

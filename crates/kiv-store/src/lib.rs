@@ -27,6 +27,9 @@ pub enum StoreError {
         /// Bytes held by the store.
         stored: usize,
     },
+    /// The device whose memory holds the rows failed.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// A file could not be written.
     #[error("cannot write {}", path.display())]
     Write {

@@ -1,0 +1,147 @@
+// The language that kernels are written in, and a GPU's threads: kernels.cu as they are,
+// for libcuda.cpp.
+
+#pragma once
+
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+// ---- The language that kernels are written in.
+
+struct Dim3 {
+    uint32_t x = 1, y = 1, z = 1;
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+
+static Dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+static void barrier();
+
+#define __CUDACC__ 1
+#define __global__
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __forceinline__ inline
+// One block runs at a time, so that this is shared by all of its threads.
+#define __shared__ thread_local
+#define __syncthreads barrier
+#define __syncwarp barrier
+
+extern "C" {
+thread_local uint4 room[48 * 1024 / 16];
+}
+
+#include "coarse.cu"
+#include "dequant_scatter.cu"
+#include "pq_scan.cu"
+#include "rerotate.cu"
+#include "scatter.cu"
+
+namespace {
+
+[[noreturn]] void die(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "emulated driver: ");
+    vfprintf(stderr, format, arguments);
+    fprintf(stderr, "\n");
+    fflush(stderr);
+    _exit(9);
+}
+
+// ---- Threads of a block.
+
+constexpr size_t STACK = 64 * 1024;
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack = std::vector<char>(STACK);
+    bool over = false;
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;
+ucontext_t scheduler;
+size_t running;
+const std::function<void()> *body;
+
+void fiber_main() {
+    (*body)();
+    fibers[running]->over = true;
+    swapcontext(&fibers[running]->context, &scheduler);
+}
+
+// All threads of a block come to the same barriers in the same order, or end before.
+void run_block(const std::function<void()> &kernel) {
+    body = &kernel;
+    const size_t n = blockDim.x;
+    while (fibers.size() < n) {
+        fibers.push_back(std::make_unique<Fiber>());
+    }
+    for (size_t i = 0; i < n; i++) {
+        Fiber &fiber = *fibers[i];
+        fiber.over = false;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, fiber_main, 0);
+    }
+    for (bool some = true; some;) {
+        some = false;
+        // Last thread first: whoever counts on the first one's work needs a barrier.
+        for (size_t i = n; i-- > 0;) {
+            if (!fibers[i]->over) {
+                some = true;
+                running = i;
+                threadIdx = {uint32_t(i), 0, 0};
+                swapcontext(&scheduler, &fibers[i]->context);
+            }
+        }
+    }
+}
+
+using Launcher = std::function<std::function<void()>(void **)>;
+
+template <typename... P>
+Launcher launcher(void (*kernel)(P...)) {
+    return [kernel](void **params) {
+        std::tuple<std::decay_t<P>...> values;
+        size_t i = 0;
+        std::apply([&](auto &...value) { (memcpy(&value, params[i++], sizeof value), ...); }, values);
+        return std::function<void()>([kernel, values] { std::apply(kernel, values); });
+    };
+}
+
+const std::map<std::string, Launcher> KERNELS = {
+    {"kiv_scatter_16", launcher(kiv_scatter_16)},
+    {"kiv_scatter_8", launcher(kiv_scatter_8)},
+    {"kiv_scatter_4", launcher(kiv_scatter_4)},
+    {"kiv_scatter_2", launcher(kiv_scatter_2)},
+    {"kiv_dequant_scatter", launcher(kiv_dequant_scatter)},
+    {"kiv_rerotate", launcher(kiv_rerotate)},
+    {"kiv_pq_scan", launcher(kiv_pq_scan)},
+    {"kiv_top_sums", launcher(kiv_top_sums)},
+    {"kiv_coarse", launcher(kiv_coarse)},
+    {"kiv_top_lists", launcher(kiv_top_lists)},
+};
+
+}  // namespace
+
+static void barrier() { swapcontext(&fibers[running]->context, &scheduler); }
