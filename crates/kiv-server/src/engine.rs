@@ -16,7 +16,7 @@
 
 use crate::library::{Library, shared};
 use crate::retrieved::{Heat, Retrieved};
-use kiv_runtime::{Error, Finish, GenerateOptions, Generation, Model, Session, Token};
+use kiv_runtime::{Chosen, Error, Finish, GenerateOptions, Generation, Model, Session, Token};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,12 @@ pub enum Event {
         reused: usize,
     },
     /// More text.
-    Text(String),
+    Text {
+        /// The text.
+        text: String,
+        /// The tokens that begin in it, if it was asked how likely they were.
+        chosen: Vec<Chosen>,
+    },
     /// The end.
     Done(Summary),
     /// It cannot be done.
@@ -682,20 +687,19 @@ fn generate(
     events: &UnboundedSender<Event>,
 ) -> Result<bool, Error> {
     let mut is_silent = true;
+    let mut tell = |text: String, chosen: Vec<Chosen>| {
+        if !text.is_empty() || !chosen.is_empty() {
+            is_silent = false;
+            let _ = events.send(Event::Text { text, chosen });
+        }
+    };
     for _ in 0..TOKENS {
         match generation.step(session) {
-            Some(Ok(piece)) => {
-                if !piece.text.is_empty() {
-                    is_silent = false;
-                    let _ = events.send(Event::Text(piece.text));
-                }
-            }
+            Some(Ok(piece)) => tell(piece.text, generation.take_chosen()),
             Some(Err(error)) => return Err(error),
             None => {
                 let rest = generation.rest();
-                if !rest.is_empty() {
-                    let _ = events.send(Event::Text(rest));
-                }
+                tell(rest, generation.take_chosen());
                 return Ok(true);
             }
         }
@@ -703,7 +707,10 @@ fn generate(
     // Tokens may have no text. Something must be written all the same: that is how
     // it shows that a client has gone.
     if is_silent {
-        let _ = events.send(Event::Text(String::new()));
+        let _ = events.send(Event::Text {
+            text: String::new(),
+            chosen: Vec::new(),
+        });
     }
     Ok(false)
 }

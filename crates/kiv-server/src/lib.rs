@@ -12,6 +12,7 @@ mod engine;
 mod fault;
 mod guard;
 mod library;
+mod logprobs;
 mod native;
 mod ollama;
 mod openai;
