@@ -98,11 +98,13 @@ impl Route {
     }
 }
 
+/// All that is served. What it takes and answers is written in `openapi.json`.
 fn table() -> Vec<Route> {
     vec![
         Route::get("/", web::index),
         Route::get("/page.css", web::style),
         Route::get("/page.js", web::script),
+        Route::get("/openapi.json", web::openapi),
         Route::get("/v1/models", openai::models),
         Route::post("/v1/chat/completions", openai::chat),
         Route::post("/v1/completions", openai::completions),
