@@ -363,6 +363,7 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
+            self.forget_gone();
             self.admit();
             for i in 0..self.slots.len() {
                 self.turn(i);
@@ -414,14 +415,19 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
         self.counters.open.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Whoever has gone waits no longer: there is room for others.
+    fn forget_gone(&mut self) {
+        let before = self.waiting.len();
+        self.waiting.retain(|request| !request.events.is_closed());
+        for _ in self.waiting.len()..before {
+            self.counters.cancelled.fetch_add(1, Ordering::Relaxed);
+            self.finished();
+        }
+    }
+
     /// Gives waiting requests their sessions.
     fn admit(&mut self) {
         while let Some(request) = self.waiting.pop_front() {
-            if request.events.is_closed() {
-                self.counters.cancelled.fetch_add(1, Ordering::Relaxed);
-                self.finished();
-                continue;
-            }
             let Some(choice) = self.choose(&request.prompt) else {
                 self.waiting.push_front(request);
                 return;
