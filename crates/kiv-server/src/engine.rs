@@ -453,9 +453,9 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
                     });
                 }
                 Err(error) => {
-                    let _ = request.events.send(Event::Failed(error.to_string()));
                     self.counters.failed.fetch_add(1, Ordering::Relaxed);
                     self.finished();
+                    let _ = request.events.send(Event::Failed(error.to_string()));
                 }
             }
         }
@@ -615,13 +615,14 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             Ok(Some(summary)) => {
                 let generated = &self.counters.generated;
                 generated.fetch_add(summary.generated, Ordering::Relaxed);
-                let _ = job.request.events.send(Event::Done(summary));
+                // First: who has the answer finds no trace of the request.
                 self.finished();
+                let _ = job.request.events.send(Event::Done(summary));
             }
             Err(error) => {
-                let _ = job.request.events.send(Event::Failed(error.to_string()));
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
                 self.finished();
+                let _ = job.request.events.send(Event::Failed(error.to_string()));
             }
         }
     }
