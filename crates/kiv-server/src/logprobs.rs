@@ -121,3 +121,23 @@ pub(crate) fn completion(model: &Model, chosen: &[Chosen], offset: &mut usize) -
         "text_offset": offsets,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_are_not_text_are_told_by_their_bytes() {
+        assert_eq!(text("né".as_bytes()), "né");
+        assert_eq!(text(b""), "");
+        // Two halves of a character: no text, and not the same.
+        assert_eq!(text(&"é".as_bytes()[..1]), r"bytes:\xc3");
+        assert_eq!(text(&"é".as_bytes()[1..]), r"bytes:\xa9");
+    }
+
+    #[test]
+    fn what_cannot_be_is_a_number_all_the_same() {
+        assert_eq!(told(f32::NEG_INFINITY), -9999.0);
+        assert_eq!(told(-0.5), -0.5);
+    }
+}
