@@ -83,6 +83,7 @@ pub(crate) struct SessionOptions {
     pub rope: Rope,
     pub positions: Positions,
     pub shuffle: Option<u64>,
+    pub rests: bool,
 }
 
 /// The pool that a session gets: what was asked for, as the policy (`None`:
@@ -152,6 +153,7 @@ impl SessionBuilder {
                 rope: Rope::default(),
                 positions: Positions::default(),
                 shuffle: None,
+                rests: true,
             },
             policy_name: Some("pq".to_owned()),
         }
@@ -286,6 +288,15 @@ impl SessionBuilder {
     /// Where far tokens are for attention; nothing else under `full`.
     pub fn positions(mut self, positions: Positions) -> Self {
         self.options.positions = positions;
+        self
+    }
+
+    /// Whether a policy that knows what tokens outside of the slots would add to a decoded
+    /// token's attention may say so: one slot then stands for them (`kiv_policy::Rest`).
+    /// On by default; off where keys are not where the model put them (remapped positions),
+    /// and with a K cache of 4 bits.
+    pub fn rests(mut self, rests: bool) -> Self {
+        self.options.rests = rests;
         self
     }
 

@@ -16,7 +16,7 @@ use kiv_policy::{
     BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, SealedBlocks,
     SelectRequest, Selection,
 };
-use kiv_pool::{PoolLayout, SlotTable, Swap};
+use kiv_pool::{NONE, PoolLayout, SlotTable, Swap};
 use kiv_store::{ColdTier, Transcoder, Wanted};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -67,6 +67,8 @@ pub(crate) struct Tiers {
     n_sealed: usize,
     /// Moves every block at every step (the permutation check).
     shuffle: Option<ChaCha8Rng>,
+    /// Whether what is not in slots may stand in one of them as if it were one token.
+    rests: bool,
     pub(crate) stats: Stats,
     /// Time of each layer's last selection.
     last_select: Vec<Duration>,
@@ -104,6 +106,7 @@ impl Tiers {
             policy,
             n_sealed: 0,
             shuffle,
+            rests: false,
             stats: Stats::default(),
             queries: Vec::new(),
             selection: Selection::default(),
@@ -114,6 +117,12 @@ impl Tiers {
     /// With learned sinks, `[layer][head]`.
     pub(crate) fn with_sinks(self, sinks: Vec<Vec<f32>>) -> Self {
         Self { sinks, ..self }
+    }
+
+    /// Takes rests, if slots hold rows as they are.
+    pub(crate) fn with_rests(self, rests: bool) -> Self {
+        let rests = rests && self.shuffle.is_none() && self.remap.is_none();
+        Self { rests, ..self }
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
@@ -472,13 +481,10 @@ impl Tiers {
             },
             cold: &*self.store,
             local: &local,
-            takes_rest: self.shuffle.is_none()
-                && self.remap.is_none()
-                && batch.positions.len() == 1
+            takes_rest: self.rests
                 && batch.phase == Phase::Decode
-                && self.layout.n_slots > 1
-                && k.format().group_len() == 1
-                && std::env::var_os("KIV_REST").is_some(),
+                && batch.positions.len() == 1
+                && rest::fits(geometry, k.format(), &self.layout),
             sinks: &self.sinks[layer],
         };
         let il = geometry.il;
@@ -508,11 +514,14 @@ impl Tiers {
         for kv_head in 0..geometry.n_head_kv {
             let wanted = self.selection.head(kv_head);
             let rest = self.selection.rest(kv_head);
-            let group = geometry.group() * geometry.key_dim;
-            let queries = &self.queries[kv_head * group..][..group];
-            let rest = (!rest.is_empty()).then(|| {
-                rest::rows(geometry, k.format(), queries, rest, self.layout.block)
-            }).flatten();
+            let rest = rest::rows(
+                geometry,
+                k.format(),
+                &self.queries,
+                kv_head,
+                rest,
+                self.layout.block,
+            );
             let (table, swaps) = (&mut self.slots[layer][kv_head], &mut self.swaps[kv_head]);
             if let Some(rng) = &mut self.shuffle {
                 let mut blocks = table.blocks().to_vec();
@@ -560,14 +569,22 @@ impl Tiers {
                 }
             }
         }
+        let last = Slot::new(&self.layout, cells, self.layout.n_slots - 1);
         for (kv_head, rest) in rests.iter().enumerate() {
-            if let Some([keys, values]) = rest {
-                let slot = Slot::new(&self.layout, cells, self.layout.n_slots - 1);
-                for (cache, values, row_len) in [(&mut *k, keys, geometry.key_dim), (&mut *v, values, geometry.value_dim)] {
-                    let format = cache.format();
-                    let bytes = format.encode(values);
-                    write_rows(cache, kv_head, &slot.cells, Rows { format, row_len, bytes: &bytes });
-                }
+            for (cache, rows) in [&mut *k, &mut *v].into_iter().zip(rest.iter().flatten()) {
+                let format = cache.format();
+                let row_len = rows.len() / last.cells.len();
+                let bytes = &format.encode(rows);
+                write_rows(
+                    cache,
+                    kv_head,
+                    &last.cells,
+                    Rows {
+                        format,
+                        row_len,
+                        bytes,
+                    },
+                );
             }
         }
         if moved && result.is_ok() {
@@ -646,7 +663,8 @@ impl Tiers {
             let (k, v) = layer_caches(caches, geometry.il)?;
             let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
             for kv_head in 0..geometry.n_head_kv {
-                for (slot, block) in self.slots[layer][kv_head].blocks().iter().enumerate() {
+                let blocks = self.slots[layer][kv_head].blocks().iter().enumerate();
+                for (slot, block) in blocks.filter(|(_, block)| **block != NONE) {
                     let slot = Slot::new(&self.layout, cells, slot);
                     let keys = self.store.keys(layer, kv_head, *block, 1)?;
                     let values = self.store.values(layer, kv_head, *block, 1)?;
