@@ -118,6 +118,7 @@ fn shares_are_the_softmax() {
             },
             cold: &store,
             local: &local,
+            takes_rest: false,
             sinks: &sinks,
         };
         let head = Head {
