@@ -69,7 +69,7 @@ pub enum Error {
         free: u64,
     },
     /// The file system failed.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot write {}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
