@@ -33,13 +33,13 @@ fn every_shape_loads_and_is_tiered() {
         let tokens = model.tokenize(text, false);
         assert_eq!(model.detokenize(&tokens), text, "{}", shape.name);
 
-        let tokens = synthetic.tokens(260, 1);
         let session = |policy: &str| {
             let builder = model.session().policy(policy).ctx_size(4096);
             let builder = builder.sinks(4).window(64).block(16).budget(64).ubatch(32);
             builder.threads(1, 1).all_logits(true).build().unwrap()
         };
         let mut tiered = session("pq");
+        let tokens = synthetic.tokens(tiered.pool().n_cells + 48, 1);
         let seen = logits(&mut tiered, &tokens[..96]);
         // While all is resident it is stock llama.cpp.
         let stock = logits(&mut session("full"), &tokens[..96]);
