@@ -259,15 +259,17 @@ impl Gemma4 {
 /// in between what lies between (`low_freq_factor` 1, `high_freq_factor` 4,
 /// `original_max_position_embeddings` 8192 in the config).
 fn llama3_factors(shape: &Shape, factor: f32) -> Vec<f32> {
-    const ORIGINAL: f32 = 8192.0;
-    const LOW: f32 = 1.0;
-    const HIGH: f32 = 4.0;
+    const ORIGINAL: f64 = 8192.0;
+    const LOW: f64 = 1.0;
+    const HIGH: f64 = 4.0;
+    let factor = f64::from(factor);
+    // In more bits than are kept, so that they are the same on every machine.
     let divisor = |i| {
-        let exponent = 2.0 * i as f32 / shape.head as f32;
-        let period = std::f32::consts::TAU * shape.rope_base.powf(exponent);
+        let exponent = 2.0 * i as f64 / shape.head as f64;
+        let period = std::f64::consts::TAU * f64::from(shape.rope_base).powf(exponent);
         let turns = ORIGINAL / period;
         let share = ((turns - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
-        1.0 / ((1.0 - share) / factor + share)
+        (1.0 / ((1.0 - share) / factor + share)) as f32
     };
     (0..shape.head / 2).map(divisor).collect()
 }

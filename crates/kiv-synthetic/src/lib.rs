@@ -24,6 +24,7 @@ use layout::Layout;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 pub use shapes::{SHAPES, Shape};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -189,11 +190,12 @@ impl Synthetic {
 
     /// Its file in `folder`, which is made if it is not there whole: that it has the
     /// right length and the right head is looked at. `making` is called with its path
-    /// and bytes before it is written.
+    /// and bytes before it is written. Of several processes one makes it, the others
+    /// wait.
     ///
     /// # Errors
     /// [`Error::Full`] before anything is written if it does not fit, and
-    /// [`Error::Io`]. No part of a file is left behind.
+    /// [`Error::Io`]. At most an empty file whose name ends in `.part` is left behind.
     pub fn file_in(
         &self,
         folder: &Path,
@@ -213,26 +215,55 @@ impl Synthetic {
             source,
         };
         std::fs::create_dir_all(folder).map_err(failed)?;
+        // Written beside and renamed, so that nobody sees half of it. The name is always
+        // the same: what a killed process has left is written over.
+        let part = folder.join(self.file_name() + ".part");
+        let mut file = lock(&part).map_err(failed)?;
+        if is_whole(&path, &head, bytes) {
+            return Ok(path);
+        }
+        file.set_len(0).map_err(failed)?;
         check_space(&path, bytes, free(folder))?;
         making(&path, bytes);
-        // Written beside and renamed, so that nobody sees half of it.
-        let file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        if let Err(error) = self.write(&mut file, &head, &layout) {
+            // Others may wait for this very file: it is emptied, not removed.
+            let _ = file.set_len(0);
+            return Err(failed(error));
+        }
+        std::fs::rename(&part, &path).map_err(failed)?;
+        Ok(path)
+    }
+
+    fn write(&self, file: &mut File, head: &[u8], layout: &Layout) -> io::Result<()> {
         let mut out = io::BufWriter::new(file);
-        out.write_all(&head).map_err(failed)?;
+        out.write_all(head)?;
         for (i, (tensor, content)) in layout.tensors.iter().enumerate() {
             let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
             rng.set_stream(i as u64);
-            weights::write(&mut out, tensor, content, &mut rng).map_err(failed)?;
+            weights::write(&mut out, tensor, content, &mut rng)?;
         }
-        let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.persist(&path).map_err(|e| failed(e.error))?;
-        Ok(path)
+        out.flush()
+    }
+}
+
+/// A file that no other process has locked, made if need be.
+fn lock(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    match file.lock() {
+        // Some network file systems have no locks: one must not need two processes.
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(error),
+        _ => Ok(file),
     }
 }
 
 /// Whether a file has this head and length.
 fn is_whole(path: &Path, head: &[u8], bytes: u64) -> bool {
-    let Ok(file) = std::fs::File::open(path) else {
+    let Ok(file) = File::open(path) else {
         return false;
     };
     let mut there = Vec::new();
@@ -309,6 +340,17 @@ mod tests {
             // Half of them, as nearly as eighths and thirds make it.
             assert!((shape.layers * 2 / 5..=shape.layers * 3 / 5).contains(&wide));
         }
+        // Bytes of published Q4_K_M files, whose vocabularies are a little larger.
+        for (name, gigabytes) in [
+            ("llama-3.2-3b", 2.02),
+            ("qwen2.5-3b", 1.93),
+            ("llama-3.1-8b", 4.92),
+        ] {
+            let layout = Layout::new(&Synthetic::new(Shape::by_name(name).unwrap()));
+            let bytes: u64 = layout.tensors.iter().map(|(t, _)| t.bytes()).sum();
+            let ratio = bytes as f64 / 1e9 / gigabytes;
+            assert!((ratio - 1.0).abs() < 0.01, "{name}: {bytes}");
+        }
         // As the published Q4_K_M file of Llama 3.1 8B has them.
         let llama = Layout::new(&Synthetic::new(Shape::by_name("llama-3.1-8b").unwrap()));
         let of = |name: &str| {
@@ -369,6 +411,29 @@ mod tests {
         assert_eq!(made, 3);
         // And nothing is left beside it.
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn one_of_several_makes_the_file_over_what_a_killed_one_has_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = small("qwen2.5-3b");
+        let part = folder.path().join(model.file_name() + ".part");
+        std::fs::write(&part, "left").unwrap();
+        let made = std::sync::atomic::AtomicUsize::new(0);
+        let making = |_: &Path, _| {
+            made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        };
+        std::thread::scope(|threads| {
+            for _ in 0..3 {
+                threads.spawn(|| model.file_in(folder.path(), making).unwrap());
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+        assert!(!part.exists());
+        let other = tempfile::tempdir().unwrap();
+        let path = model.file_in(other.path(), |_, _| {}).unwrap();
+        let again = folder.path().join(model.file_name());
+        assert!(std::fs::read(path).unwrap() == std::fs::read(again).unwrap());
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(crate) fn write(
 }
 
 /// Plain floats by index.
-fn put(bytes: &mut [u8], kind: Kind, value: impl Fn(usize) -> f32) {
+fn put(bytes: &mut [u8], kind: Kind, mut value: impl FnMut(usize) -> f32) {
     match kind {
         Kind::F32 => {
             for (i, to) in bytes.chunks_exact_mut(4).enumerate() {
@@ -74,12 +74,7 @@ fn random(bytes: &mut [u8], kind: Kind, deviation: f32, rng: &mut ChaCha8Rng) {
     match kind {
         Kind::F32 | Kind::Bf16 => {
             let most = deviation * 3f32.sqrt();
-            let each = bytes.chunks_exact_mut(kind.block().1);
-            for to in each {
-                put(to, kind, |_| 0.0);
-                let value: f32 = rng.random_range(-most..most);
-                put(to, kind, |_| value);
-            }
+            put(bytes, kind, |_| rng.random_range(-most..most));
         }
         // d, dmin: f16; 12 bytes with a scale and a minimum of 6 bits for each of 8 groups;
         // 4-bit numbers q. A value is d * scale * q - dmin * minimum. All scales and
