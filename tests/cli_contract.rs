@@ -377,6 +377,7 @@ fn demo_reports_every_needle_and_finds_it() {
 
 /// Checks one row of `kiv bench`: policy, length, fill.
 fn bench_row(doc: &Value, policy: &str, n_ctx: u64, fill: &str) {
+    assert!(!string(doc, "model").is_empty());
     assert_eq!(string(doc, "policy"), policy);
     assert_eq!(integer(doc, "n_ctx"), n_ctx);
     assert_eq!(string(doc, "fill"), fill);
@@ -425,6 +426,30 @@ fn bench_fills_the_cold_store_without_reading() {
         "{}",
         rows[1]
     );
+}
+
+#[test]
+fn bench_makes_a_synthetic_model_once_and_inspect_reads_it() {
+    let dir = TempDir::new().unwrap();
+    let shape = "--synthetic qwen2.5-3b --layers 1 --vocab 300 --synthetic-dir made";
+    let line = format!("bench {shape} --ctx 2000 --kv-policy pq --fill synthetic -n 2 {SMALL}");
+    let args: Vec<&str> = words(&line).into_iter().chain(["--json"]).collect();
+    let first = done(dir.path(), &args, "");
+    assert!(first.stderr.contains("making made/"), "{}", first.stderr);
+    let row: Value = serde_json::from_str(&first.stdout).unwrap();
+    bench_row(&row, "pq", 2000, "synthetic");
+    let label = "synthetic qwen2.5-3b Q4_K_M, 1 of 36 layers, vocabulary 300";
+    assert_eq!(string(&row, "model"), label);
+    let again = done(dir.path(), &args, "");
+    assert!(!again.stderr.contains("making"), "{}", again.stderr);
+
+    let files: Vec<_> = fs::read_dir(dir.path().join("made")).unwrap().collect();
+    assert_eq!(files.len(), 1);
+    let path = files[0].as_ref().unwrap().path();
+    let doc = json(dir.path(), &format!("inspect -m {}", path.display()));
+    assert_eq!(string(&doc, "name"), label);
+    assert_eq!(string(&doc, "file_type"), "Q4_K_M");
+    assert_eq!(integer(&doc, "n_layer"), 1);
 }
 
 #[test]

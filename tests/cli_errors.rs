@@ -456,6 +456,34 @@ fn a_benchmark_that_decodes_nothing() {
 }
 
 #[test]
+fn a_synthetic_model_that_does_not_exist() {
+    refused!(dir(), "bench --synthetic gpt-9");
+}
+
+#[test]
+fn a_synthetic_model_and_another() {
+    refused!(dir(), "bench --synthetic llama-3.2-3b -m model.gguf");
+}
+
+#[test]
+fn a_synthetic_model_of_too_many_layers() {
+    refused!(dir(), "bench --synthetic llama-3.2-3b --layers 29");
+}
+
+#[test]
+fn layers_of_no_synthetic_model() {
+    refused!(dir(), "bench --layers 2");
+}
+
+#[test]
+fn a_folder_of_synthetic_models_that_is_a_file() {
+    refused!(
+        with("file", ""),
+        "bench --synthetic llama-3.2-3b --layers 1 --vocab 300 --synthetic-dir file"
+    );
+}
+
+#[test]
 fn a_check_of_micro_batches_of_nothing() {
     refused!(dir(), "verify --ubatches 7,0");
 }

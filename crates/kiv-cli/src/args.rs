@@ -10,9 +10,11 @@ use std::path::PathBuf;
 
 mod adopt;
 mod store;
+mod synthetic;
 
 pub(crate) use adopt::parse;
 pub(crate) use store::{ContextArgs, ContextCommand, StoreArgs};
+pub(crate) use synthetic::SyntheticArgs;
 
 /// llama.cpp's short flags of several letters, which clap cannot declare.
 const LONG_SHORTS: [(&str, &str); 10] = [
@@ -371,6 +373,8 @@ pub(crate) struct DemoArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub synthetic: SyntheticArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Policies to compare, the first is what ratios refer to

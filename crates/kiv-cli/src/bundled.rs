@@ -20,13 +20,8 @@ Answer:{% endif %}{% endfor %}";
 /// A file with the bundled model, for llama.cpp to map: in the user's cache
 /// folder, or the system's temporary one.
 pub(crate) fn path() -> Result<PathBuf> {
-    let folders = [
-        std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from),
-        std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")),
-        Some(std::env::temp_dir()),
-    ];
     let mut failure = None;
-    for folder in folders.into_iter().flatten().map(|f| f.join("kiv")) {
+    for folder in cache_folders() {
         match place(&folder) {
             Ok(path) => return Ok(path),
             Err(error) => failure = Some(error),
@@ -34,6 +29,16 @@ pub(crate) fn path() -> Result<PathBuf> {
     }
     Err(failure.expect("the temporary folder is always tried"))
         .context("cannot unpack the bundled model; give a model with -m")
+}
+
+/// Where kiv keeps models of its own making, the best place first.
+pub(crate) fn cache_folders() -> impl Iterator<Item = PathBuf> {
+    let folders = [
+        std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from),
+        std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")),
+        Some(std::env::temp_dir()),
+    ];
+    folders.into_iter().flatten().map(|f| f.join("kiv"))
 }
 
 fn place(folder: &Path) -> Result<PathBuf> {

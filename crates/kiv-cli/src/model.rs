@@ -10,7 +10,7 @@ use kiv_policy::{Geometry, LayerGeometry};
 use kiv_pool::{PoolError, PoolLayout};
 use kiv_runtime::{LoadOptions, Model, Positions, Session, SessionBuilder};
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A model's header and, once loaded, the model.
 pub(crate) struct Opened {
@@ -21,7 +21,6 @@ pub(crate) struct Opened {
 
 /// Reads the header of the model that the flags name.
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
-    kiv_runtime::set_verbose(args.verbose);
     let (path, bundled): (PathBuf, bool) = match &args.model {
         Some(path) if kiv_models::is_path(path) => (path.clone(), false),
         Some(name) => {
@@ -38,7 +37,13 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
             (bundled::path()?, true)
         }
     };
-    let file = ModelFile::open(&path)?;
+    open_file(&path, bundled, args)
+}
+
+/// Reads the header of a model that no flag names.
+pub(crate) fn open_file(path: &Path, bundled: bool, args: &ModelArgs) -> Result<Opened> {
+    kiv_runtime::set_verbose(args.verbose);
+    let file = ModelFile::open(path)?;
     let (n_ctx, trained) = (args.ctx_size, file.n_ctx_train);
     let scaled = args.rope_freq_base != 0.0 || args.rope_freq_scale != 0.0;
     if n_ctx > trained && !scaled && args.kv_pos == Positions::Absolute {

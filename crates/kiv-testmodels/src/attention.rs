@@ -2,8 +2,8 @@
 
 use crate::Spec;
 use crate::builder::{Builder, D, E, FF, H, HKV, KV, Q, SWA, X};
-use crate::gguf::Value;
 use crate::vocab::N_VOCAB;
+use kiv_synthetic::gguf::Value;
 
 macro_rules! specs {
     ($($name:literal, $about:literal, $build:expr;)*) => {

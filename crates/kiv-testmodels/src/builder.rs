@@ -1,7 +1,7 @@
 //! A model being described: metadata and tensors, before it has values.
 
-use crate::gguf::{Tensor, Value};
 use crate::vocab::{self, N_VOCAB};
+use kiv_synthetic::gguf::{Kind, Tensor, Value};
 
 /// Residual stream of every model.
 pub const E: u64 = 128;
@@ -92,6 +92,7 @@ impl Builder {
         self.tensors.push(Tensor {
             name: name.to_owned(),
             dims: dims.to_vec(),
+            kind: Kind::F32,
         });
     }
 

@@ -15,15 +15,14 @@
 
 mod attention;
 mod builder;
-mod gguf;
 mod other;
 mod vocab;
 
 use builder::Builder;
-use gguf::Tensor;
+use kiv_synthetic::gguf::{self, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// One model.
@@ -65,10 +64,14 @@ impl Spec {
             hash.wrapping_mul(31).wrapping_add(byte.into())
         });
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        gguf::write(&mut file, &model.metadata, &model.tensors, |tensor| {
-            values(tensor, &mut rng)
-        })?;
-        io::Write::flush(&mut file)?;
+        file.write_all(&gguf::head(&model.metadata, &model.tensors))?;
+        for tensor in &model.tensors {
+            let values = values(tensor, &mut rng).into_iter();
+            let mut bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+            bytes.resize(tensor.padded_bytes() as usize, 0);
+            file.write_all(&bytes)?;
+        }
+        file.flush()?;
         Ok(path)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Spec;
 use crate::builder::{Builder, D, E, FF, H, HKV, KV, Q};
-use crate::gguf::Value;
+use kiv_synthetic::gguf::Value;
 
 pub const SPECS: &[Spec] = &[
     Spec {

@@ -1,6 +1,6 @@
 //! A vocabulary of bytes, in sentencepiece's manner.
 
-use crate::gguf::Value;
+use kiv_synthetic::gguf::Value;
 
 /// Tokens: unknown, begin, end, every byte, and the space mark.
 pub const N_VOCAB: u64 = 3 + 256 + 1;

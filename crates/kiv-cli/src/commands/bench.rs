@@ -1,11 +1,15 @@
 //! `kiv bench`: speed and memory, policies side by side in one run.
 
-use crate::args::{BenchArgs, Fill};
+use crate::args::{BenchArgs, Fill, SyntheticArgs};
+use crate::bundled::cache_folders;
 use crate::model::{self, passing_builder, session};
 use crate::output::{ReadBar, bytes, peak_rss, print_json, reset_peak_rss};
 use anyhow::Result;
+use kiv_gguf::ModelFile;
 use kiv_runtime::{Error, Model, Outputs, Token};
+use kiv_synthetic::Synthetic;
 use serde::Serialize;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -27,6 +31,7 @@ struct Sample {
 /// A row of `kiv bench --json`.
 #[derive(Serialize)]
 struct Row<'a> {
+    model: &'a str,
     policy: &'a str,
     n_ctx: usize,
     fill: &'static str,
@@ -58,12 +63,21 @@ struct Row<'a> {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let opened = model::open(&args.model)?;
+    let synthetic = args.synthetic.model()?;
+    let opened = match &synthetic {
+        Some(model) => model::open_file(&file(model, &args.synthetic)?, false, &args.model)?,
+        None => model::open(&args.model)?,
+    };
+    let name = name(&opened.file);
     let longest = args.ctx.iter().copied().max().unwrap_or(0);
     let model = opened.load_for(&args.model, &args.cache, &args.kv_policy, longest)?;
     eprintln!("{}", kiv_runtime::system_info());
-    let text = text(&model, longest, args.seed);
+    let text = match &synthetic {
+        Some(model) => model.tokens(longest, args.seed),
+        None => text(&model, longest, args.seed),
+    };
     if !args.model.json {
+        println!("{name}");
         println!(
             "{:8} {:>8} {:9} {:>9} {:>9} {:>8} {:>7} {:>7} {:>9} {:>8} {:>9} {:>9} {:>10} {:>10}",
             "policy",
@@ -99,7 +113,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         for round in 0..args.rounds.max(1) {
             for (i, policy) in policies.iter().enumerate() {
                 reset_peak_rss();
-                let (sample, row) = measure(args, &model, policy, &text[..n_ctx])?;
+                let (sample, row) = measure(args, &model, &name, policy, &text[..n_ctx])?;
                 if round == 0 {
                     rows.push((vec![sample], row));
                 } else {
@@ -133,6 +147,26 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The synthetic model's file, made if it is not there.
+fn file(model: &Synthetic, args: &SyntheticArgs) -> Result<PathBuf, kiv_synthetic::Error> {
+    let making = |path: &std::path::Path, n| {
+        eprintln!("making {}, {}", path.display(), bytes(n));
+    };
+    if let Some(folder) = &args.synthetic_dir {
+        return model.file_in(folder, making);
+    }
+    // A folder that cannot be made is no reason to try none other.
+    let mut folders = cache_folders();
+    let usable = folders.find(|folder| std::fs::create_dir_all(folder).is_ok());
+    model.file_in(&usable.unwrap_or_else(std::env::temp_dir), making)
+}
+
+/// What a model calls itself, or its file's name.
+fn name(file: &ModelFile) -> String {
+    let of_file = || file.path.file_name().unwrap_or_default().to_string_lossy();
+    file.name.clone().unwrap_or_else(|| of_file().into_owned())
+}
+
 /// `n` tokens of generated prose.
 fn text(model: &Model, n: usize, seed: u64) -> Vec<Token> {
     let mut tokens = Vec::with_capacity(n);
@@ -149,6 +183,7 @@ fn text(model: &Model, n: usize, seed: u64) -> Vec<Token> {
 fn measure<'a>(
     args: &BenchArgs,
     model: &Model,
+    name: &'a str,
     policy: &'a str,
     text: &[Token],
 ) -> Result<(Sample, Row<'a>)> {
@@ -194,6 +229,7 @@ fn measure<'a>(
         index_s: before.index.as_secs_f64(),
     };
     let row = Row {
+        model: name,
         policy,
         n_ctx,
         fill: match args.fill {

@@ -1,6 +1,4 @@
-//! Writing GGUF files (version 3), with f32 tensors only.
-
-use std::io::{self, Write};
+//! The head of a GGUF file (version 3): metadata, and which tensor is where.
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,34 +21,82 @@ pub enum Value {
     Strs(Vec<String>),
 }
 
-/// A tensor: its name and sizes, the fastest varying first.
+/// Types of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// 32-bit floats.
+    F32,
+    /// The upper halves of them.
+    Bf16,
+    /// ggml's 4 bits in blocks of 256.
+    Q4K,
+    /// ggml's 6 bits in blocks of 256.
+    Q6K,
+}
+
+impl Kind {
+    /// Values in a block, and its bytes.
+    #[must_use]
+    pub const fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::Bf16 => (1, 2),
+            Self::Q4K => (256, 144),
+            Self::Q6K => (256, 210),
+        }
+    }
+
+    /// ggml's number of the type.
+    const fn number(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::Q4K => 12,
+            Self::Q6K => 14,
+            Self::Bf16 => 30,
+        }
+    }
+}
+
+/// A tensor: its name, type and sizes, the fastest varying first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     /// Name in the file.
     pub name: String,
     /// Sizes in ggml's order: `[n_in, n_out]` for a matrix.
     pub dims: Vec<u64>,
+    /// Type of its values; the first size must be whole blocks of it.
+    pub kind: Kind,
 }
 
 impl Tensor {
     /// Values in it.
+    #[must_use]
     pub fn n_values(&self) -> u64 {
         self.dims.iter().product()
     }
+
+    /// Bytes of its values, without what aligns the next tensor.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let (values, bytes) = self.kind.block();
+        self.n_values() / values as u64 * bytes as u64
+    }
+
+    /// Bytes that it takes in a file.
+    #[must_use]
+    pub fn padded_bytes(&self) -> u64 {
+        self.bytes().next_multiple_of(ALIGNMENT)
+    }
 }
 
+/// Tensors begin at multiples of so many bytes: what the format takes where a file does
+/// not say.
 const ALIGNMENT: u64 = 32;
 
-/// Writes a file of `tensors`, the values of each as `values` gives them.
-///
-/// # Errors
-/// What `out` fails with.
-pub fn write(
-    out: &mut impl Write,
-    metadata: &[(String, Value)],
-    tensors: &[Tensor],
-    mut values: impl FnMut(&Tensor) -> Vec<f32>,
-) -> io::Result<()> {
+/// Everything before the values of the first tensor. They follow in the order of
+/// `tensors`, each filled up to [`Tensor::padded_bytes`].
+#[must_use]
+pub fn head(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8> {
     let mut head = b"GGUF".to_vec();
     head.extend(3u32.to_le_bytes());
     head.extend((tensors.len() as u64).to_le_bytes());
@@ -66,25 +112,12 @@ pub fn write(
         for dim in &tensor.dims {
             head.extend(dim.to_le_bytes());
         }
-        head.extend(0u32.to_le_bytes()); // f32
+        head.extend(tensor.kind.number().to_le_bytes());
         head.extend(u64::to_le_bytes(offset));
-        offset = (offset + 4 * tensor.n_values()).next_multiple_of(ALIGNMENT);
+        offset += tensor.padded_bytes();
     }
-    pad(&mut head);
-    out.write_all(&head)?;
-    for tensor in tensors {
-        let mut bytes: Vec<u8> = values(tensor)
-            .into_iter()
-            .flat_map(f32::to_le_bytes)
-            .collect();
-        pad(&mut bytes);
-        out.write_all(&bytes)?;
-    }
-    Ok(())
-}
-
-fn pad(bytes: &mut Vec<u8>) {
-    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
+    head.resize(head.len().next_multiple_of(ALIGNMENT as usize), 0);
+    head
 }
 
 fn text(to: &mut Vec<u8>, text: &str) {
