@@ -272,6 +272,7 @@ pub(crate) fn builder(
         .rope(args.rope_scaling, args.rope_freq_base, args.rope_freq_scale)
         .positions(args.kv_pos)
         .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
+        .warn(|what| eprintln!("warning: {what}"))
 }
 
 /// Whether a policy has cold rows.

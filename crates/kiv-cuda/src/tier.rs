@@ -80,6 +80,25 @@ impl<D: Device> DeviceTier<D> {
             .ensure(device, at, tables, wanted, runners, slots)
     }
 
+    /// See [`Pager::bring`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn bring(
+        &mut self,
+        at: (usize, u64),
+        wanted: &Selection,
+        runners: Option<&Selection>,
+        swaps: &[Vec<Swap>],
+        slots: Slots<'_>,
+    ) -> Result<(), SwapError> {
+        let device = &mut self.device;
+        self.pager.bring(device, at, wanted, runners, swaps, slots)
+    }
+
     /// See [`Pager::fill`].
     ///
     /// # Errors

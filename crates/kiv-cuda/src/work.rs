@@ -130,6 +130,27 @@ impl Side {
     pub fn converts(&self) -> bool {
         self.stored != self.cache.format
     }
+
+    /// Whether there is a kernel for such rows, wherever they are.
+    ///
+    /// # Errors
+    /// [`WorkError::Unsupported`].
+    pub fn check(&self) -> Result<(), WorkError> {
+        let Cache { row_len, .. } = self.cache;
+        let whole = |format: RowFormat| (row_len as usize).is_multiple_of(format.group_len());
+        if row_len == 0 || !whole(self.stored) || !whole(self.cache.format) {
+            return Err(WorkError::Unsupported("rows that are not whole groups"));
+        }
+        if self.converts()
+            && (self.cache.format != RowFormat::F16
+                || !matches!(self.stored, RowFormat::Q8_0 | RowFormat::Q4_0))
+        {
+            return Err(WorkError::Unsupported(
+                "rows can become f16 from q8_0 or q4_0 only",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// One block of one KV head.
@@ -493,20 +514,8 @@ impl Scatter<'_> {
 
     fn list(&self, rows: bool, accesses: &mut Vec<Access>) -> Result<(), WorkError> {
         for side in &self.sides {
-            let Cache { row_len, .. } = side.cache;
-            let whole = |format: RowFormat| (row_len as usize).is_multiple_of(format.group_len());
-            if row_len == 0 || !whole(side.stored) || !whole(side.cache.format) {
-                return Err(WorkError::Unsupported("rows that are not whole groups"));
-            }
+            side.check()?;
             list_cache(&side.cache, rows, accesses)?;
-            if side.converts()
-                && (side.cache.format != RowFormat::F16
-                    || !matches!(side.stored, RowFormat::Q8_0 | RowFormat::Q4_0))
-            {
-                return Err(WorkError::Unsupported(
-                    "rows can become f16 from q8_0 or q4_0 only",
-                ));
-            }
         }
         // Converted rows are written in words of two halves; rows beside them that
         // are not are copied in the same words.

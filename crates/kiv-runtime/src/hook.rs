@@ -225,6 +225,11 @@ impl Engine {
 }
 
 impl GraphHook for Engine {
+    fn release(&mut self) {
+        // A GPU may have been lent the cache.
+        self.tiers = None;
+    }
+
     fn ask(&mut self, node: Node<'_>) -> bool {
         if let Some(seen) = &mut self.seen {
             seen.look(node);

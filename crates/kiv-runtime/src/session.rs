@@ -5,6 +5,7 @@ use crate::cold::{Cold, Scratch};
 use crate::disk::open_disk;
 use crate::dump::DumpForm;
 use crate::error::Error;
+use crate::gpu::{self, GpuOptions};
 use crate::hook::{Engine, Seen, SeenLayer};
 use crate::llama::{Context, ContextParams};
 use crate::mark::Mark;
@@ -15,6 +16,7 @@ use crate::remap::Remap;
 use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
+use kiv_cuda::Counters as GpuCounters;
 use kiv_policy::{Geometry, LayerGeometry, Phase, Policy};
 use kiv_pool::PoolLayout;
 use kiv_store::HostStore;
@@ -274,8 +276,23 @@ impl Session {
         if options.disk.is_some() && !policy.retrieves() {
             return Err(not_kept("under a policy that drops rows"));
         }
+        // ggml copies what is on disk, what turns (remapped), and what moves without need.
+        let by_gpu = options.disk.is_none() && options.shuffle.is_none() && remap.is_none();
+        let gpu = if by_gpu && policy.retrieves() {
+            let how = GpuOptions {
+                host_limit: options.host_limit,
+                lends_host: options.lends_host,
+                warn: options.warn,
+            };
+            gpu::open(&geometry, self.context.parts().1, &how)
+        } else {
+            None
+        };
         let store = match &options.disk {
-            None => Cold::Host(HostStore::new(&geometry)),
+            None => match gpu {
+                Some(gpu) => Cold::Gpu(Box::new(gpu)),
+                None => Cold::Host(HostStore::new(&geometry)),
+            },
             Some(disk) => {
                 if self.form.is_none() {
                     return Err(not_kept(
@@ -407,6 +424,13 @@ impl Session {
     pub fn stats(&self) -> Stats {
         let tiers = self.context.hook_ref().tiers.as_ref();
         tiers.map(Tiers::stats).unwrap_or_default()
+    }
+
+    /// What the GPU's own streams have done, if it is they that swap blocks; `None` if
+    /// ggml copies them.
+    #[must_use]
+    pub fn gpu_counters(&self) -> Option<GpuCounters> {
+        self.context.hook_ref().tiers.as_ref()?.gpu_counters()
     }
 
     /// Memory taken now.

@@ -4,6 +4,7 @@
 use crate::cells::{CellMap, stretches};
 use crate::cold::Cold;
 use crate::error::Error;
+use crate::gpu;
 use crate::llama::{CacheTensor, Caches, Node};
 use crate::local::Local;
 use crate::persist::slots_at_home;
@@ -12,6 +13,7 @@ use crate::rest;
 use crate::rope::Turn;
 use crate::stats::Stats;
 use kiv_context::DiskTier;
+use kiv_cuda::Slots;
 use kiv_policy::{
     BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, SealedBlocks,
     SelectRequest, Selection,
@@ -143,6 +145,14 @@ impl Tiers {
         Stats {
             reads: self.store.read_stats(),
             ..self.stats.clone()
+        }
+    }
+
+    /// Counters of the GPU's streams, if they swap.
+    pub(crate) fn gpu_counters(&self) -> Option<kiv_cuda::Counters> {
+        match &self.store {
+            Cold::Gpu(gpu) => Some(gpu.swapper().counters()),
+            Cold::Host(_) | Cold::Disk(_) => None,
         }
     }
 
@@ -546,17 +556,27 @@ impl Tiers {
         self.store.prefetch(&wanted);
         let mut result = Ok(());
         let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
-        for (kv_head, swaps) in self.swaps.iter().enumerate() {
-            for swap in swaps {
-                if result.is_ok() {
-                    let slot = Slot::new(&self.layout, cells, swap.slot as usize);
-                    let at = (layer, kv_head, swap.block);
-                    let both = (&mut *k, &mut *v);
-                    result = slot.fill(&*self.store, &mut self.transcoder, at, both, turn);
-                }
-                if result.is_err() {
-                    // The slot still holds what it held.
-                    self.slots[layer][kv_head].put(swap.slot, swap.leaving);
+        if let Some(gpu) = self.store.gpu() {
+            let (sinks, end) = (self.layout.sinks, self.layout.window_start());
+            let slots = Slots {
+                cells: &cells.cells(sinks, end),
+                turn: None,
+            };
+            let (at, tables) = ((layer, batch.step), &mut self.slots);
+            result = gpu::bring(gpu, at, &self.selection, &self.swaps, tables, slots);
+        } else {
+            for (kv_head, swaps) in self.swaps.iter().enumerate() {
+                for swap in swaps {
+                    if result.is_ok() {
+                        let slot = Slot::new(&self.layout, cells, swap.slot as usize);
+                        let at = (layer, kv_head, swap.block);
+                        let both = (&mut *k, &mut *v);
+                        result = slot.fill(&*self.store, &mut self.transcoder, at, both, turn);
+                    }
+                    if result.is_err() {
+                        // The slot still holds what it held.
+                        self.slots[layer][kv_head].put(swap.slot, swap.leaving);
+                    }
                 }
             }
         }
