@@ -4,6 +4,7 @@
 //! every device in the same way.
 
 use crate::device::{Buffer, Memory};
+use kiv_numeric::rope::Pairs;
 use kiv_policy::RowFormat;
 
 /// A place in a buffer.
@@ -178,15 +179,6 @@ pub struct Scatter<'a> {
     pub n_rows: u32,
 }
 
-/// How a row's values form the pairs that RoPE turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pairing {
-    /// Neighbours: (0, 1), (2, 3), …
-    Norm,
-    /// Value i of the first half with value i of the second.
-    Neox,
-}
-
 /// Rows of one block and KV head that turn by one angle per pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -208,14 +200,14 @@ pub struct Rerotate<'a> {
     pub turns: &'a [Turn],
     /// Cells, in lists of `n_rows`.
     pub cells: &'a [u32],
-    /// (cos, sin), `[angles, n_rot / 2]`: see [`crate::reference::angles`].
+    /// (cos, sin), `[angles, n_rot / 2]`: see [`kiv_numeric::rope::Turn::table`].
     pub table: &'a [[f32; 2]],
     /// Rows of a block.
     pub n_rows: u32,
     /// Values of a row that turn, the first ones.
     pub n_rot: u32,
     /// Which of them with which.
-    pub pairing: Pairing,
+    pub pairing: Pairs,
 }
 
 /// Sums of packed keys, in kiv-fastscan's layout, for several queries.

@@ -136,9 +136,33 @@ fn sides(
     Ok(sides)
 }
 
+/// Fills all slots of a layer with the blocks that they hold.
+pub(crate) fn fill(
+    tier: &mut GpuTier,
+    layer: usize,
+    tables: &[SlotTable],
+    slots: Slots<'_>,
+) -> Result<(), Error> {
+    let of_head = |table: &SlotTable| {
+        let blocks = (0..).zip(table.blocks());
+        let again = |(slot, block): (u32, &u32)| Swap {
+            slot,
+            block: *block,
+            leaving: *block,
+        };
+        blocks.map(again).collect()
+    };
+    let swaps: Vec<Vec<Swap>> = tables.iter().map(of_head).collect();
+    let filled = tier.fill(layer, &swaps, slots);
+    // Also after a failure: some may be on their way.
+    let settled = tier.settle(layer);
+    filled.map_err(|error| Error::Gpu(error.source))?;
+    settled.map_err(|error| Error::Gpu(error.into()))
+}
+
 /// Brings blocks into a layer's slots, whose tables (`[layer][kv_head]`) have been asked,
 /// and begins to fetch what the next layer may want. On return slots hold what tables say,
-/// also after an error.
+/// also after an error, but for keys that were to turn and may not have.
 pub(crate) fn bring(
     tier: &mut GpuTier,
     (layer, step): (usize, u64),

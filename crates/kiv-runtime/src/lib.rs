@@ -31,7 +31,6 @@ mod persist;
 mod probe;
 mod remap;
 mod rest;
-mod rope;
 mod sampling;
 mod session;
 mod stats;

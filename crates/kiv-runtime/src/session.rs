@@ -17,7 +17,7 @@ use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
 use kiv_cuda::Counters as GpuCounters;
-use kiv_policy::{Geometry, LayerGeometry, Phase, Policy};
+use kiv_policy::{Geometry, LayerGeometry, Phase, Policy, RowFormat};
 use kiv_pool::PoolLayout;
 use kiv_store::HostStore;
 use rand::SeedableRng;
@@ -276,9 +276,10 @@ impl Session {
         if options.disk.is_some() && !policy.retrieves() {
             return Err(not_kept("under a policy that drops rows"));
         }
-        // ggml copies what is on disk, what turns (remapped), and what moves without need.
-        let by_gpu = options.disk.is_none() && options.shuffle.is_none() && remap.is_none();
-        let gpu = if by_gpu && policy.retrieves() {
+        // ggml copies what is on disk, what moves without need, and keys that no kernel turns.
+        let turns = |r: &Remap| options.type_k == RowFormat::F16 && r.turns_first_values();
+        let by_gpu = options.disk.is_none() && options.shuffle.is_none();
+        let gpu = if by_gpu && policy.retrieves() && remap.as_ref().is_none_or(turns) {
             let how = GpuOptions {
                 host_limit: options.host_limit,
                 lends_host: options.lends_host,

@@ -10,10 +10,10 @@ use crate::local::Local;
 use crate::persist::slots_at_home;
 use crate::remap::{Frame, Remap, turn_rows};
 use crate::rest;
-use crate::rope::Turn;
 use crate::stats::Stats;
 use kiv_context::DiskTier;
 use kiv_cuda::Slots;
+use kiv_numeric::rope::Turn;
 use kiv_policy::{
     BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, SealedBlocks,
     SelectRequest, Selection,
@@ -557,11 +557,8 @@ impl Tiers {
         let mut result = Ok(());
         let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
         if let Some(gpu) = self.store.gpu() {
-            let (sinks, end) = (self.layout.sinks, self.layout.window_start());
-            let slots = Slots {
-                cells: &cells.cells(sinks, end),
-                turn: None,
-            };
+            let cells = &cells.cells(self.layout.sinks, self.layout.window_start());
+            let slots = Slots { cells, turn };
             let (at, tables) = ((layer, batch.step), &mut self.slots);
             result = gpu::bring(gpu, at, &self.selection, &self.swaps, tables, slots);
         } else {
@@ -609,6 +606,10 @@ impl Tiers {
         cells: &CellMap,
     ) -> Result<(), Error> {
         let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
+        if let Some(gpu) = self.store.gpu() {
+            let cells = &cells.cells(self.layout.sinks, self.layout.window_start());
+            return gpu::fill(gpu, layer, &self.slots[layer], Slots { cells, turn });
+        }
         for (kv_head, table) in self.slots[layer].iter().enumerate() {
             for (number, block) in table.blocks().iter().enumerate() {
                 let slot = Slot::new(&self.layout, cells, number);

@@ -7,7 +7,7 @@
 mod emulated;
 
 use kiv_policy::RowFormat;
-use kiv_runtime::{Model, Outputs, Session, SessionBuilder, Token};
+use kiv_runtime::{Model, Outputs, Positions, Session, SessionBuilder, Token};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -23,6 +23,7 @@ macro_rules! emulated {
 emulated! {
     logits_are_those_of_the_plain_path, inner_same_logits, [];
     they_are_without_page_locked_memory, inner_same_logits, [("EMULATED_PINNED", "0")];
+    remapped_keys_turn_in_their_slots, inner_remapped, [];
     rows_are_cut_and_policies_changed, inner_cuts, [];
     a_machine_without_a_gpu_goes_on, inner_none, [("EMULATED_FAULT", "no-device")];
     nothing_is_lent_unasked, inner_unasked, [];
@@ -79,12 +80,8 @@ fn same(plain: &mut Session, gpu: &mut Session, tokens: &[Token], what: &str) {
     assert_eq!(plain.gpu_counters(), None);
     let (stats, counters) = (gpu.stats(), gpu.gpu_counters().unwrap());
     assert_eq!(stats.blocks_swapped, plain.stats().blocks_swapped, "{what}");
-    assert_eq!(counters.blocks, stats.blocks_swapped, "{what}");
+    assert!(counters.blocks >= stats.blocks_swapped, "{what}");
     assert!(counters.launches > 0, "{what}: {counters:?}");
-    assert!(
-        counters.launches <= stats.selections,
-        "{what}: {counters:?}"
-    );
     assert!(counters.landed > 0, "{what}: nothing was foreseen");
 }
 
@@ -110,8 +107,33 @@ fn inner_same_logits() {
             let mut plain = new().build().unwrap();
             let what = format!("{policy}, {cache:?}, {store:?}");
             same(&mut plain, &mut gpu, &tokens, &what);
+            // Nothing but what is missing, and all of a layer at once.
+            let (stats, counters) = (gpu.stats(), gpu.gpu_counters().unwrap());
+            assert_eq!(counters.blocks, stats.blocks_swapped, "{what}");
+            assert!(counters.launches <= stats.selections, "{what}");
         }
     }
+}
+
+#[test]
+#[ignore = "under the emulated driver"]
+fn inner_remapped() {
+    let model = model();
+    let tokens = text(&model, 700);
+    for store in [[RowFormat::F16; 2], [RowFormat::Q8_0; 2]] {
+        let new = || {
+            let builder = small(&model).policy("pq").positions(Positions::Remapped);
+            builder.store_types(store[0], store[1])
+        };
+        let mut gpu = new().lend_host_memory().build().unwrap();
+        let mut plain = new().build().unwrap();
+        same(&mut plain, &mut gpu, &tokens, &format!("{store:?}"));
+    }
+    // There is a kernel that turns keys of f16, and no other.
+    let builder = small(&model).policy("pq").positions(Positions::Remapped);
+    let builder = builder.cache_types(RowFormat::Bf16, RowFormat::Bf16);
+    let session = builder.lend_host_memory().build().unwrap();
+    assert_eq!(session.gpu_counters(), None);
 }
 
 #[test]
