@@ -517,7 +517,7 @@ fn tokens<D: Device>(
     let first: Vec<u32> = (0..shape.slots as u32).collect();
     let mut now = vec![vec![first; heads]; shape.layers];
     let mut next = vec![vec![Vec::new(); heads]; shape.layers];
-    let (mut wanted, mut runners) = (Selection::default(), Selection::default());
+    let mut wanted = Selection::default();
     let begin = device.now();
     for step in 0..shape.tokens as u64 {
         for layer in 0..shape.layers {
@@ -527,7 +527,6 @@ fn tokens<D: Device>(
             device.sync(&queries)?;
             if let Some(share) = share {
                 wanted.reset(heads);
-                runners.reset(heads);
                 for head in 0..heads {
                     let (now, next) = (&mut now[layer][head], &mut next[layer][head]);
                     for block in std::mem::take(next) {
@@ -547,17 +546,10 @@ fn tokens<D: Device>(
                         } else {
                             rng.random_range(0..shape.blocks)
                         };
-                        runners.head_mut(head).push(said);
+                        wanted.ranked_mut(head).1.push(said);
                     }
                 }
-                pager.ensure(
-                    device,
-                    (layer, step),
-                    &mut tables[layer],
-                    &wanted,
-                    Some(&runners),
-                    slots,
-                )?;
+                pager.ensure(device, (layer, step), &mut tables[layer], &wanted, slots)?;
                 pager.attended(device, layer)?;
                 let (next, step) = (
                     (layer + 1) % shape.layers,

@@ -83,8 +83,8 @@ impl<D: Device> Pager<D> {
     }
 
     /// Brings what a layer wants into its slots, before whatever the compute stream is given
-    /// next. `wanted` has been validated; `runners` are what came next in the policy's
-    /// opinion, if it says.
+    /// next. `wanted` has been validated; what came next in the policy's opinion, if it
+    /// says, is fetched ahead later on.
     ///
     /// # Errors
     /// [`SwapError`]. Tables say what slots hold then, so this may be called again, after
@@ -98,7 +98,6 @@ impl<D: Device> Pager<D> {
         (layer, step): (usize, u64),
         tables: &mut [SlotTable],
         wanted: &Selection,
-        runners: Option<&Selection>,
         slots: Slots<'_>,
     ) -> Result<(), SwapError> {
         let n_heads = tables.len();
@@ -109,7 +108,7 @@ impl<D: Device> Pager<D> {
             table.want(wanted.head(head), step, &mut swaps[head]);
         }
         let at = (layer, step);
-        let result = self.bring(device, at, wanted, runners, &swaps, slots);
+        let result = self.bring(device, at, wanted, &swaps, slots);
         self.swaps = swaps;
         if let Err(error) = &result {
             for (head, swap) in &error.undone {
@@ -133,14 +132,13 @@ impl<D: Device> Pager<D> {
         device: &mut D,
         (layer, step): (usize, u64),
         wanted: &Selection,
-        runners: Option<&Selection>,
         swaps: &[Vec<Swap>],
         slots: Slots<'_>,
     ) -> Result<(), SwapError> {
         assert_eq!(wanted.n_heads(), swaps.len(), "swaps of every KV head");
         for (head, swaps) in swaps.iter().enumerate() {
-            let runners = runners.map_or(&[][..], |r| r.head(head));
-            let (at, wanted) = ((layer, head), wanted.head(head));
+            let (at, runners) = ((layer, head), wanted.runners(head));
+            let wanted = wanted.head(head);
             self.predictor.observe(at, step, wanted, runners, swaps);
         }
         self.swapper.swap(device, &self.pool, layer, swaps, slots)

@@ -392,6 +392,7 @@ fn ask(
         dim: l.key_dim,
     };
     let mut answers = Vec::new();
+    let runners = if step % 3 == 1 { 5 } else { 0 };
     for policy in pair {
         let mut selection = Selection::default();
         selection.reset(l.n_head_kv);
@@ -405,6 +406,7 @@ fn ask(
                         Phase::Prefill
                     },
                     step,
+                    runners,
                     queries: Queries {
                         values: &values,
                         n_head: l.n_head,
@@ -429,6 +431,12 @@ fn ask(
         selection
             .validate(g.n_slots, cold.n_blocks)
             .map_err(|e| e.to_string())?;
+        if let Some(n) = (0..l.n_head_kv)
+            .map(|h| selection.runners(h).len())
+            .find(|n| *n > runners)
+        {
+            return Err(format!("{n} blocks come next, {runners} may"));
+        }
         answers.push(selection);
     }
     if answers[0] != answers[1] {
@@ -457,6 +465,32 @@ mod tests {
                 s.head_mut(0).extend(&self.0);
             }
             Ok(())
+        }
+    }
+
+    /// Says that this block comes next, asked or not.
+    struct Next(BlockId, bool);
+    impl Policy for Next {
+        fn name(&self) -> &str {
+            "next"
+        }
+        fn start(&mut self, _: &Geometry) -> Result<(), PolicyError> {
+            Ok(())
+        }
+        fn select(&mut self, r: &SelectRequest<'_>, s: &mut Selection) -> Result<(), PolicyError> {
+            if r.cold.n_blocks() > 2 && (r.runners > 0 || self.1) {
+                s.ranked_mut(0).1.push(self.0);
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_comes_next_is_looked_at() {
+        check(|| Box::new(Next(1, false))).unwrap();
+        for (next, asked, what) in [(4000, false, "cannot come next"), (1, true, "0 may")] {
+            let error = check(|| Box::new(Next(next, asked))).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
         }
     }
 

@@ -10,7 +10,7 @@
 //! ggml's own copies.
 
 use crate::error::Error;
-use crate::llama::Caches;
+use crate::llama::{CacheTensor, Caches};
 use kiv_cuda::work::{Cache, Side};
 use kiv_cuda::{
     Absent, CudaDevice, Device, DeviceError, DeviceTier, LayerShape, Pager, PinnedPool,
@@ -23,6 +23,9 @@ use std::sync::Once;
 
 /// Most bytes that are page-locked at a time.
 const CHUNK: usize = 64 << 20;
+
+/// Blocks of each KV head that are told to come next: some are fetched ahead.
+pub(crate) const RUNNERS: usize = 8;
 
 /// Sealed rows that a GPU reads, and what swaps them in.
 pub(crate) type GpuTier = DeviceTier<CudaDevice>;
@@ -37,6 +40,15 @@ pub(crate) struct GpuOptions {
     pub warn: fn(&str),
 }
 
+/// Why a GPU does not swap, for whoever expects it to.
+#[derive(Debug, thiserror::Error)]
+enum NoTier {
+    #[error(transparent)]
+    Absent(#[from] Absent),
+    #[error("CUDA: {0}; blocks are copied by ggml")]
+    Device(#[from] DeviceError),
+}
+
 /// A tier for these layers, if the cache is in a GPU's memory and all else allows it.
 pub(crate) fn open(
     geometry: &Geometry,
@@ -46,9 +58,9 @@ pub(crate) fn open(
     static TOLD: Once = Once::new();
     match try_open(geometry, caches, options) {
         Ok(tier) => tier,
-        Err(Absent::NotBuilt) => None,
-        Err(absent) => {
-            TOLD.call_once(|| (options.warn)(&absent.to_string()));
+        Err(NoTier::Absent(Absent::NotBuilt)) => None,
+        Err(why) => {
+            TOLD.call_once(|| (options.warn)(&why.to_string()));
             None
         }
     }
@@ -58,15 +70,14 @@ fn try_open(
     geometry: &Geometry,
     caches: &mut Caches,
     options: &GpuOptions,
-) -> Result<Option<GpuTier>, Absent> {
+) -> Result<Option<GpuTier>, NoTier> {
     let Some(number) = gpu_of(geometry, caches, options.lends_host) else {
         // Whoever built this for a GPU is told if there is none.
         look_or_say(0)?;
         return Ok(None);
     };
     let mut gpu = open_or_say(number)?;
-    let failed = |error: DeviceError| Absent::Failed(error.to_string());
-    let sides = sides(geometry, caches, &mut gpu).map_err(failed)?;
+    let sides = sides(geometry, caches, &mut gpu)?;
     if sides.iter().flatten().any(|side| side.check().is_err()) {
         return Ok(None);
     }
@@ -80,9 +91,9 @@ fn try_open(
     let half = half.and_then(Result::ok).unwrap_or(usize::MAX);
     let max_pinned = options.host_limit.unwrap_or(usize::MAX).min(half);
     // What attention is computed on has been waited for, and waits for the host.
-    let compute = gpu.stream(false).map_err(failed)?;
+    let compute = gpu.stream(false)?;
     let config = SwapConfig::default();
-    let swapper = Swapper::new(&mut gpu, compute, sides, n_rows, config).map_err(failed)?;
+    let swapper = Swapper::new(&mut gpu, compute, sides, n_rows, config)?;
     let pool = PinnedPool::new(shapes, n_rows, chunk_blocks as u32, max_pinned);
     let pager = Pager::new(pool, swapper, PredictConfig::default());
     Ok(Some(DeviceTier::new(gpu, pager)))
@@ -112,7 +123,7 @@ fn sides(
     for layer in &geometry.layers {
         let none = || DeviceError::Failed(format!("layer {} has no cache", layer.il));
         let (k, v) = caches.layer(layer.il).ok_or_else(none)?;
-        let mut side = |tensor: &crate::llama::CacheTensor, row_len: usize, stored| {
+        let mut side = |tensor: &CacheTensor, row_len: usize, stored| {
             let cache = Cache {
                 at: tensor.lend(gpu)?.at(0),
                 n_cells: tensor.n_cells() as u32,
@@ -171,7 +182,7 @@ pub(crate) fn bring(
     tables: &mut [Vec<SlotTable>],
     slots: Slots<'_>,
 ) -> Result<(), Error> {
-    let brought = tier.bring((layer, step), selection, None, swaps, slots);
+    let brought = tier.bring((layer, step), selection, swaps, slots);
     // Also after a failure: some may be on their way.
     let settled = tier.settle(layer);
     if let Err(error) = brought {

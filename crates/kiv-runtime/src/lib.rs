@@ -41,7 +41,7 @@ mod tiers;
 pub use chat::{ChatTemplate, Message};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Generation, Piece, TokenStream};
-pub use kiv_cuda::Counters as GpuCounters;
+pub use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap};
 pub use llama::{QuantizeType, quantize};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
 pub use options::{Positions, RopeScaling, SessionBuilder, pool_layout};

@@ -5,7 +5,7 @@ use crate::cold::{Cold, Scratch};
 use crate::disk::open_disk;
 use crate::dump::DumpForm;
 use crate::error::Error;
-use crate::gpu::{self, GpuOptions};
+use crate::gpu::{self, GpuOptions, GpuTier};
 use crate::hook::{Engine, Seen, SeenLayer};
 use crate::llama::{Context, ContextParams};
 use crate::mark::Mark;
@@ -16,7 +16,7 @@ use crate::remap::Remap;
 use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
-use kiv_cuda::Counters as GpuCounters;
+use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap};
 use kiv_policy::{Geometry, LayerGeometry, Phase, Policy, RowFormat};
 use kiv_pool::PoolLayout;
 use kiv_store::HostStore;
@@ -432,6 +432,17 @@ impl Session {
     #[must_use]
     pub fn gpu_counters(&self) -> Option<GpuCounters> {
         self.context.hook_ref().tiers.as_ref()?.gpu_counters()
+    }
+
+    /// The time of all transfers by the GPU's own streams, and how much of it the model has
+    /// waited for; as [`Session::gpu_counters`].
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub fn gpu_overlap(&mut self) -> Result<Option<GpuOverlap>, Error> {
+        let tiers = self.context.hook().tiers.as_mut();
+        let told = tiers.and_then(Tiers::gpu).map(GpuTier::overlap);
+        told.transpose().map_err(|error| Error::Gpu(error.into()))
     }
 
     /// Memory taken now.

@@ -156,6 +156,11 @@ impl Tiers {
         }
     }
 
+    /// The tier that a GPU reads, if rows are there.
+    pub(crate) fn gpu(&mut self) -> Option<&mut gpu::GpuTier> {
+        self.store.gpu()
+    }
+
     /// Makes the store, the policy's index and these parts durable.
     pub(crate) fn commit(&mut self, parts: &[(&str, &[u8])], n_tokens: usize) -> Result<(), Error> {
         let (policy, il) = (
@@ -470,10 +475,12 @@ impl Tiers {
         }
         let local = Local::new(k, geometry, &self.layout, cells, batch, frame);
         self.selection.reset(geometry.n_head_kv);
+        let runners = self.store.gpu().map_or(0, |_| gpu::RUNNERS);
         let request = SelectRequest {
             layer,
             phase: batch.phase,
             step: batch.step,
+            runners,
             queries: Queries {
                 values: &self.queries,
                 n_head: geometry.n_head,

@@ -172,6 +172,14 @@ fn told_by_two() -> Vec<String> {
     TOLD.lock().unwrap().clone()
 }
 
+/// On this machine as it is: with a driver and a GPU there is nothing to tell.
+#[test]
+fn who_has_no_driver_is_told_once() {
+    let absent = kiv_cuda::look_or_say(0).err();
+    let lines: Vec<String> = absent.iter().map(ToString::to_string).collect();
+    assert_eq!(told_by_two(), lines);
+}
+
 #[test]
 #[ignore = "under the emulated driver"]
 fn inner_none() {

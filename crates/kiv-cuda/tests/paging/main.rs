@@ -323,7 +323,7 @@ fn an_attention_that_is_kept_secret_is_a_race() {
         for head in 0..2 {
             *wanted.head_mut(head) = (block..block + SLOTS as u32).collect();
         }
-        world.ensure(0, step, &wanted, None);
+        world.ensure(0, step, &wanted);
         let (reads, _) = world.attention(0);
         world
             .d

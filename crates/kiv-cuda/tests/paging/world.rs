@@ -297,13 +297,7 @@ impl World {
     }
 
     /// Whatever fails is tried again once it works again.
-    pub fn ensure(
-        &mut self,
-        layer: usize,
-        step: usize,
-        wanted: &Selection,
-        runners: Option<&Selection>,
-    ) -> usize {
+    pub fn ensure(&mut self, layer: usize, step: usize, wanted: &Selection) -> usize {
         let turn = self.turn(layer);
         let slots = Slots {
             cells: &self.cells,
@@ -311,14 +305,10 @@ impl World {
         };
         for n_failed in 0.. {
             let at = (layer, step as u64);
-            match self.pager.ensure(
-                &mut self.d,
-                at,
-                &mut self.tables[layer],
-                wanted,
-                runners,
-                slots,
-            ) {
+            match self
+                .pager
+                .ensure(&mut self.d, at, &mut self.tables[layer], wanted, slots)
+            {
                 Ok(()) => return n_failed,
                 Err(error) => {
                     assert!(matches!(
@@ -345,7 +335,6 @@ impl World {
         let trace = trace(&mut rng, &self.shapes, setup.n_steps + 1);
         let n_layers = self.shapes.len();
         let (mut n_failed, mut ids, mut expected) = (0, Vec::new(), Vec::new());
-        let mut runners = Selection::default();
         for step in 0..setup.n_steps {
             if setup.cut == Some(step) {
                 self.d.repair();
@@ -367,17 +356,17 @@ impl World {
                     self.d.breaks(call, rng.random_range(0..3));
                 }
                 let next = &trace[step + 1][layer];
-                runners.reset(next.n_heads());
+                let mut asked = wanted.clone();
                 for head in 0..next.n_heads() {
                     let right = next.head(head);
                     let wrong = (0..BLOCKS).filter(|b| !right.contains(b));
-                    *runners.head_mut(head) = match setup.runners {
+                    *asked.ranked_mut(head).1 = match setup.runners {
+                        Runners::Silent => Vec::new(),
                         Runners::Right => right.to_vec(),
-                        _ => wrong.collect(),
+                        Runners::Wrong => wrong.collect(),
                     };
                 }
-                let said = Some(&runners).filter(|_| setup.runners != Runners::Silent);
-                n_failed += self.ensure(layer, step, wanted, said);
+                n_failed += self.ensure(layer, step, &asked);
                 let (reads, want) = self.attention(layer);
                 for (head, table) in self.tables[layer].iter().enumerate() {
                     assert!(wanted.head(head).iter().all(|b| table.holds(*b)));

@@ -112,19 +112,15 @@ pub fn run<D: Device>(device: &mut D) -> Result<Vec<Outcome>, DeviceError> {
         };
         for step in 0..6u64 {
             for (layer, sides) in sides.iter().enumerate() {
-                let (wanted, runners) = (selection(SLOTS / 2, bench), selection(6, bench));
+                let (mut wanted, runners) = (selection(SLOTS / 2, bench), selection(6, bench));
+                for head in 0..HEADS as usize {
+                    wanted.ranked_mut(head).1.extend(runners.head(head));
+                }
                 let at = (layer, step);
                 pager
                     .fetch(bench.device, at, &tables[layer])
                     .map_err(told)?;
-                let swapped = pager.ensure(
-                    bench.device,
-                    at,
-                    &mut tables[layer],
-                    &wanted,
-                    Some(&runners),
-                    slots,
-                );
+                let swapped = pager.ensure(bench.device, at, &mut tables[layer], &wanted, slots);
                 swapped.map_err(|e| told(e.source))?;
                 let mut bytes = Vec::new();
                 for side in sides {
