@@ -37,12 +37,17 @@ clean: ## remove what was built
 	cargo clean
 
 # The server under other people's clients; their packages, in environments of their own.
-.PHONY: test-clients
+.PHONY: test-clients soak
 
 test-clients: tests/clients/venv/bin/python ## the server under the clients of openai, ollama and LangChain; needs Python and Node.js 20
 	cargo build --release --locked
 	npm --prefix tests/clients install --silent --no-package-lock
 	tests/clients/venv/bin/python tests/clients/check.py
+
+MINUTES ?= 10
+soak: setup ## the server under 32 clients at once for 10 minutes; MINUTES=1 for fewer; Linux and Python
+	cargo build --release --locked
+	python3 tests/clients/soak.py --minutes $(MINUTES)
 
 tests/clients/venv/bin/python: tests/clients/requirements.txt
 	python3 -m venv tests/clients/venv

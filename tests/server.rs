@@ -1,153 +1,13 @@
 //! The server on the loopback: its protocols, what it refuses, several clients at
 //! once, clients that go away.
 
-use kiv::{ChatTemplate, Model};
-use kiv_server::{Config, Engine, EngineOptions, router};
+mod support;
+
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
-
-const FACT: &str = "The secret code of Amber Falcon is 48213.";
-const QUESTION: &str = "What is the secret code of Amber Falcon?";
-const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}Answer:";
-
-/// A server of the bundled model with a pool of 512 cells or so.
-fn server(sessions: usize, queue: usize, api_key: Option<&str>) -> SocketAddr {
-    let model = Model::load("models/tiny-needle-f16.gguf").unwrap();
-    let options = EngineOptions {
-        sessions,
-        queue,
-        kept: None,
-    };
-    let engine = Engine::start(model.clone(), options, |model, _| {
-        let session = model.session().policy("pq").window(256).budget(512);
-        session.ubatch(128).threads(1, 1).build()
-    })
-    .unwrap();
-    let config = Config {
-        name: "tiny".to_owned(),
-        bytes: 1,
-        template: Some(ChatTemplate::parse(TEMPLATE)),
-        stop: Vec::new(),
-        n_ctx: 1 << 20,
-        api_key: api_key.map(str::to_owned),
-        hosts: Vec::new(),
-    };
-    let router = router(config, model, engine);
-    let (told, address) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            told.send(listener.local_addr().unwrap()).unwrap();
-            let headers = Duration::from_secs(2);
-            kiv_server::serve_with(listener, router, std::future::pending(), headers)
-                .await
-                .unwrap();
-        });
-    });
-    address.recv().unwrap()
-}
-
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
-    }
-}
-
-/// Sends a request whose body may be of any kind, reads all of the answer.
-fn raw(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(300)))
-        .unwrap();
-    let length = body.len();
-    let host = if headers.contains("Host:") {
-        ""
-    } else {
-        "Host: localhost\r\n"
-    };
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
-    );
-    // A server that refuses early may not read all of it.
-    let _ = stream.write_all(request.as_bytes());
-    let mut text = Vec::new();
-    let _ = stream.read_to_end(&mut text);
-    let text = String::from_utf8(text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head.split(' ').nth(1).map_or(0, |s| s.parse().unwrap());
-    let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
-        unchunked(body)
-    } else {
-        body.to_owned()
-    };
-    Answer {
-        status,
-        head: head.to_lowercase(),
-        body,
-    }
-}
-
-fn unchunked(mut text: &str) -> String {
-    let mut whole = String::new();
-    while let Some((size, rest)) = text.split_once("\r\n") {
-        let size = usize::from_str_radix(size, 16).unwrap();
-        whole += &rest[..size];
-        text = rest[size..].trim_start_matches("\r\n");
-        if size == 0 {
-            break;
-        }
-    }
-    whole
-}
-
-fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
-    raw(address, "POST", path, "", &body.to_string())
-}
-
-fn get(address: SocketAddr, path: &str) -> Answer {
-    raw(address, "GET", path, "", "")
-}
-
-fn conversation(document: &str) -> Value {
-    json!([{"role": "system", "content": document}, {"role": "user", "content": [{"type": "text", "text": QUESTION}]}])
-}
-
-/// `n` tokens of prose, about, with the fact in front.
-fn document(n: usize) -> String {
-    let mut text = FACT.to_owned();
-    for paragraph in kiv_haystack::Prose::new(3) {
-        text += " ";
-        text += &paragraph;
-        if text.len() > 3 * n {
-            break;
-        }
-    }
-    text.replace('\n', " ")
-}
-
-/// A request whose answer ends only when nobody listens any more.
-fn endless() -> String {
-    json!({"prompt": "In the beginning", "stream": true, "ignore_eos": true}).to_string()
-}
-
-fn data(answer: &Answer) -> Vec<Value> {
-    let lines = answer
-        .body
-        .lines()
-        .filter_map(|line| line.strip_prefix("data: "));
-    lines
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect()
-}
+use support::http::*;
 
 #[test]
 fn openai_clients() {
@@ -377,7 +237,10 @@ fn what_cannot_be_is_refused_in_each_protocol_s_form() {
             json!({"messages": message, "grammar": "root ::= nothing"}),
             "grammar",
         ),
-        (json!({"messages": message, "logprobs": true}), "logprobs"),
+        (
+            json!({"messages": message, "top_logprobs": 1}),
+            "top_logprobs",
+        ),
         (json!({"messages": message, "stream": "yes"}), "stream"),
         (json!({"messages": message, "max_tokens": -3}), "max_tokens"),
     ];
@@ -658,20 +521,6 @@ fn more_than_can_wait_is_refused_for_now() {
     assert_eq!(refused.status, 503);
     assert!(refused.head.contains("retry-after: 2"));
     assert_eq!(refused.json()["error"]["type"], "unavailable_error");
-}
-
-/// A function that wants a number.
-fn safe() -> Value {
-    json!({"type": "function", "function": {
-        "name": "open_safe",
-        "description": "Opens the safe.",
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "integer"}},
-            "required": ["code"],
-            "additionalProperties": false,
-        },
-    }})
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn end(mut told: UnboundedReceiver<Event>) -> (String, Summary) {
     let mut text = String::new();
     loop {
         match told.blocking_recv().expect("an end is told") {
-            Event::Text(more) => text += &more,
+            Event::Text { text: more, .. } => text += &more,
             Event::Done(summary) => return (text, summary),
             Event::Failed(why) => panic!("{why}"),
             Event::Reading { .. } => {}
@@ -149,7 +149,7 @@ fn a_context_in_use_is_copied() {
     let server = engine(&model, folder.path(), 2, 8);
     ask(&server, &first);
     let mut long = submit(&server, &first, 400);
-    while !matches!(long.blocking_recv(), Some(Event::Text(_))) {}
+    while !matches!(long.blocking_recv(), Some(Event::Text { .. })) {}
     let (_, summary) = ask(&server, &second);
     assert!(summary.reused >= text.len(), "{summary:?}");
     let (_, summary) = end(long);

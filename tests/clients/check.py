@@ -55,6 +55,10 @@ def openai(base: str, model: str) -> None:
         model=model, prompt=f"{FACT}\n{QUESTION}\nAnswer:", temperature=0, max_tokens=6
     )
     check("openai, completion", text.choices[0].text)
+    likely = client.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
+    places = likely.choices[0].logprobs.content
+    check("openai, logprobs", bytes(b for place in places for b in place.bytes).decode())
+    assert all(place.token == place.top_logprobs[0].token for place in places)
     ask["max_tokens"] = 60
     schema = {"type": "json_schema", "json_schema": {"name": "code", "schema": SCHEMA}}
     formed = client.chat.completions.create(**ask, response_format=schema)
@@ -82,6 +86,44 @@ def openai(base: str, model: str) -> None:
         raise AssertionError("a wrong key was accepted")
     except AuthenticationError:
         pass
+
+
+def responses(base: str, model: str) -> None:
+    from openai import BadRequestError, OpenAI
+
+    client = OpenAI(base_url=f"{base}/v1", api_key=KEY)
+    ask = {"model": model, "input": QUESTION, "instructions": FACT, "temperature": 0}
+    whole = client.responses.create(**ask, max_output_tokens=6)
+    check("openai, response", whole.output_text)
+    assert whole.status == "incomplete" and whole.usage.output_tokens == 6
+    with client.responses.stream(**ask, max_output_tokens=6) as events:
+        pieces = [e.delta for e in events if e.type == "response.output_text.delta"]
+    check("openai, response, streamed", "".join(pieces))
+    events = list(client.responses.create(**ask, max_output_tokens=6, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    check("openai, response, last event", events[-1].response.output_text)
+    ask["max_output_tokens"] = 60
+    formed = client.responses.create(
+        **ask, text={"format": {"type": "json_schema", "name": "code", "schema": SCHEMA}}
+    )
+    check_code("openai, response, schema", formed.output_text)
+    tool = {"type": "function", "strict": True, **TOOL["function"]}
+    called = client.responses.create(**ask, tools=[tool], tool_choice="required")
+    (call,) = called.output
+    assert call.type == "function_call" and call.name == "open_safe"
+    check_code("openai, response, tool", call.arguments)
+    events = client.responses.create(**ask, tools=[tool], tool_choice="required", stream=True)
+    done = [e for e in events if e.type == "response.function_call_arguments.done"]
+    check_code("openai, response, tool, streamed", done[0].arguments)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "It is open."}
+    said = [{"role": "user", "content": QUESTION}, call, result]
+    after = client.responses.create(**{**ask, "input": said}, tools=[tool])
+    assert after.output
+    try:
+        client.responses.create(**ask, previous_response_id=whole.id)
+        raise AssertionError("previous_response_id was accepted")
+    except BadRequestError as error:
+        assert error.body["param"] == "previous_response_id", error.body
 
 
 def ollama(base: str, model: str) -> None:
@@ -158,7 +200,7 @@ def main() -> None:
                 break
         else:
             raise SystemExit("kiv serve did not start")
-        for client in (openai, ollama, langchain, javascript):
+        for client in (openai, responses, ollama, langchain, javascript):
             client(found[1], "tiny")
     finally:
         server.terminate()

@@ -1,6 +1,8 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod http;
+
 use kiv::{GenerateOptions, Model, Sampling, Session, SessionBuilder, Token};
 use kiv_haystack::Haystack;
 use std::path::PathBuf;

@@ -153,6 +153,10 @@ pub(crate) struct ModelArgs {
     /// length that the model was trained for (longer texts)
     #[arg(long, default_value = "absolute", value_parser = positions, value_name = "KIND")]
     pub kv_pos: Positions,
+    /// Whether one slot stands for what is known of the tokens outside of the slots, while
+    /// text is generated: on or off
+    #[arg(long, default_value = "on", value_parser = switch, action = clap::ArgAction::Set, value_name = "on|off")]
+    pub kv_rest: bool,
     /// Go on although the memory plan does not fit
     #[arg(long)]
     pub force: bool,
@@ -566,6 +570,14 @@ fn rope_scaling(name: &str) -> Result<RopeScaling, String> {
         "linear" => Ok(RopeScaling::Linear),
         "yarn" => Ok(RopeScaling::Yarn),
         _ => Err("there are none, linear, yarn".to_owned()),
+    }
+}
+
+fn switch(name: &str) -> Result<bool, String> {
+    match name {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("there are on, off".to_owned()),
     }
 }
 

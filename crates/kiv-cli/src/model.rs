@@ -271,6 +271,7 @@ pub(crate) fn builder(
         .offload_kv(!args.no_kv_offload)
         .rope(args.rope_scaling, args.rope_freq_base, args.rope_freq_scale)
         .positions(args.kv_pos)
+        .rests(args.kv_rest)
         .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
         .warn(|what| eprintln!("warning: {what}"))
 }

@@ -278,7 +278,7 @@ mod tests {
                 cold: &store,
                 local: &NoLocal,
                 takes_rest: false,
-            sinks: &[],
+                sinks: &[],
             };
             policy.select(&request, &mut selection).unwrap();
             assert_eq!(selection.head(0).contains(&(needle as u32)), found);

@@ -16,8 +16,8 @@ use kiv_fastscan::Isa;
 use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, groups};
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
 use kiv_policy::{
-    BlockId, ColdRows, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy, PolicyError, Rest,
-    SelectRequest, Selection,
+    BlockId, ColdRows, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy, PolicyError,
+    Rest, SelectRequest, Selection,
 };
 use kiv_wire::{Put, Take};
 use rayon::prelude::*;
@@ -42,6 +42,13 @@ const OBSERVED: usize = 16;
 
 /// Most queries that are searched for together.
 const TOGETHER: usize = 8;
+
+/// Keys outside of the wanted blocks whose values are read, for each query of a decoded
+/// token: what they add is known then without their being swapped in.
+const RESTING: usize = 512;
+
+/// Share of a query's softmax below which a key is not worth it.
+const LEAST: f32 = 1e-5;
 
 /// Cold keys, times queries, from which on a search is worth waking threads.
 const PARALLEL: usize = 1 << 18;
@@ -74,6 +81,9 @@ struct Head {
     touched: Vec<BlockId>,
     /// The same of one query.
     one: Vec<f32>,
+    /// Log of the sum of the softmax of each query that was searched for last, as far as
+    /// it is known.
+    totals: Vec<f32>,
 }
 
 impl Policy for Pq {
@@ -103,6 +113,7 @@ impl Policy for Pq {
                 shares: Vec::new(),
                 touched: Vec::new(),
                 one: Vec::new(),
+                totals: Vec::new(),
             };
             Ok((0..layer.n_head_kv).map(head).collect())
         });
@@ -160,43 +171,41 @@ impl Policy for Pq {
         let answers = wanted.iter_mut().zip(rests);
         let heads: Vec<_> = heads.zip(answers).enumerate().collect();
         let work = n_blocks * block * request.queries.n_tokens() * layer.n_head;
-        for_all(&state.threads, work, heads, |(kv_head, (head, answer))| {
-            let (wanted, rest) = answer;
-            let mut ask = Ask {
-                request,
-                layer,
-                kv_head,
-                isa: state.isa,
-                block,
-            };
-            ask.observe(&mut head.index);
-            if n_blocks <= n_slots {
-                wanted.extend(0..n_blocks as BlockId);
-            } else if n_slots > 0 {
-                head.forget(n_blocks);
-                head.local.update(request, kv_head, layer.key_dim);
-                match request.phase {
-                    Phase::Decode => ask.decode(head),
-                    Phase::Prefill => ask.prefill(head),
-                }?;
-                // Nothing is known of blocks without a hit.
-                let gives_rest = request.takes_rest
-                    && request.phase == Phase::Decode
-                    && request.queries.n_tokens() == 1
-                    && head.touched.len() > n_slots;
-                let touched = head.touched.iter().copied();
-                top_of(
-                    &head.shares,
-                    touched,
-                    n_slots - usize::from(gives_rest),
-                    wanted,
-                );
-                if gives_rest {
-                    ask.rest(head, wanted, rest)?;
+        for_all(
+            &state.threads,
+            work,
+            heads,
+            |(kv_head, (head, (wanted, rest)))| {
+                let mut ask = Ask {
+                    request,
+                    layer,
+                    kv_head,
+                    isa: state.isa,
+                    block,
+                };
+                ask.observe(&mut head.index);
+                if n_blocks <= n_slots {
+                    wanted.extend(0..n_blocks as BlockId);
+                } else if n_slots > 0 {
+                    head.forget(n_blocks);
+                    head.local.update(request, kv_head, layer.key_dim);
+                    match request.phase {
+                        Phase::Decode => ask.decode(head),
+                        Phase::Prefill => ask.prefill(head),
+                    }?;
+                    // Nothing is known of blocks without a hit.
+                    let touched = head.touched.iter().copied();
+                    let gives_rest =
+                        request.takes_rest && ask.is_plain() && touched.len() > n_slots;
+                    let n = n_slots - usize::from(gives_rest);
+                    top_of(&head.shares, touched, n, wanted);
+                    if gives_rest {
+                        ask.rest(head, wanted, rest)?;
+                    }
                 }
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         // Of what was looked at, where something was.
         if n_blocks > n_slots && n_slots > 0 {
             for (kv_head, head) in state.heads[request.layer].iter().enumerate() {
@@ -400,14 +409,8 @@ impl Ask<'_> {
 
     /// Adds a query to a batch.
     fn push(&self, batch: &mut Batch, query_head: usize, query: &[f32], last: i32) {
-        let longest = query.iter().fold(0f32, |m, v| m.max(v.abs())) * self.layer.scale.abs();
         // A longer one has the same favourites.
-        let shrink = if longest > LONGEST {
-            LONGEST / longest
-        } else {
-            1.0
-        };
-        let scale = self.layer.scale * shrink;
+        let scale = self.layer.scale * self.shrink(query);
         batch.queries.extend(query.iter().map(|v| v * scale));
         batch.last.push(last);
         let sink = self.request.sinks.get(query_head).copied();
@@ -460,8 +463,8 @@ impl Ask<'_> {
         Ok(())
     }
 
-    /// What the keys that were found outside of the wanted blocks are to the queries of
-    /// a token that has just been searched for.
+    /// What the best keys outside of the wanted blocks add to the attention of the token
+    /// that has just been searched for.
     fn rest(
         &self,
         head: &mut Head,
@@ -469,33 +472,89 @@ impl Ask<'_> {
         rest: &mut Rest,
     ) -> Result<(), PolicyError> {
         let (group, dim) = (self.layer.group(), self.layer.value_dim);
-        let Head { hits, one, .. } = head;
+        let Head {
+            hits, one, totals, ..
+        } = head;
         wanted.iter().for_each(|b| one[*b as usize] = 1.0);
         rest.values.resize(group * dim, 0.0);
-        let mut row = vec![0f32; dim];
-        for (query, value) in (0..group).zip(rest.values.chunks_exact_mut(dim)) {
-            let (tokens, logits) = hits.of(query);
-            let mut left: Vec<(u32, f32)> = tokens.iter().copied().zip(logits.iter().copied()).filter(|(t, _)| one[*t as usize / self.block] == 0.0).collect();
-            if let Some(cap) = self.layer.soft_cap {
-                left.iter_mut().for_each(|(_, l)| *l = cap * (*l / cap).tanh());
+        // Of every query the best, as (token, query, logit).
+        let (mut left, mut logits) = (Vec::new(), Vec::new());
+        for (query, all) in totals.iter().enumerate() {
+            let (tokens, products) = hits.of(query);
+            let least = all + LEAST.ln();
+            let first = left.len();
+            for (token, product) in tokens.iter().zip(products) {
+                let logit = self.capped(*product);
+                if logit >= least && one[*token as usize / self.block] == 0.0 {
+                    left.push((*token, query, logit));
+                }
             }
-            let most: usize = std::env::var("KIV_R").ok().and_then(|v| v.parse().ok()).unwrap_or(4096);
-            if left.len() > most { left.select_nth_unstable_by(most, |a, b| b.1.total_cmp(&a.1)); left.truncate(most); }
-            left.sort_unstable_by_key(|(t, _)| *t);
-            let logits: Vec<f32> = left.iter().map(|(_, l)| *l).collect();
-            let total = log_sum_exp(&logits);
-            rest.logits.push(total);
-            for (token, logit) in &left {
-                let share = exp_nonpositive((*logit - total).min(0.0));
-                let block = *token as usize / self.block;
-                let run = self.request.cold.values(self.request.layer, self.kv_head, block as BlockId, 1)?;
-                let rows = run.rows().slice(*token as usize % self.block, 1);
-                rows.format.decode(rows.bytes, &mut row);
-                value.iter_mut().zip(&row).for_each(|(v, r)| *v += share * r);
+            let best = &mut left[first..];
+            if best.len() > RESTING {
+                best.select_nth_unstable_by(RESTING, |a, b| {
+                    b.2.total_cmp(&a.2).then(a.0.cmp(&b.0))
+                });
+                left.truncate(first + RESTING);
+            }
+            logits.clear();
+            logits.extend(left[first..].iter().map(|(_, _, logit)| *logit));
+            rest.logits.push(log_sum_exp(&logits));
+        }
+        // Together, so that every row is read once.
+        left.sort_unstable_by_key(|(token, query, _)| (*token, *query));
+        let mut row = vec![0f32; dim];
+        for of_block in left.chunk_by(|a, b| a.0 as usize / self.block == b.0 as usize / self.block)
+        {
+            let block = of_block[0].0 as usize / self.block;
+            let cold = self.request.cold;
+            let run = cold.values(self.request.layer, self.kv_head, block as BlockId, 1)?;
+            let rows = run.rows();
+            for of_token in of_block.chunk_by(|a, b| a.0 == b.0) {
+                let bytes = rows.slice(of_token[0].0 as usize % self.block, 1).bytes;
+                rows.format.decode(bytes, &mut row);
+                for (_, query, logit) in of_token {
+                    let share = exp_nonpositive((logit - rest.logits[*query]).min(0.0));
+                    let value = &mut rest.values[query * dim..(query + 1) * dim];
+                    value
+                        .iter_mut()
+                        .zip(&row)
+                        .for_each(|(v, r)| *v += share * r);
+                }
             }
         }
         wanted.iter().for_each(|b| one[*b as usize] = 0.0);
+        if !rest.values.iter().all(|v| v.is_finite()) {
+            // Values that the model cannot attend to either; they are left out.
+            *rest = Rest::default();
+        }
         Ok(())
+    }
+
+    /// Whether what a search has told are the queries' own products.
+    fn is_plain(&self) -> bool {
+        let queries = &self.request.queries;
+        let heads = self.query_heads();
+        heads.len() <= TOGETHER
+            && queries.n_tokens() == 1
+            && heads
+                .into_iter()
+                .all(|h| self.shrink(queries.get(0, h)) == 1.0)
+    }
+
+    /// What a query is multiplied by so that its products are numbers.
+    fn shrink(&self, query: &[f32]) -> f32 {
+        let longest = query.iter().fold(0f32, |m, v| m.max(v.abs())) * self.layer.scale.abs();
+        if longest > LONGEST {
+            LONGEST / longest
+        } else {
+            1.0
+        }
+    }
+
+    /// A logit as the softmax sees it.
+    fn capped(&self, logit: f32) -> f32 {
+        let cap = self.layer.soft_cap;
+        cap.map_or(logit, |cap| cap * (logit / cap).tanh())
     }
 
     /// Adds the blocks' shares of these queries' softmax to the head's shares.
@@ -515,7 +574,9 @@ impl Ask<'_> {
             shares,
             touched,
             one,
+            totals,
         } = head;
+        totals.clear();
         let mut logits = Vec::new();
         let together = batch.queries.chunks(TOGETHER * dim);
         let others = batch
@@ -534,10 +595,11 @@ impl Ask<'_> {
                 let n_local = logits.len();
                 let (tokens, products) = hits.of(i);
                 logits.extend_from_slice(products);
-                if let Some(cap) = self.layer.soft_cap {
-                    logits.iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
+                if self.layer.soft_cap.is_some() {
+                    logits.iter_mut().for_each(|l| *l = self.capped(*l));
                 }
                 let total = log_sum_exp(&[log_sum_exp(&logits), *sink]);
+                totals.push(total);
                 for (token, logit) in tokens.iter().zip(&logits[n_local..]) {
                     // The total is rounded.
                     one[*token as usize / self.block] += exp_nonpositive((logit - total).min(0.0));

@@ -393,6 +393,7 @@ fn ask(
     };
     let mut answers = Vec::new();
     let runners = if step % 3 == 1 { 5 } else { 0 };
+    let takes_rest = n_tokens == 1 && step.is_multiple_of(2);
     for policy in pair {
         let mut selection = Selection::default();
         selection.reset(l.n_head_kv);
@@ -415,8 +416,8 @@ fn ask(
                     },
                     cold,
                     local: &local,
-                    takes_rest: false,
-            sinks: &[],
+                    takes_rest,
+                    sinks: &[],
                 },
                 &mut selection,
             )
@@ -431,6 +432,12 @@ fn ask(
         selection
             .validate(g.n_slots, cold.n_blocks)
             .map_err(|e| e.to_string())?;
+        for rest in (0..l.n_head_kv).map(|h| selection.rest(h)) {
+            let sizes = (rest.logits.len(), rest.values.len());
+            if !rest.is_empty() && (!takes_rest || sizes != (l.group(), l.group() * l.value_dim)) {
+                return Err(format!("a rest of {sizes:?} logits and values"));
+            }
+        }
         if let Some(n) = (0..l.n_head_kv)
             .map(|h| selection.runners(h).len())
             .find(|n| *n > runners)
@@ -450,8 +457,8 @@ mod tests {
     use super::*;
     use crate::PolicyError;
 
-    /// Answers with fixed blocks, right or wrong.
-    struct Fixed(Vec<BlockId>, usize);
+    /// Answers with fixed blocks, right or wrong, and a wrong rest if that is asked for.
+    struct Fixed(Vec<BlockId>, usize, bool);
     impl Policy for Fixed {
         fn name(&self) -> &str {
             "fixed"
@@ -463,6 +470,9 @@ mod tests {
         fn select(&mut self, r: &SelectRequest<'_>, s: &mut Selection) -> Result<(), PolicyError> {
             if r.cold.n_blocks() > 2 && self.1 > 2 {
                 s.head_mut(0).extend(&self.0);
+            }
+            if self.2 && r.takes_rest {
+                s.parts_mut().1[0].logits.push(0.0);
             }
             Ok(())
         }
@@ -496,14 +506,16 @@ mod tests {
 
     #[test]
     fn the_kit_can_fail() {
-        check(|| Box::new(Fixed(vec![0, 1], 0))).unwrap();
+        check(|| Box::new(Fixed(vec![0, 1], 0, false))).unwrap();
         for (blocks, what) in [
             (vec![1, 1], "twice"),
             (vec![4000], "unknown"),
             ((0..30).collect(), "slots"),
         ] {
-            let error = check(|| Box::new(Fixed(blocks.clone(), 0))).unwrap_err();
+            let error = check(|| Box::new(Fixed(blocks.clone(), 0, false))).unwrap_err();
             assert!(error.to_string().contains(what), "{error}");
         }
+        let error = check(|| Box::new(Fixed(vec![0], 0, true))).unwrap_err();
+        assert!(error.to_string().contains("rest"), "{error}");
     }
 }

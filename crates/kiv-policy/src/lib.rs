@@ -31,7 +31,7 @@ mod selection;
 
 pub use cold::{ColdError, ColdRows, ColdRun};
 pub use rows::{RowFormat, Rows};
-pub use selection::{InvalidSelection, Selection, Rest};
+pub use selection::{InvalidSelection, Rest, Selection};
 
 use thiserror::Error;
 
@@ -197,8 +197,8 @@ pub struct SelectRequest<'a> {
     pub cold: &'a dyn ColdRows,
     /// Resident rows outside the slots.
     pub local: &'a dyn LocalRows,
-    /// Whether a [`Rest`] is of use: then it takes one of the slots, and one block less
-    /// may be wanted by a head that gives one.
+    /// Whether a [`Rest`] is of use: it is, for the only token of a step. It takes one of
+    /// the slots: a head that gives one may want one block less.
     pub takes_rest: bool,
     /// Learned sinks (gpt-oss): a logit for each query head, which takes its share of the
     /// softmax and has no row. Empty in models without.

@@ -15,11 +15,13 @@ pub struct Selection {
 /// knows: for every query head of a group one logit and one value, as if they were a
 /// single token's. Softmax parts add up in this form: a set of tokens with logits `l`
 /// and values `v` is the same to a query as one token with the logit `log sum exp l` and
-/// the value `sum exp(l) v / sum exp(l)`.
+/// the value `sum exp(l) v / sum exp(l)`. (RetroInfer, arXiv 2505.02922, estimates what it
+/// does not fetch, and `RetrievalAttention`, arXiv 2409.10516, adds a part that another
+/// processor has computed.)
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rest {
-    /// `[group]`, before a soft cap; empty if nothing is known. `-inf`: nothing for this
-    /// query head.
+    /// `[group]`, as the softmax sees them (scaled, after a soft cap); empty if nothing is
+    /// known. `-inf`: nothing for this query head.
     pub logits: Vec<f32>,
     /// `[group, value_dim]`.
     pub values: Vec<f32>,
@@ -68,6 +70,22 @@ pub enum InvalidSelection {
         kv_head: usize,
         /// Block named.
         block: BlockId,
+    },
+    /// A rest, and a block in every slot.
+    #[error(
+        "KV head {kv_head}: a rest takes one of {n_slots} slots, and {n_slots} blocks are wanted"
+    )]
+    NoRoomForRest {
+        /// KV head.
+        kv_head: usize,
+        /// Slots there are.
+        n_slots: usize,
+    },
+    /// A rest with a NaN or an infinity where none can be.
+    #[error("KV head {kv_head}: the rest is not a number")]
+    BadRest {
+        /// KV head.
+        kv_head: usize,
     },
     /// The same block twice.
     #[error("KV head {kv_head}: block {block} twice")]
@@ -164,6 +182,14 @@ impl Selection {
                     n_slots,
                 });
             }
+            let rest = &self.rests[kv_head];
+            if !rest.is_empty() && blocks.len() == n_slots {
+                return Err(InvalidSelection::NoRoomForRest { kv_head, n_slots });
+            }
+            let is_logit = |l: &f32| l.is_finite() || *l == f32::NEG_INFINITY;
+            if !rest.logits.iter().all(is_logit) || !rest.values.iter().all(|v| v.is_finite()) {
+                return Err(InvalidSelection::BadRest { kv_head });
+            }
             blocks.sort_unstable();
             if let Some(pair) = blocks.windows(2).find(|pair| pair[0] == pair[1]) {
                 return Err(InvalidSelection::Duplicate {
@@ -233,6 +259,26 @@ mod tests {
             let wanted = InvalidSelection::Runner { kv_head: 0, block };
             assert_eq!(next(bad), Err(wanted));
         }
+        let rest = |n: BlockId, logit: f32, value: f32| {
+            let mut s = Selection::default();
+            s.reset(2);
+            s.head_mut(0).extend(0..n);
+            s.parts_mut().1[0] = Rest {
+                logits: vec![logit],
+                values: vec![value],
+            };
+            s.validate(3, 10)
+        };
+        assert_eq!(rest(2, 1.0, 1.0), Ok(()));
+        assert_eq!(rest(2, f32::NEG_INFINITY, 0.0), Ok(()));
+        let full = InvalidSelection::NoRoomForRest {
+            kv_head: 0,
+            n_slots: 3,
+        };
+        assert_eq!(rest(3, 1.0, 1.0), Err(full));
+        let bad = Err(InvalidSelection::BadRest { kv_head: 0 });
+        assert_eq!(rest(2, f32::NAN, 1.0), bad);
+        assert_eq!(rest(2, 1.0, f32::INFINITY), bad);
         assert_eq!(
             of(&[0, 1, 2, 3]),
             Err(InvalidSelection::TooMany {

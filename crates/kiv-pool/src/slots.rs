@@ -98,11 +98,9 @@ impl SlotTable {
     /// Gives up the last slot: from now on it holds [`NONE`], and [`SlotTable::want`]
     /// leaves it alone as long as the others are enough.
     pub fn give_up_last(&mut self) {
-        if let Some(last) = self.blocks.last_mut() {
-            if *last != NONE {
-                *last = NONE;
-                self.index();
-            }
+        if let Some(last) = self.blocks.last_mut().filter(|last| **last != NONE) {
+            *last = NONE;
+            self.index();
         }
     }
 
@@ -229,6 +227,48 @@ mod tests {
         assert_eq!(table.blocks(), [0, 1]);
         table.want(&[7, 8], 1, &mut again);
         assert_eq!(first, again);
+    }
+
+    proptest! {
+        /// With the last slot given up at some steps: the others serve, and it comes back
+        /// with a block that was in none.
+        #[test]
+        fn the_last_slot_goes_and_comes(
+            n_slots in 2usize..12,
+            steps in prop::collection::vec(
+                (prop::bool::ANY, prop::collection::hash_set(0u32..40, 0..12)),
+                1..40,
+            ),
+        ) {
+            let mut table = SlotTable::new(n_slots);
+            let mut swaps = Vec::new();
+            for (step, (without, wanted)) in steps.into_iter().enumerate() {
+                let n = n_slots - usize::from(without);
+                let wanted: Vec<u32> = wanted.into_iter().take(n).collect();
+                let mut held = table.blocks().to_vec();
+                if without {
+                    table.give_up_last();
+                }
+                table.want(&wanted, step as u64, &mut swaps);
+                if !without {
+                    swaps.extend(table.take_back_last());
+                }
+                for swap in &swaps {
+                    held[swap.slot as usize] = swap.block;
+                }
+                let last = *table.blocks().last().unwrap();
+                prop_assert_eq!(last == NONE, without);
+                if without {
+                    held[n_slots - 1] = NONE;
+                }
+                prop_assert_eq!(table.blocks(), &held);
+                let holds: HashSet<u32> = table.blocks().iter().copied().collect();
+                prop_assert_eq!(holds.len(), n_slots);
+                prop_assert!(wanted.iter().all(|b| holds.contains(b)));
+                let again = SlotTable::restore(held, table.last_wanted().to_vec());
+                prop_assert_eq!(again.blocks(), table.blocks());
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::sampling::{Grammar, Sampler, Sampling};
 use crate::session::{Session, Token};
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 /// What to generate, and when to stop.
@@ -18,6 +19,9 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Go on after the end of the text.
     pub ignore_end: bool,
+    /// Tell of every token how likely it was, and so many of the likeliest beside it:
+    /// see [`Generation::take_chosen`].
+    pub likeliest: Option<usize>,
 }
 
 impl Default for GenerateOptions {
@@ -28,6 +32,7 @@ impl Default for GenerateOptions {
             grammar: None,
             stop: Vec::new(),
             ignore_end: false,
+            likeliest: None,
         }
     }
 }
@@ -57,6 +62,40 @@ pub struct Piece {
     pub text: String,
 }
 
+/// A token of an answer and how likely it was: natural logarithms of probabilities by the
+/// model's own logits, before temperature, cuts and grammar.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    /// The token.
+    pub token: Token,
+    /// How likely it was.
+    pub logprob: f32,
+    /// The likeliest tokens at its place, the likeliest first.
+    pub likeliest: Vec<(Token, f32)>,
+}
+
+impl Chosen {
+    fn new(token: Token, logits: &[f32], n: usize) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+        let of = |i: usize| (f64::from(logits[i] - max) - sum.ln()) as f32;
+        // Of two that are as likely the first comes first, as where the likeliest is taken.
+        let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+        let mut all: Vec<usize> = (0..logits.len()).collect();
+        let n = n.min(all.len());
+        if n > 0 {
+            all.select_nth_unstable_by(n - 1, order);
+        }
+        all.truncate(n);
+        all.sort_unstable_by(order);
+        Self {
+            token,
+            logprob: of(token as usize),
+            likeliest: all.into_iter().map(|i| (i as Token, of(i))).collect(),
+        }
+    }
+}
+
 /// Generated text, token by token. Every token that is yielded has been
 /// chosen but is read by the model only when the next one is asked for.
 pub struct TokenStream<'s> {
@@ -74,6 +113,10 @@ pub struct Generation {
     pending: Option<Token>,
     /// Bytes that are not certain yet.
     held: Vec<u8>,
+    /// Tokens of these, and where each begins.
+    undecided: VecDeque<(usize, Chosen)>,
+    /// Tokens whose text is certain, not taken yet.
+    decided: Vec<Chosen>,
     generated: usize,
     finish: Option<Finish>,
 }
@@ -126,6 +169,8 @@ impl Generation {
             options,
             pending: None,
             held: Vec::new(),
+            undecided: VecDeque::new(),
+            decided: Vec::new(),
             generated: 0,
             finish: None,
         }
@@ -149,9 +194,30 @@ impl Generation {
     pub fn rest(&mut self) -> String {
         if self.finish == Some(Finish::Stop) {
             self.held.clear();
+            self.undecided.clear();
         }
         let held = std::mem::take(&mut self.held);
+        self.decide(held.len());
         String::from_utf8_lossy(&held).into_owned()
+    }
+
+    /// Tokens whose text is certain by now, with how likely they were, each once; none
+    /// unless [`GenerateOptions::likeliest`] was asked for. Those of a stop text are not
+    /// among them.
+    #[must_use]
+    pub fn take_chosen(&mut self) -> Vec<Chosen> {
+        std::mem::take(&mut self.decided)
+    }
+
+    /// The tokens of the first `n` bytes are certain: those bytes are held no more.
+    fn decide(&mut self, n: usize) {
+        let all = self.held.is_empty() && self.finish != Some(Finish::Stop);
+        let sure = (self.undecided.iter()).take_while(|(at, _)| all || *at < n);
+        let sure = self.undecided.drain(..sure.count());
+        self.decided.extend(sure.map(|(_, chosen)| chosen));
+        for (at, _) in &mut self.undecided {
+            *at -= n;
+        }
     }
 
     fn end(&mut self, why: Finish) -> Option<Result<Piece, Error>> {
@@ -169,9 +235,9 @@ impl Generation {
             if let Some(at) = found {
                 self.held.truncate(at);
                 self.finish = Some(Finish::Stop);
-                let text = String::from_utf8_lossy(&self.held).into_owned();
-                self.held.clear();
-                return text;
+                let text = std::mem::take(&mut self.held);
+                self.decide(at);
+                return String::from_utf8_lossy(&text).into_owned();
             }
         }
         // The end of what is held may be the beginning of a stop text.
@@ -190,9 +256,9 @@ impl Generation {
             _ => sure.len(),
         };
         let rest = self.held.split_off(sure);
-        let text = String::from_utf8_lossy(&self.held).into_owned();
-        self.held = rest;
-        text
+        let text = std::mem::replace(&mut self.held, rest);
+        self.decide(sure);
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     /// The next piece, `None` once it has ended. Always of the same session.
@@ -251,6 +317,10 @@ impl Generation {
         }
         self.pending = Some(token);
         self.generated += 1;
+        if let Some(n) = self.options.likeliest {
+            let chosen = Chosen::new(token, session.logits(), n);
+            self.undecided.push_back((self.held.len(), chosen));
+        }
         self.held.extend(session.model().piece(token, false));
         let text = self.certain_text();
         Some(Ok(Piece { token, text }))

@@ -11,7 +11,7 @@ use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::llama::{Caches, Context, GraphHook};
 use kiv_policy::Geometry;
-use kiv_pool::{PoolLayout, SlotTable};
+use kiv_pool::{NONE, PoolLayout, SlotTable};
 use kiv_wire::{Put, Take, WireError};
 
 /// Version of [`Hot::put`].
@@ -195,7 +195,12 @@ impl Hot {
                 let mut seen = blocks.clone();
                 seen.sort_unstable();
                 seen.dedup();
-                if seen.len() != layout.n_slots
+                let distinct = seen.len();
+                // The last slot may stand for what is in none.
+                if blocks.last() == Some(&NONE) {
+                    seen.pop();
+                }
+                if distinct != layout.n_slots
                     || blocks.len() != layout.n_slots
                     || last_wanted.len() != layout.n_slots
                     || last_wanted.iter().any(|at| *at > step)

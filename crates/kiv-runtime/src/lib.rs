@@ -33,6 +33,7 @@ mod remap;
 mod rest;
 mod sampling;
 mod session;
+mod slot;
 mod stats;
 mod synthetic;
 mod tap;
@@ -40,7 +41,7 @@ mod tiers;
 
 pub use chat::{ChatTemplate, Message};
 pub use error::Error;
-pub use generate::{Finish, GenerateOptions, Generation, Piece, TokenStream};
+pub use generate::{Chosen, Finish, GenerateOptions, Generation, Piece, TokenStream};
 pub use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap};
 pub use llama::{QuantizeType, quantize};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};

@@ -86,6 +86,7 @@ pub(crate) struct SessionOptions {
     /// Takes a cache in host memory for a GPU's: see [`SessionBuilder::lend_host_memory`].
     pub lends_host: bool,
     pub warn: fn(&str),
+    pub rests: bool,
 }
 
 /// The pool that a session gets: what was asked for, as the policy (`None`:
@@ -157,6 +158,7 @@ impl SessionBuilder {
                 shuffle: None,
                 lends_host: false,
                 warn: |_| {},
+                rests: true,
             },
             policy_name: Some("pq".to_owned()),
         }
@@ -291,6 +293,15 @@ impl SessionBuilder {
     /// Where far tokens are for attention; nothing else under `full`.
     pub fn positions(mut self, positions: Positions) -> Self {
         self.options.positions = positions;
+        self
+    }
+
+    /// Whether a policy that knows what tokens outside of the slots would add to a decoded
+    /// token's attention may say so: one slot then stands for them (`kiv_policy::Rest`).
+    /// On by default; off where keys are not where the model put them (remapped positions),
+    /// and with a K cache of 4 bits.
+    pub fn rests(mut self, rests: bool) -> Self {
+        self.options.rests = rests;
         self
     }
 

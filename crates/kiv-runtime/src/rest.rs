@@ -9,20 +9,28 @@
 //! others of the group.
 
 use kiv_policy::{LayerGeometry, Rest, RowFormat};
+use kiv_pool::PoolLayout;
 
 /// Nats below the smallest rest at which a row has no weight.
 const NOTHING: f32 = 14.0;
 
 /// Largest error of a logit, in nats.
-const CLOSE: f32 = 0.02;
+const CLOSE: f32 = 0.1;
+
+/// Whether a slot has room for what a rest needs, and rows of this type are exact enough.
+pub(crate) fn fits(geometry: &LayerGeometry, format: RowFormat, layout: &PoolLayout) -> bool {
+    layout.n_slots > 1 && geometry.group() <= layout.block && format != RowFormat::Q4_0
+}
 
 /// K and V rows, `[n_cells, key_dim]` and `[n_cells, value_dim]`, that are to the queries
-/// `[group, key_dim]` of one KV head what a rest says; `None` if there are none: queries
-/// that are all but parallel leave no choice.
+/// of one KV head what a rest says. `queries` are those of all heads, `[n_head, key_dim]`.
+/// `None` if there is no rest, and if there are no such rows: queries that are all but
+/// parallel leave no choice.
 pub(crate) fn rows(
     geometry: &LayerGeometry,
     format: RowFormat,
     queries: &[f32],
+    kv_head: usize,
     rest: &Rest,
     n_cells: usize,
 ) -> Option<[Vec<f32>; 2]> {
@@ -32,7 +40,8 @@ pub(crate) fn rows(
     if n_cells < group || rest.logits.len() != group || rest.values.len() != group * value_dim {
         return None;
     }
-    let queries: Vec<&[f32]> = queries.chunks_exact(dim).collect();
+    let queries = queries.chunks_exact(dim).skip(kv_head * group);
+    let queries: Vec<&[f32]> = queries.take(group).collect();
     let gram = Gram::new(&queries, geometry.scale)?;
     let mut keys = Vec::with_capacity(n_cells * dim);
     let mut values = Vec::with_capacity(n_cells * value_dim);
@@ -43,7 +52,11 @@ pub(crate) fn rows(
         for (head, wanted) in wanted.iter_mut().enumerate() {
             let logit = rest.logits[head];
             let is_own = head == own && logit.is_finite();
-            let logit = if is_own { logit - copies.ln() } else { least - NOTHING };
+            let logit = if is_own {
+                logit - copies.ln()
+            } else {
+                least - NOTHING
+            };
             *wanted = match geometry.soft_cap {
                 Some(cap) => cap * (logit / cap).clamp(-0.999, 0.999).atanh(),
                 None => logit,
@@ -86,9 +99,8 @@ impl Gram {
             for (j, b) in queries[..=i].iter().enumerate() {
                 let product = a.iter().zip(*b).map(|(x, y)| f64::from(*x) * f64::from(*y));
                 let product = product.sum::<f64>() * f64::from(scale);
-                let known = |other: &[f64]| -> f64 {
-                    row.iter().zip(other).map(|(x, y)| x * y).sum()
-                };
+                let known =
+                    |other: &[f64]| -> f64 { row.iter().zip(other).map(|(x, y)| x * y).sum() };
                 if j < i {
                     row.push((product - known(&rows[j][..j])) / rows[j][j]);
                 } else {
@@ -119,8 +131,114 @@ impl Gram {
         }
         let mut key = vec![0.0; queries[0].len()];
         for (query, x) in queries.iter().zip(x) {
-            key.iter_mut().zip(*query).for_each(|(k, q)| *k += (x * f64::from(*q)) as f32);
+            key.iter_mut()
+                .zip(*query)
+                .for_each(|(k, q)| *k += (x * f64::from(*q)) as f32);
         }
         key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    fn geometry(group: usize, soft_cap: Option<f32>) -> LayerGeometry {
+        LayerGeometry {
+            il: 0,
+            n_head: 2 * group,
+            n_head_kv: 2,
+            key_dim: 64,
+            value_dim: 32,
+            scale: 0.125,
+            soft_cap,
+        }
+    }
+
+    /// Attention over these rows is what the rest says, for every query head.
+    #[test]
+    fn attention_over_the_rows_is_the_rest() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        for (group, soft_cap, format) in [
+            (1, None, RowFormat::F16),
+            (2, None, RowFormat::F32),
+            (4, Some(50.0), RowFormat::F16),
+            (8, None, RowFormat::Bf16),
+            (7, None, RowFormat::Q8_0),
+        ] {
+            let g = geometry(group, soft_cap);
+            let mut random = |n: usize, size: f32| -> Vec<f32> {
+                (0..n).map(|_| rng.random_range(-size..size)).collect()
+            };
+            let queries = random(g.n_head * g.key_dim, 4.0);
+            let rest = Rest {
+                logits: random(group, 9.0),
+                values: random(group * g.value_dim, 1.0),
+            };
+            let n_cells = 32;
+            let [keys, values] = rows(&g, format, &queries, 1, &rest, n_cells).unwrap();
+            assert_eq!((keys.len(), values.len()), (n_cells * 64, n_cells * 32));
+            let keys = rounded(format, &keys);
+            for head in 0..group {
+                let query = &queries[(group + head) * 64..][..64];
+                let weights = keys.chunks_exact(64).map(|key| {
+                    let product: f32 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                    let logit = product * g.scale;
+                    f64::from(soft_cap.map_or(logit, |c| c * (logit / c).tanh())).exp()
+                });
+                let weights: Vec<f64> = weights.collect();
+                let total: f64 = weights.iter().sum();
+                let logit = total.ln() as f32;
+                assert!((logit - rest.logits[head]).abs() < 0.12, "{group}: {logit}");
+                for (i, want) in rest.values[head * 32..][..32].iter().enumerate() {
+                    let rows = values.chunks_exact(32).zip(&weights);
+                    let got: f64 = rows.map(|(row, w)| f64::from(row[i]) * w).sum::<f64>() / total;
+                    assert!(
+                        (got - f64::from(*want)).abs() < 1e-4,
+                        "{group}: {got} {want}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn heads_without_a_rest_get_next_to_nothing() {
+        let g = geometry(2, None);
+        let queries: Vec<f32> = (0..256)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 20.0)
+            .collect();
+        let rest = |logits: &[f32]| Rest {
+            logits: logits.to_vec(),
+            values: vec![1.0; 64],
+        };
+        let made = |logits: &[f32]| rows(&g, RowFormat::F32, &queries, 0, &rest(logits), 32);
+        let [keys, _] = made(&[f32::NEG_INFINITY, 3.0]).unwrap();
+        for (head, most) in [(0, 3.0 - NOTHING + 4.0), (1, 3.1)] {
+            let query = &queries[head * 64..][..64];
+            for key in keys.chunks_exact(64) {
+                let product: f32 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                assert!(product * g.scale < most);
+            }
+        }
+        assert_eq!(made(&[f32::NEG_INFINITY; 2]), None);
+        assert_eq!(made(&[]), None);
+    }
+
+    #[test]
+    fn parallel_queries_leave_no_choice() {
+        let g = geometry(2, None);
+        let one: Vec<f32> = (0..64).map(|i| (i as f32).sin()).collect();
+        let queries: Vec<f32> = [1.0, 2.0, 1.0, 2.0]
+            .iter()
+            .flat_map(|size| one.iter().map(move |v| v * size))
+            .collect();
+        let rest = Rest {
+            logits: vec![1.0, 1.0],
+            values: vec![0.0; 64],
+        };
+        assert_eq!(rows(&g, RowFormat::F32, &queries, 0, &rest, 32), None);
     }
 }

@@ -309,7 +309,8 @@ impl Session {
         let shuffle = options.shuffle.map(ChaCha8Rng::seed_from_u64);
         let layout = self.layout.clone();
         let tiers = Tiers::new(geometry, cache_types, layout, policy, store, remap, shuffle)?
-            .with_sinks(sinks);
+            .with_sinks(sinks)
+            .with_rests(options.rests);
         self.context.hook().tiers = Some(tiers);
         Ok(())
     }

@@ -10,19 +10,18 @@ use crate::local::Local;
 use crate::persist::slots_at_home;
 use crate::remap::{Frame, Remap, turn_rows};
 use crate::rest;
+use crate::slot::{Slot, read_rows, turned, write_keys, write_rows};
 use crate::stats::Stats;
 use kiv_context::DiskTier;
 use kiv_cuda::Slots;
-use kiv_numeric::rope::Turn;
 use kiv_policy::{
     BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, SealedBlocks,
     SelectRequest, Selection,
 };
-use kiv_pool::{PoolLayout, SlotTable, Swap};
+use kiv_pool::{NONE, PoolLayout, SlotTable, Swap};
 use kiv_store::{ColdTier, Transcoder, Wanted};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 /// From this on a selection is slow; see [`Tiers::is_slow`].
@@ -69,6 +68,8 @@ pub(crate) struct Tiers {
     n_sealed: usize,
     /// Moves every block at every step (the permutation check).
     shuffle: Option<ChaCha8Rng>,
+    /// Whether what is not in slots may stand in one of them as if it were one token.
+    rests: bool,
     pub(crate) stats: Stats,
     /// Time of each layer's last selection.
     last_select: Vec<Duration>,
@@ -106,6 +107,7 @@ impl Tiers {
             policy,
             n_sealed: 0,
             shuffle,
+            rests: false,
             stats: Stats::default(),
             queries: Vec::new(),
             selection: Selection::default(),
@@ -116,6 +118,12 @@ impl Tiers {
     /// With learned sinks, `[layer][head]`.
     pub(crate) fn with_sinks(self, sinks: Vec<Vec<f32>>) -> Self {
         Self { sinks, ..self }
+    }
+
+    /// Takes rests, if slots hold rows as they are.
+    pub(crate) fn with_rests(self, rests: bool) -> Self {
+        let rests = rests && self.shuffle.is_none() && self.remap.is_none();
+        Self { rests, ..self }
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
@@ -489,13 +497,10 @@ impl Tiers {
             },
             cold: &*self.store,
             local: &local,
-            takes_rest: self.shuffle.is_none()
-                && self.remap.is_none()
-                && batch.positions.len() == 1
+            takes_rest: self.rests
                 && batch.phase == Phase::Decode
-                && self.layout.n_slots > 1
-                && k.format().group_len() == 1
-                && std::env::var_os("KIV_REST").is_some(),
+                && batch.positions.len() == 1
+                && rest::fits(geometry, k.format(), &self.layout),
             sinks: &self.sinks[layer],
         };
         let il = geometry.il;
@@ -525,11 +530,14 @@ impl Tiers {
         for kv_head in 0..geometry.n_head_kv {
             let wanted = self.selection.head(kv_head);
             let rest = self.selection.rest(kv_head);
-            let group = geometry.group() * geometry.key_dim;
-            let queries = &self.queries[kv_head * group..][..group];
-            let rest = (!rest.is_empty()).then(|| {
-                rest::rows(geometry, k.format(), queries, rest, self.layout.block)
-            }).flatten();
+            let rest = rest::rows(
+                geometry,
+                k.format(),
+                &self.queries,
+                kv_head,
+                rest,
+                self.layout.block,
+            );
             let (table, swaps) = (&mut self.slots[layer][kv_head], &mut self.swaps[kv_head]);
             if let Some(rng) = &mut self.shuffle {
                 let mut blocks = table.blocks().to_vec();
@@ -584,14 +592,22 @@ impl Tiers {
                 }
             }
         }
+        let last = Slot::new(&self.layout, cells, self.layout.n_slots - 1);
         for (kv_head, rest) in rests.iter().enumerate() {
-            if let Some([keys, values]) = rest {
-                let slot = Slot::new(&self.layout, cells, self.layout.n_slots - 1);
-                for (cache, values, row_len) in [(&mut *k, keys, geometry.key_dim), (&mut *v, values, geometry.value_dim)] {
-                    let format = cache.format();
-                    let bytes = format.encode(values);
-                    write_rows(cache, kv_head, &slot.cells, Rows { format, row_len, bytes: &bytes });
-                }
+            for (cache, rows) in [&mut *k, &mut *v].into_iter().zip(rest.iter().flatten()) {
+                let format = cache.format();
+                let row_len = rows.len() / last.cells.len();
+                let bytes = &format.encode(rows);
+                write_rows(
+                    cache,
+                    kv_head,
+                    &last.cells,
+                    Rows {
+                        format,
+                        row_len,
+                        bytes,
+                    },
+                );
             }
         }
         if moved && result.is_ok() {
@@ -674,7 +690,8 @@ impl Tiers {
             let (k, v) = layer_caches(caches, geometry.il)?;
             let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
             for kv_head in 0..geometry.n_head_kv {
-                for (slot, block) in self.slots[layer][kv_head].blocks().iter().enumerate() {
+                let blocks = self.slots[layer][kv_head].blocks().iter().enumerate();
+                for (slot, block) in blocks.filter(|(_, block)| **block != NONE) {
                     let slot = Slot::new(&self.layout, cells, slot);
                     let keys = self.store.keys(layer, kv_head, *block, 1)?;
                     let values = self.store.values(layer, kv_head, *block, 1)?;
@@ -726,64 +743,6 @@ impl Tiers {
     }
 }
 
-/// The cells of a slot.
-struct Slot {
-    cells: Vec<u32>,
-}
-
-impl Slot {
-    fn new(layout: &PoolLayout, cells: &CellMap, slot: usize) -> Self {
-        let first = layout.sinks + slot * layout.block;
-        Self {
-            cells: cells.cells(first, first + layout.block),
-        }
-    }
-
-    /// Copies a block of a (layer, KV head) in, its keys turned if need be.
-    fn fill(
-        &self,
-        store: &dyn ColdTier,
-        transcoder: &mut Transcoder,
-        (layer, kv_head, block): (usize, usize, BlockId),
-        (k, v): (&mut CacheTensor, &mut CacheTensor),
-        turn: Option<&Turn>,
-    ) -> Result<(), Error> {
-        let keys = store.keys(layer, kv_head, block, 1)?;
-        let values = store.values(layer, kv_head, block, 1)?;
-        let keys = transcoder.decode(keys.rows(), k.format());
-        write_keys(k, kv_head, &self.cells, keys, turn);
-        let values = transcoder.decode(values.rows(), v.format());
-        write_rows(v, kv_head, &self.cells, values);
-        Ok(())
-    }
-}
-
-/// Copies a block's keys into cells, turned if need be.
-fn write_keys(
-    k: &mut CacheTensor,
-    kv_head: usize,
-    cells: &[u32],
-    rows: Rows<'_>,
-    turn: Option<&Turn>,
-) {
-    let bytes = &turned(rows, turn);
-    write_rows(k, kv_head, cells, Rows { bytes, ..rows });
-}
-
-/// Bytes of rows, turned if need be.
-fn turned<'a>(rows: Rows<'a>, turn: Option<&Turn>) -> Cow<'a, [u8]> {
-    let mut bytes = Cow::Borrowed(rows.bytes);
-    if let Some(turn) = turn {
-        turn_rows(turn, rows.format, rows.row_len, bytes.to_mut());
-    }
-    bytes
-}
-
-/// Bytes of a row of one KV head.
-pub(crate) fn row_bytes(cache: &CacheTensor, dim: usize) -> usize {
-    cache.format().row_bytes(dim)
-}
-
 fn layer_caches(
     caches: &mut Caches,
     il: u32,
@@ -791,31 +750,4 @@ fn layer_caches(
     caches.layer(il).ok_or_else(|| Error::Unhookable {
         reason: format!("layer {il} has no K and V cache"),
     })
-}
-
-/// Copies rows of one KV head into cells.
-fn write_rows(cache: &mut CacheTensor, kv_head: usize, cells: &[u32], rows: Rows<'_>) {
-    let len = rows.format.row_bytes(rows.row_len);
-    stretches(cells, |at, first, n| {
-        cache.write(
-            first,
-            (kv_head * len, len),
-            &rows.bytes[at * len..(at + n) * len],
-        );
-    });
-}
-
-/// Bytes of one KV head in cells, of the same kind as `like`.
-pub(crate) fn read_rows(
-    cache: &CacheTensor,
-    kv_head: usize,
-    cells: &[u32],
-    like: Rows<'_>,
-) -> Vec<u8> {
-    let len = like.format.row_bytes(like.row_len);
-    let mut out = Vec::new();
-    stretches(cells, |_, first, n| {
-        cache.read(first, n, (kv_head * len, len), &mut out)
-    });
-    out
 }

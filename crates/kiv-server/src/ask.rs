@@ -1,6 +1,6 @@
 //! From a protocol's parameters to a request, and its events.
 
-use crate::engine::{Event, Request};
+use crate::engine::{Event, Request, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::tools::Tools;
 use crate::{BODY, Shared};
@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::FromRequest;
 use axum::http::{self, StatusCode};
 use axum::response::Response;
-use kiv_runtime::{GenerateOptions, Grammar, Message, Sampling, Token};
+use kiv_runtime::{Chosen, GenerateOptions, Grammar, Message, Sampling, Token};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -17,6 +17,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Time that a body may take to come.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Most tokens that an answer may be asked to have.
+pub(crate) const MOST: i64 = 1_000_000_000;
 
 /// A body, refused in its protocol's form where it is too large or too slow.
 pub(crate) struct Raw(pub Bytes);
@@ -68,6 +71,16 @@ impl Params {
         Ok(Self(self.take(name)?.unwrap_or_default()))
     }
 
+    /// One of them as it was sent, which stays.
+    pub fn look(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Puts one in another form.
+    pub fn set(&mut self, name: &'static str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
     /// One of them, `None` if it is missing or null.
     pub fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, Fault> {
         match self.0.remove(name) {
@@ -104,6 +117,21 @@ impl Params {
             return Err(Fault::param(name, why));
         }
         Ok(value)
+    }
+
+    /// A whole number within limits.
+    pub fn whole(
+        &mut self,
+        name: &'static str,
+        least: i64,
+        most: i64,
+    ) -> Result<Option<i64>, Fault> {
+        let value = self.number(name, least as f64, most as f64)?;
+        if let Some(value) = value.filter(|v| v.fract() != 0.0) {
+            let why = format!("{name} must be a whole number, not {value}");
+            return Err(Fault::param(name, why));
+        }
+        Ok(value.map(|value| value as i64))
     }
 
     /// Refuses what is there and means something that kiv has not.
@@ -219,7 +247,7 @@ pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
 
 /// A call with its arguments as an object: clients of OpenAI's protocol send them as
 /// text, and templates would quote that.
-fn call_for_templates(mut call: Value) -> Option<Value> {
+pub(crate) fn call_for_templates(mut call: Value) -> Option<Value> {
     let function = call.get_mut("function")?;
     function.get("name")?.as_str()?;
     if let Some(Value::String(text)) = function.get("arguments")
@@ -299,7 +327,7 @@ pub(crate) fn sampling(params: &mut Params, temperature: f64) -> Result<Sampling
             .number("temperature", 0.0, 100.0)?
             .unwrap_or(temperature) as f32,
         top_k: params
-            .number("top_k", 0.0, 1e6)?
+            .whole("top_k", 0, 1_000_000)?
             .map_or(usual.top_k, |k| k as i32),
         top_p: real(params.number("top_p", 0.0, 1.0)?, usual.top_p),
         min_p: real(params.number("min_p", 0.0, 1.0)?, usual.min_p),
@@ -359,16 +387,32 @@ pub(crate) fn submit(
     Ok(receiver)
 }
 
-/// All the text, and the figures.
-pub(crate) async fn collect(
-    mut events: UnboundedReceiver<Event>,
-) -> Result<(String, crate::Summary), Fault> {
-    let mut text = String::new();
+/// All of an answer.
+pub(crate) struct Whole {
+    pub text: String,
+    /// Its tokens, if it was asked how likely they were.
+    pub chosen: Vec<Chosen>,
+    pub summary: Summary,
+}
+
+/// Waits for all of an answer.
+pub(crate) async fn collect(mut events: UnboundedReceiver<Event>) -> Result<Whole, Fault> {
+    let mut whole = String::new();
+    let mut all = Vec::new();
     while let Some(event) = events.recv().await {
         match event {
             Event::Reading { .. } => {}
-            Event::Text(more) => text += &more,
-            Event::Done(summary) => return Ok((text, summary)),
+            Event::Text { text, chosen } => {
+                whole += &text;
+                all.extend(chosen);
+            }
+            Event::Done(summary) => {
+                return Ok(Whole {
+                    text: whole,
+                    chosen: all,
+                    summary,
+                });
+            }
             Event::Failed(why) => return Err(Fault::failed(why)),
         }
     }

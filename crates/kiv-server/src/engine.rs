@@ -16,7 +16,7 @@
 
 use crate::library::{Library, shared};
 use crate::retrieved::{Heat, Retrieved};
-use kiv_runtime::{Error, Finish, GenerateOptions, Generation, Model, Session, Token};
+use kiv_runtime::{Chosen, Error, Finish, GenerateOptions, Generation, Model, Session, Token};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,12 @@ pub enum Event {
         reused: usize,
     },
     /// More text.
-    Text(String),
+    Text {
+        /// The text.
+        text: String,
+        /// The tokens that begin in it, if it was asked how likely they were.
+        chosen: Vec<Chosen>,
+    },
     /// The end.
     Done(Summary),
     /// It cannot be done.
@@ -358,6 +363,7 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
+            self.forget_gone();
             self.admit();
             for i in 0..self.slots.len() {
                 self.turn(i);
@@ -409,14 +415,19 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
         self.counters.open.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Whoever has gone waits no longer: there is room for others.
+    fn forget_gone(&mut self) {
+        let before = self.waiting.len();
+        self.waiting.retain(|request| !request.events.is_closed());
+        for _ in self.waiting.len()..before {
+            self.counters.cancelled.fetch_add(1, Ordering::Relaxed);
+            self.finished();
+        }
+    }
+
     /// Gives waiting requests their sessions.
     fn admit(&mut self) {
         while let Some(request) = self.waiting.pop_front() {
-            if request.events.is_closed() {
-                self.counters.cancelled.fetch_add(1, Ordering::Relaxed);
-                self.finished();
-                continue;
-            }
             let Some(choice) = self.choose(&request.prompt) else {
                 self.waiting.push_front(request);
                 return;
@@ -442,9 +453,9 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
                     });
                 }
                 Err(error) => {
-                    let _ = request.events.send(Event::Failed(error.to_string()));
                     self.counters.failed.fetch_add(1, Ordering::Relaxed);
                     self.finished();
+                    let _ = request.events.send(Event::Failed(error.to_string()));
                 }
             }
         }
@@ -604,13 +615,14 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             Ok(Some(summary)) => {
                 let generated = &self.counters.generated;
                 generated.fetch_add(summary.generated, Ordering::Relaxed);
-                let _ = job.request.events.send(Event::Done(summary));
+                // First: who has the answer finds no trace of the request.
                 self.finished();
+                let _ = job.request.events.send(Event::Done(summary));
             }
             Err(error) => {
-                let _ = job.request.events.send(Event::Failed(error.to_string()));
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
                 self.finished();
+                let _ = job.request.events.send(Event::Failed(error.to_string()));
             }
         }
     }
@@ -682,20 +694,19 @@ fn generate(
     events: &UnboundedSender<Event>,
 ) -> Result<bool, Error> {
     let mut is_silent = true;
+    let mut tell = |text: String, chosen: Vec<Chosen>| {
+        if !text.is_empty() || !chosen.is_empty() {
+            is_silent = false;
+            let _ = events.send(Event::Text { text, chosen });
+        }
+    };
     for _ in 0..TOKENS {
         match generation.step(session) {
-            Some(Ok(piece)) => {
-                if !piece.text.is_empty() {
-                    is_silent = false;
-                    let _ = events.send(Event::Text(piece.text));
-                }
-            }
+            Some(Ok(piece)) => tell(piece.text, generation.take_chosen()),
             Some(Err(error)) => return Err(error),
             None => {
                 let rest = generation.rest();
-                if !rest.is_empty() {
-                    let _ = events.send(Event::Text(rest));
-                }
+                tell(rest, generation.take_chosen());
                 return Ok(true);
             }
         }
@@ -703,7 +714,10 @@ fn generate(
     // Tokens may have no text. Something must be written all the same: that is how
     // it shows that a client has gone.
     if is_silent {
-        let _ = events.send(Event::Text(String::new()));
+        let _ = events.send(Event::Text {
+            text: String::new(),
+            chosen: Vec::new(),
+        });
     }
     Ok(false)
 }

@@ -12,9 +12,11 @@ mod engine;
 mod fault;
 mod guard;
 mod library;
+mod logprobs;
 mod native;
 mod ollama;
 mod openai;
+mod responses;
 mod retrieved;
 mod tools;
 mod web;
@@ -27,8 +29,10 @@ pub use retrieved::{Passage, Retrieved};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::handler::Handler;
+use axum::http::Method;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -70,7 +74,65 @@ pub(crate) struct App {
 
 pub(crate) type Shared = Arc<App>;
 
-/// All routes.
+struct Route {
+    method: Method,
+    path: &'static str,
+    handler: MethodRouter<Shared>,
+}
+
+impl Route {
+    fn get<T: 'static>(path: &'static str, handler: impl Handler<T, Shared>) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            handler: get(handler),
+        }
+    }
+
+    fn post<T: 'static>(path: &'static str, handler: impl Handler<T, Shared>) -> Self {
+        Self {
+            method: Method::POST,
+            path,
+            handler: post(handler),
+        }
+    }
+}
+
+/// All that is served. What it takes and answers is written in `openapi.json`.
+fn table() -> Vec<Route> {
+    vec![
+        Route::get("/", web::index),
+        Route::get("/page.css", web::style),
+        Route::get("/page.js", web::script),
+        Route::get("/openapi.json", web::openapi),
+        Route::get("/v1/models", openai::models),
+        Route::post("/v1/chat/completions", openai::chat),
+        Route::post("/v1/completions", openai::completions),
+        Route::post("/v1/responses", responses::create),
+        Route::post("/api/chat", ollama::chat),
+        Route::post("/api/generate", ollama::generate),
+        Route::get("/api/tags", ollama::tags),
+        Route::post("/api/show", ollama::show),
+        Route::get("/api/ps", ollama::ps),
+        Route::get("/api/version", ollama::version),
+        Route::get("/health", native::health),
+        Route::get("/v1/health", native::health),
+        Route::get("/props", native::props),
+        Route::get("/slots", native::slots),
+        Route::get("/metrics", native::metrics),
+        Route::post("/tokenize", native::tokenize),
+        Route::post("/detokenize", native::detokenize),
+        Route::post("/apply-template", native::apply_template),
+        Route::post("/completion", native::completion),
+    ]
+}
+
+/// Methods and paths of all routes.
+pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
+    table().into_iter().map(|route| (route.method, route.path))
+}
+
+/// All routes, to serve or to mount elsewhere.
 pub fn router(config: Config, model: Model, engine: Engine) -> Router {
     let app = Arc::new(App {
         config,
@@ -78,28 +140,11 @@ pub fn router(config: Config, model: Model, engine: Engine) -> Router {
         engine,
         started: SystemTime::now(),
     });
-    Router::new()
-        .route("/", get(web::index))
-        .route("/page.css", get(web::style))
-        .route("/page.js", get(web::script))
-        .route("/v1/models", get(openai::models))
-        .route("/v1/chat/completions", post(openai::chat))
-        .route("/v1/completions", post(openai::completions))
-        .route("/api/chat", post(ollama::chat))
-        .route("/api/generate", post(ollama::generate))
-        .route("/api/tags", get(ollama::tags))
-        .route("/api/show", post(ollama::show))
-        .route("/api/ps", get(ollama::ps))
-        .route("/api/version", get(ollama::version))
-        .route("/health", get(native::health))
-        .route("/v1/health", get(native::health))
-        .route("/props", get(native::props))
-        .route("/slots", get(native::slots))
-        .route("/metrics", get(native::metrics))
-        .route("/tokenize", post(native::tokenize))
-        .route("/detokenize", post(native::detokenize))
-        .route("/apply-template", post(native::apply_template))
-        .route("/completion", post(native::completion))
+    let all = table().into_iter();
+    let routes = all.fold(Router::new(), |router, route| {
+        router.route(route.path, route.handler)
+    });
+    routes
         .fallback(native::unknown)
         .layer(DefaultBodyLimit::max(BODY))
         .layer(from_fn_with_state(Arc::clone(&app), guard::check))

@@ -4,6 +4,7 @@ use crate::Shared;
 use crate::ask::{self, Params, Raw, Said};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
+use crate::logprobs;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -194,20 +195,28 @@ pub(crate) async fn completion(State(app): State<Shared>, Raw(body): Raw) -> Res
     done.unwrap_or_else(|fault| fault.answer(Protocol::Native))
 }
 
+/// Where llama-server's clients look for how likely tokens were.
+const PROBABILITIES: &str = "completion_probabilities";
+
 async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     let mut params = Params::parse(body)?;
-    for (name, harmless) in [("n_probs", vec![json!(0)]), ("logit_bias", vec![json!([])])] {
+    for (name, harmless) in [
+        ("post_sampling_probs", vec![json!(false)]),
+        ("logit_bias", vec![json!([])]),
+    ] {
         params.refuse(name, &harmless)?;
     }
     let prompt: String = params.need("prompt")?;
-    let most = params.number("n_predict", -2.0, 1e9)?;
+    let most = params.whole("n_predict", -2, ask::MOST)?;
     let options = GenerateOptions {
-        max_tokens: most.filter(|n| *n >= 0.0).map(|n| n as usize),
+        max_tokens: most.filter(|n| *n >= 0).map(|n| n as usize),
         sampling: ask::sampling(&mut params, 0.8)?,
         grammar: ask::grammar(app, &mut params)?,
         stop: ask::stops(&mut params)?,
         ignore_end: params.take("ignore_eos")?.unwrap_or(false),
+        likeliest: logprobs::n_probs(&mut params)?,
     };
+    let is_asked = options.likeliest.is_some();
     let stream = params.take::<bool>("stream")?.unwrap_or(false);
     let events = ask::submit(
         app,
@@ -217,10 +226,15 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
         false,
     )?;
     if !stream {
-        let (text, summary) = ask::collect(events).await?;
-        return Ok(Json(last(&text, &summary)).into_response());
+        let whole = ask::collect(events).await?;
+        let mut last = last(&whole.text, &whole.summary);
+        if is_asked {
+            last[PROBABILITIES] = logprobs::native(&app.model, &whole.chosen);
+        }
+        return Ok(Json(last).into_response());
     }
-    let lines = UnboundedReceiverStream::new(events).filter_map(|event| {
+    let app = Shared::clone(app);
+    let lines = UnboundedReceiverStream::new(events).map(move |event| {
         let line = match event {
             Event::Reading {
                 read,
@@ -230,11 +244,17 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
                 "content": "", "stop": false,
                 "prompt_progress": {"total": total, "cache": reused, "processed": read},
             }),
-            Event::Text(text) => json!({"content": text, "stop": false}),
+            Event::Text { text, chosen } => {
+                let mut line = json!({"content": text, "stop": false});
+                if is_asked {
+                    line[PROBABILITIES] = logprobs::native(&app.model, &chosen);
+                }
+                line
+            }
             Event::Done(summary) => last("", &summary),
             Event::Failed(why) => Fault::failed(why).body(Protocol::Native),
         };
-        Some(Ok::<_, Infallible>(format!("data: {line}\n\n")))
+        Ok::<_, Infallible>(format!("data: {line}\n\n"))
     });
     let kind = [(header::CONTENT_TYPE, "text/event-stream")];
     Ok((kind, Body::from_stream(lines)).into_response())

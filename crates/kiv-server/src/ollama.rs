@@ -95,6 +95,8 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         ("template", vec![json!("")]),
         ("context", vec![json!([])]),
         ("think", vec![json!(false)]),
+        ("logprobs", vec![json!(false)]),
+        ("top_logprobs", vec![json!(0)]),
     ] {
         params.refuse(name, &harmless)?;
     }
@@ -135,13 +137,13 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
     };
     let stream = params.take::<bool>("stream")?.unwrap_or(true);
     let mut within = params.within("options")?;
-    let most = within.number("num_predict", -2.0, 1e9)?;
+    let most = within.whole("num_predict", -2, ask::MOST)?;
     let options = GenerateOptions {
-        max_tokens: most.filter(|n| *n >= 0.0).map(|n| n as usize),
+        max_tokens: most.filter(|n| *n >= 0).map(|n| n as usize),
         sampling: ask::sampling(&mut within, 0.8)?,
         grammar,
         stop: ask::stops(&mut within)?,
-        ignore_end: false,
+        ..GenerateOptions::default()
     };
     let events = ask::submit(app, app.model.tokenize(&text, true), options, param, false)?;
     let line = Line {
@@ -151,9 +153,9 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
     if stream {
         return Ok(line.stream(events, tools));
     }
-    let (text, summary) = ask::collect(events).await?;
-    let (text, calls) = tools.read(&text);
-    Ok(Json(line.last(&text, &calls, &summary)).into_response())
+    let whole = ask::collect(events).await?;
+    let (text, calls) = tools.read(&whole.text);
+    Ok(Json(line.last(&text, &calls, &whole.summary)).into_response())
 }
 
 struct Line {
@@ -202,7 +204,7 @@ impl Line {
             let line = match event {
                 Event::Reading { .. } => return None,
                 // Empty lines, too: a client that has gone is noticed by them.
-                Event::Text(text) => self.some(&listener.hear(&text)),
+                Event::Text { text, .. } => self.some(&listener.hear(&text)),
                 Event::Done(summary) => {
                     let (rest, calls) = std::mem::take(&mut listener).end();
                     self.last(&rest, &calls, &summary)

@@ -1,8 +1,9 @@
 //! OpenAI's protocol: models, chat completions, completions.
 
-use crate::ask::{self, Params, Raw, Said, Texts};
+use crate::ask::{self, Params, Raw, Said, Texts, Whole};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
+use crate::logprobs;
 use crate::tools::{Call, Listener, Tools};
 use crate::{Shared, ask::check_model};
 use axum::Json;
@@ -10,7 +11,7 @@ use axum::extract::State;
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::StreamExt;
-use kiv_runtime::{Finish, GenerateOptions, Grammar};
+use kiv_runtime::{Chosen, Finish, GenerateOptions, Grammar};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,12 +49,15 @@ enum Kind {
 }
 
 /// What all pieces of an answer have in common.
-#[derive(Clone)]
 struct Frame {
     kind: Kind,
     id: String,
     created: u64,
-    model: String,
+    app: Shared,
+    /// Whether to tell how likely tokens were.
+    likeliest: bool,
+    /// Characters of the answer whose tokens have been told.
+    told: usize,
 }
 
 async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault> {
@@ -63,8 +67,6 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
         ("functions", vec![json!([])]),
         ("n", vec![json!(1)]),
         ("best_of", vec![json!(1)]),
-        ("logprobs", vec![json!(false), json!(0)]),
-        ("top_logprobs", vec![json!(0)]),
         ("logit_bias", vec![json!({})]),
         ("presence_penalty", vec![json!(0), json!(0.0)]),
         ("frequency_penalty", vec![json!(0), json!(0.0)]),
@@ -101,14 +103,18 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
             }
         },
     };
-    let newer = params.number("max_completion_tokens", 0.0, 1e9)?;
-    let max = newer.or(params.number("max_tokens", 0.0, 1e9)?);
+    let newer = params.whole("max_completion_tokens", 0, ask::MOST)?;
+    let max = newer.or(params.whole("max_tokens", 0, ask::MOST)?);
     let options = GenerateOptions {
         max_tokens: max.map(|n| n as usize).or(usual),
         sampling: ask::sampling(&mut params, 1.0)?,
         grammar,
         stop: ask::stops(&mut params)?,
         ignore_end: false,
+        likeliest: match kind {
+            Kind::Chat => logprobs::of_chat(&mut params)?,
+            Kind::Text => logprobs::of_completion(&mut params)?,
+        },
     };
     let stream = params.take::<bool>("stream")?.unwrap_or(false);
     let include: bool = params
@@ -119,14 +125,15 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     let progress = params.take::<bool>("return_progress")?.unwrap_or(false);
     let retrieved = params.take::<bool>("kiv_retrieved")?.unwrap_or(false);
     let prompt = app.model.tokenize(&text, true);
+    let likeliest = options.likeliest.is_some();
     let events = ask::submit(app, prompt, options, param, retrieved)?;
-    let frame = Frame::new(kind, app.config.name.clone());
+    let mut frame = Frame::new(kind, Shared::clone(app), likeliest);
     if stream {
         return Ok(frame.stream(events, tools, include, progress));
     }
-    let (text, summary) = ask::collect(events).await?;
-    let (text, calls) = tools.read(&text);
-    Ok(Json(frame.whole(&text, &calls, &summary)).into_response())
+    let whole = ask::collect(events).await?;
+    let (text, calls) = tools.read(&whole.text);
+    Ok(Json(frame.whole(&text, &calls, &whole)).into_response())
 }
 
 /// What `response_format` says that the answer must be.
@@ -156,12 +163,9 @@ fn response_format(params: &mut Params) -> Result<Option<Grammar>, Fault> {
 
 /// Calls as OpenAI's clients want them.
 fn calls_json(calls: &[Call], indexed: bool) -> Value {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let started = seconds(SystemTime::now());
     let calls = calls.iter().enumerate().map(|(i, call)| {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut one = json!({
-            "id": format!("call_{started:x}{number:x}"),
+            "id": fresh_id("call_"),
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments.to_string()},
         });
@@ -174,34 +178,40 @@ fn calls_json(calls: &[Call], indexed: bool) -> Value {
 }
 
 impl Frame {
-    fn new(kind: Kind, model: String) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let created = seconds(SystemTime::now());
-        let prefix = if kind == Kind::Chat {
-            "chatcmpl"
-        } else {
-            "cmpl"
+    fn new(kind: Kind, app: Shared, likeliest: bool) -> Self {
+        let prefix = match kind {
+            Kind::Chat => "chatcmpl-",
+            Kind::Text => "cmpl-",
         };
-        let id = format!(
-            "{prefix}-{created:x}-{:x}",
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
         Self {
             kind,
-            id,
-            created,
-            model,
+            id: fresh_id(prefix),
+            created: seconds(SystemTime::now()),
+            app,
+            likeliest,
+            told: 0,
+        }
+    }
+
+    /// `logprobs` of a choice.
+    fn logprobs(&mut self, chosen: &[Chosen]) -> Value {
+        match self.kind {
+            _ if !self.likeliest => Value::Null,
+            Kind::Chat => logprobs::chat(&self.app.model, chosen),
+            Kind::Text => logprobs::completion(&self.app.model, chosen, &mut self.told),
         }
     }
 
     fn around(&self, object: &str, choices: &Value) -> Value {
         json!({
-            "id": self.id, "object": object, "created": self.created, "model": self.model,
+            "id": self.id, "object": object, "created": self.created,
+            "model": self.app.config.name,
             "choices": choices,
         })
     }
 
-    fn whole(&self, text: &str, calls: &[Call], summary: &Summary) -> Value {
+    fn whole(&mut self, text: &str, calls: &[Call], whole: &Whole) -> Value {
+        let summary = &whole.summary;
         let reason = if calls.is_empty() {
             reason(summary.finish)
         } else {
@@ -217,7 +227,9 @@ impl Frame {
                 json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason}),
             ),
         };
+        let logprobs = self.logprobs(&whole.chosen);
         let mut whole = self.around(object, &json!([choice]));
+        whole["choices"][0]["logprobs"] = logprobs;
         if !calls.is_empty() {
             let message = &mut whole["choices"][0]["message"];
             message["tool_calls"] = calls_json(calls, false);
@@ -257,7 +269,7 @@ impl Frame {
     }
 
     fn stream(
-        self,
+        mut self,
         events: UnboundedReceiver<Event>,
         tools: Tools,
         include_usage: bool,
@@ -281,11 +293,13 @@ impl Frame {
                     lines.push(piece.to_string());
                 }
                 Event::Reading { .. } => {}
-                Event::Text(text) => {
+                Event::Text { text, chosen } => {
                     let text = listener.hear(&text);
                     // Pieces without text, too: a client that has gone is noticed by them.
                     let shown = Some(&*text).filter(|text| plain || !text.is_empty());
-                    lines.push(self.piece(shown, None, first).to_string());
+                    let mut piece = self.piece(shown, None, first);
+                    piece["choices"][0]["logprobs"] = self.logprobs(&chosen);
+                    lines.push(piece.to_string());
                     first = false;
                 }
                 Event::Done(summary) => {
@@ -347,7 +361,14 @@ fn usage(summary: &Summary) -> Value {
     })
 }
 
-fn seconds(time: SystemTime) -> u64 {
+/// A name that no other answer or call of this server has.
+pub(crate) fn fresh_id(prefix: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{prefix}{:x}{number:04x}", seconds(SystemTime::now()))
+}
+
+pub(crate) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }

@@ -4,7 +4,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 /// Paths that are served without a key: there is nothing in them.
-pub(crate) const PATHS: [&str; 3] = ["/", "/page.css", "/page.js"];
+pub(crate) const PATHS: [&str; 4] = ["/", "/page.css", "/page.js", "/openapi.json"];
 
 pub(crate) async fn index() -> Response {
     file("text/html; charset=utf-8", include_str!("web/index.html"))
@@ -19,6 +19,10 @@ pub(crate) async fn script() -> Response {
         "text/javascript; charset=utf-8",
         include_str!("web/page.js"),
     )
+}
+
+pub(crate) async fn openapi() -> Response {
+    file("application/json", include_str!("../openapi.json"))
 }
 
 fn file(kind: &'static str, text: &'static str) -> Response {

@@ -39,10 +39,10 @@
 //! gets plain SSE2, several times slower: see [`system_info`].
 
 pub use kiv_runtime::{
-    Attended, AttentionTap, ChatTemplate, Error, Finish, GenerateOptions, Generation, Grammar,
-    LoadOptions, Memory, Message, Model, Outputs, Piece, Positions, Progress, QuantizeType,
-    RopeScaling, Sampling, Session, SessionBuilder, Stats, Token, TokenStream, pool_layout,
-    quantize, set_verbose, supports_gpu, system_info,
+    Attended, AttentionTap, ChatTemplate, Chosen, Error, Finish, GenerateOptions, Generation,
+    Grammar, LoadOptions, Memory, Message, Model, Outputs, Piece, Positions, Progress,
+    QuantizeType, RopeScaling, Sampling, Session, SessionBuilder, Stats, Token, TokenStream,
+    pool_layout, quantize, set_verbose, supports_gpu, system_info,
 };
 
 /// The plug-in interface: what a policy sees and answers.

@@ -68,6 +68,7 @@ pub(super) fn header(args: &EvalArgs, file: &ModelFile, sha256: &str, plan: &Pla
         "rope_freq_base": model.rope_freq_base,
         "rope_freq_scale": model.rope_freq_scale,
         "kv_pos": model.kv_pos.name(),
+        "kv_rest": model.kv_rest,
         "kv_policy": plan.policies,
         "kv_read_policy": plan.read_policy,
         "kv_window": args.cache.kv_window,
@@ -100,6 +101,9 @@ pub(super) fn settings(args: &EvalArgs, model_sha256: &str, task: Task, full: bo
     if !full {
         if model.kv_pos == Positions::Remapped {
             text += " remapped";
+        }
+        if model.kv_rest {
+            text += " rest";
         }
         let (block, sinks) = (args.cache.kv_block, args.cache.kv_sinks);
         text += &format!(" {block} {sinks} {}", model.ubatch());
