@@ -17,16 +17,18 @@ demo: setup ## ask the bundled model about a million tokens; ARGS="--tokens 6553
 
 test: setup ## run every test, documentation's included
 	cargo test --release --locked --workspace
-	cargo test --release --locked -p kiv-cuda --features cuda
+	cargo test --release --locked -p kiv-cuda -p kiv-runtime --features kiv-runtime/cuda-swap
 	scripts/check-patches
 
 check: setup ## format, lints, patches, documentation
 	cargo fmt --all --check
 	scripts/check-patches
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
-	cargo clippy --release --locked -p kiv-cuda --features cuda --all-targets -- -D warnings
+	cargo clippy --release --locked -p kiv-cuda -p kiv-runtime --features kiv-runtime/cuda-swap \
+		--all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked -p kiv-cuda --features cuda --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked -p kiv-cuda -p kiv-runtime \
+		--features kiv-runtime/cuda-swap --no-deps
 
 setup: ## check for cmake, a C++ compiler, libclang and Rust; install them on Debian and Ubuntu
 	@scripts/setup

@@ -278,6 +278,7 @@ pub(crate) fn builder(
         .positions(args.kv_pos)
         .rests(args.kv_rest)
         .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
+        .warn(|what| eprintln!("warning: {what}"))
 }
 
 /// Whether a policy has cold rows.

@@ -8,13 +8,12 @@
 //! ```
 
 use kiv_cuda::sim::{SimConfig, SimDevice};
-use kiv_cuda::work::{
-    Cache, Coarse, Move, Pairing, Rerotate, Scan, Scatter, Scores, Side, Top, Turn, Work,
-};
+use kiv_cuda::work::{Cache, Coarse, Move, Rerotate, Scan, Scatter, Scores, Side, Top, Turn, Work};
 use kiv_cuda::{
     Buffer, Device, DeviceError, LayerShape, Memory, Pager, PinnedPool, Place, PoolError,
-    PredictConfig, Row, Slots, Stream, SwapConfig, SwapError, Swapper, open_or_say, reference,
+    PredictConfig, Row, Slots, Stream, SwapConfig, SwapError, Swapper, open_or_say,
 };
+use kiv_numeric::rope::{Pairs, Rotation};
 use kiv_policy::{RowFormat, Selection};
 use kiv_pool::SlotTable;
 use rand::{Rng, SeedableRng};
@@ -342,17 +341,16 @@ fn kernels<D: Device>(device: &mut D, stream: Stream, shape: &Shape) -> Result<(
             angle: 0,
         })
         .collect();
-    let mut table = Vec::new();
-    let frequencies = reference::frequencies(5e5, shape.dim as usize, 1.0, &[]);
-    reference::angles(&frequencies, -1000, &mut table);
+    let rotation = Rotation::plain(Pairs::Halves, shape.dim as usize, 5e5);
+    let moved = rotation.turn([(1000, 0)].into_iter());
     let rerotate = Rerotate {
         cache: keys,
         turns: &turns,
         cells: &cells,
-        table: &table,
+        table: moved.table(),
         n_rows: shape.rows,
         n_rot: shape.dim,
-        pairing: Pairing::Neox,
+        pairing: Pairs::Halves,
     };
     let time = timed(device, stream, |d| {
         d.submit(stream, &Work::Rerotate(rerotate))
@@ -519,7 +517,7 @@ fn tokens<D: Device>(
     let first: Vec<u32> = (0..shape.slots as u32).collect();
     let mut now = vec![vec![first; heads]; shape.layers];
     let mut next = vec![vec![Vec::new(); heads]; shape.layers];
-    let (mut wanted, mut runners) = (Selection::default(), Selection::default());
+    let mut wanted = Selection::default();
     let begin = device.now();
     for step in 0..shape.tokens as u64 {
         for layer in 0..shape.layers {
@@ -529,7 +527,6 @@ fn tokens<D: Device>(
             device.sync(&queries)?;
             if let Some(share) = share {
                 wanted.reset(heads);
-                runners.reset(heads);
                 for head in 0..heads {
                     let (now, next) = (&mut now[layer][head], &mut next[layer][head]);
                     for block in std::mem::take(next) {
@@ -549,17 +546,10 @@ fn tokens<D: Device>(
                         } else {
                             rng.random_range(0..shape.blocks)
                         };
-                        runners.head_mut(head).push(said);
+                        wanted.ranked_mut(head).1.push(said);
                     }
                 }
-                pager.ensure(
-                    device,
-                    (layer, step),
-                    &mut tables[layer],
-                    &wanted,
-                    Some(&runners),
-                    slots,
-                )?;
+                pager.ensure(device, (layer, step), &mut tables[layer], &wanted, slots)?;
                 pager.attended(device, layer)?;
                 let (next, step) = (
                     (layer + 1) % shape.layers,

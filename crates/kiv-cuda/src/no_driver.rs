@@ -18,6 +18,28 @@ pub fn open_or_say(_ordinal: u32) -> Result<CudaDevice, Absent> {
     Err(Absent::NotBuilt)
 }
 
+impl CudaDevice {
+    /// Somebody else's device memory as a buffer.
+    ///
+    /// # Errors
+    /// None: there is no device to call this of.
+    ///
+    /// # Safety
+    /// As with the feature `cuda`, so that callers need not know.
+    #[allow(unsafe_code)]
+    pub unsafe fn adopt(&mut self, _: u64, _: usize) -> Result<Buffer, DeviceError> {
+        match *self {}
+    }
+}
+
+/// Whether there is a GPU of that number: always [`Absent::NotBuilt`] here.
+///
+/// # Errors
+/// [`Absent`].
+pub fn look_or_say(_ordinal: u32) -> Result<(), Absent> {
+    Err(Absent::NotBuilt)
+}
+
 impl Device for CudaDevice {
     type Event = Infallible;
 
@@ -94,6 +116,7 @@ mod tests {
     fn a_build_without_it_says_so() {
         let absent = open_or_say(0).unwrap_err();
         assert_eq!(absent, Absent::NotBuilt);
+        assert_eq!(look_or_say(0), Err(Absent::NotBuilt));
         let line = "CUDA: not built in (feature `cuda`); kiv goes on on the CPU";
         assert_eq!(absent.to_string(), line);
     }

@@ -83,8 +83,8 @@ impl<D: Device> Pager<D> {
     }
 
     /// Brings what a layer wants into its slots, before whatever the compute stream is given
-    /// next. `wanted` has been validated; `runners` are what came next in the policy's
-    /// opinion, if it says.
+    /// next. `wanted` has been validated; what came next in the policy's opinion, if it
+    /// says, is fetched ahead later on.
     ///
     /// # Errors
     /// [`SwapError`]. Tables say what slots hold then, so this may be called again, after
@@ -98,27 +98,50 @@ impl<D: Device> Pager<D> {
         (layer, step): (usize, u64),
         tables: &mut [SlotTable],
         wanted: &Selection,
-        runners: Option<&Selection>,
         slots: Slots<'_>,
     ) -> Result<(), SwapError> {
         let n_heads = tables.len();
         assert_eq!(wanted.n_heads(), n_heads, "a selection for every KV head");
-        self.swaps.resize_with(n_heads, Vec::new);
+        let mut swaps = std::mem::take(&mut self.swaps);
+        swaps.resize_with(n_heads, Vec::new);
         for (head, table) in tables.iter_mut().enumerate() {
-            let (wanted, swaps) = (wanted.head(head), &mut self.swaps[head]);
-            table.want(wanted, step, swaps);
-            let runners = runners.map_or(&[][..], |r| r.head(head));
-            let at = (layer, head);
-            self.predictor.observe(at, step, wanted, runners, swaps);
+            table.want(wanted.head(head), step, &mut swaps[head]);
         }
-        let swaps = &self.swaps;
-        let result = self.swapper.swap(device, &self.pool, layer, swaps, slots);
+        let at = (layer, step);
+        let result = self.bring(device, at, wanted, &swaps, slots);
+        self.swaps = swaps;
         if let Err(error) = &result {
             for (head, swap) in &error.undone {
                 tables[*head as usize].put(swap.slot, swap.leaving);
             }
         }
         result
+    }
+
+    /// As [`Pager::ensure`], for a caller that has asked its slot tables itself: `swaps`, by
+    /// KV head, are what they said, and those that did not happen are the caller's to put
+    /// back.
+    ///
+    /// # Errors
+    /// [`SwapError`].
+    ///
+    /// # Panics
+    /// If `wanted` or `swaps` are for another number of KV heads.
+    pub fn bring(
+        &mut self,
+        device: &mut D,
+        (layer, step): (usize, u64),
+        wanted: &Selection,
+        swaps: &[Vec<Swap>],
+        slots: Slots<'_>,
+    ) -> Result<(), SwapError> {
+        assert_eq!(wanted.n_heads(), swaps.len(), "swaps of every KV head");
+        for (head, swaps) in swaps.iter().enumerate() {
+            let (at, runners) = ((layer, head), wanted.runners(head));
+            let wanted = wanted.head(head);
+            self.predictor.observe(at, step, wanted, runners, swaps);
+        }
+        self.swapper.swap(device, &self.pool, layer, swaps, slots)
     }
 
     /// Brings given blocks into given slots, such as those that have to be filled again.

@@ -4,8 +4,7 @@
 //! Sums of packed keys have theirs in `kiv-fastscan`; [`scan`] here is the same
 //! from tables of bytes, for the simulated device.
 
-use crate::work::Pairing;
-use half::f16;
+use kiv_numeric::rope::{Pairs, turn_row};
 use kiv_policy::RowFormat;
 
 /// Copies rows of one KV head into cells, each `cells[i]` of `cell_bytes`, at
@@ -37,56 +36,17 @@ pub fn scatter(
     }
 }
 
-/// How far each pair of values turns when its position grows by 1, in radians:
-/// `scale * base^(-2i / n_rot) / factors[i]`, as RoPE has it without factors if
-/// there are none.
-///
-/// # Panics
-/// If there are factors, but not one for each pair.
-#[must_use]
-pub fn frequencies(base: f64, n_rot: usize, scale: f64, factors: &[f32]) -> Vec<f64> {
-    let half = n_rot / 2;
-    assert!(
-        factors.is_empty() || factors.len() == half,
-        "one factor per pair"
-    );
-    let of_pair = |i: usize| {
-        let factor = factors.get(i).copied().map_or(1.0, f64::from);
-        scale * base.powf(-2.0 * i as f64 / n_rot as f64) / factor
-    };
-    (0..half).map(of_pair).collect()
-}
-
-/// Appends (cos, sin) of what each pair turns by when its position grows by
-/// `delta`: a row of the table that re-rotation wants.
-///
-/// In double precision: a million positions are as many radians for the fastest
-/// pair, of which single precision would keep four digits.
-pub fn angles(frequencies: &[f64], delta: i64, table: &mut Vec<[f32; 2]>) {
-    table.extend(frequencies.iter().map(|f| {
-        let (sin, cos) = (f * delta as f64).sin_cos();
-        [cos as f32, sin as f32]
-    }));
-}
-
-/// Turns the first values of a row of halves, in place, by angles from
-/// [`angles`]; as many values turn as there are angles twice.
+/// Turns the first values of a row of halves, in place, by what [`kiv_numeric::rope::Turn`]
+/// has for a row; as many values turn as there are angles twice.
 ///
 /// # Panics
 /// If the row is shorter than that.
-pub fn rerotate(row: &mut [u8], angles: &[[f32; 2]], pairing: Pairing) {
-    let half = angles.len();
-    let get = |row: &[u8], i: usize| f16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32();
-    for (pair, [cos, sin]) in angles.iter().enumerate() {
-        let (a, b) = match pairing {
-            Pairing::Norm => (2 * pair, 2 * pair + 1),
-            Pairing::Neox => (pair, pair + half),
-        };
-        let (x, y) = (get(row, a), get(row, b));
-        for (i, value) in [(a, x * cos - y * sin), (b, x * sin + y * cos)] {
-            row[2 * i..2 * i + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
-        }
-    }
+pub fn rerotate(row: &mut [u8], angles: &[[f32; 2]], pairs: Pairs) {
+    let row = &mut row[..4 * angles.len()];
+    let mut values = vec![0.0; 2 * angles.len()];
+    RowFormat::F16.decode(row, &mut values);
+    turn_row(&mut values, angles, pairs);
+    row.copy_from_slice(&RowFormat::F16.encode(&values));
 }
 
 /// Sums of one query's table, `[m, 16]`, for all keys of a packed group, in
@@ -176,22 +136,28 @@ pub fn top_of_tiles<T: Ord>(scores: &[T], tile: usize, k: usize) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiv_numeric::rope::Rotation;
+
+    /// A row of halves at another position.
+    fn turned(rotation: &Rotation, row: &[u8], from: i32, to: i32) -> Vec<u8> {
+        let (mut row, turn) = (row.to_vec(), rotation.turn([(from, to)].into_iter()));
+        rerotate(&mut row, turn.table(), rotation.pairs);
+        row
+    }
 
     #[test]
     fn turning_there_and_back_changes_roundings_only() {
         let values: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
-        let frequencies = frequencies(1e4, 32, 1.0, &[]);
-        for pairing in [Pairing::Norm, Pairing::Neox] {
+        for pairs in [Pairs::Neighbours, Pairs::Halves] {
+            let rotation = Rotation::plain(pairs, 32, 1e4);
             let mut row = RowFormat::F16.encode(&values);
-            for delta in [-987_654, 987_654] {
-                let mut table = Vec::new();
-                angles(&frequencies, delta, &mut table);
-                rerotate(&mut row, &table, pairing);
+            for (from, to) in [(987_654, 0), (0, 987_654)] {
+                row = turned(&rotation, &row, from, to);
             }
             let mut back = vec![0.0; 64];
             RowFormat::F16.decode(&row, &mut back);
             for (i, (a, b)) in values.iter().zip(&back).enumerate() {
-                assert!((a - b).abs() < 3e-3, "{pairing:?} {i}: {a} became {b}");
+                assert!((a - b).abs() < 3e-3, "{pairs:?} {i}: {a} became {b}");
             }
             // What does not turn is as it was.
             assert_eq!(row[64..], RowFormat::F16.encode(&values)[64..]);
@@ -201,20 +167,17 @@ mod tests {
     #[test]
     fn turning_is_what_another_position_would_have_given() {
         let base: Vec<f32> = (0..32).map(|i| (i as f32 * 1.3).cos()).collect();
-        let factors: Vec<f32> = (0..16).map(|i| 1.0 + i as f32 / 4.0).collect();
-        let frequencies = frequencies(5e5, 32, 0.25, &factors);
-        let at = |position: i64| {
-            let (mut row, mut table) = (RowFormat::F16.encode(&base), Vec::new());
-            angles(&frequencies, position, &mut table);
-            rerotate(&mut row, &table, Pairing::Neox);
-            row
+        let base = RowFormat::F16.encode(&base);
+        let rotation = Rotation {
+            freq_scale: 0.25,
+            factors: (0..16).map(|i| 1.0 + i as f32 / 4.0).collect(),
+            ..Rotation::plain(Pairs::Halves, 32, 5e5)
         };
-        let (mut row, mut table) = (at(120_000), Vec::new());
-        angles(&frequencies, -119_000, &mut table);
-        rerotate(&mut row, &table, Pairing::Neox);
+        let far = turned(&rotation, &base, 0, 120_000);
+        let near = turned(&rotation, &far, 120_000, 1000);
         let (mut got, mut want) = (vec![0.0; 32], vec![0.0; 32]);
-        RowFormat::F16.decode(&row, &mut got);
-        RowFormat::F16.decode(&at(1000), &mut want);
+        RowFormat::F16.decode(&near, &mut got);
+        RowFormat::F16.decode(&turned(&rotation, &base, 0, 1000), &mut want);
         for (got, want) in got.iter().zip(&want) {
             assert!((got - want).abs() < 2e-3, "{got} for {want}");
         }

@@ -3,7 +3,7 @@
 use crate::device::{Device, DeviceError};
 use crate::pager::Pager;
 use crate::pool::{PoolError, Row};
-use crate::swap::{Slots, SwapError, Swapper};
+use crate::swap::{Overlap, Slots, SwapError, Swapper};
 use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun, Rows, Selection};
 use kiv_pool::{SlotTable, Swap};
 use kiv_store::{ColdTier, StoreError};
@@ -49,6 +49,14 @@ impl<D: Device> DeviceTier<D> {
         self.pager.swapper()
     }
 
+    /// See [`Swapper::overlap`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn overlap(&mut self) -> Result<Overlap, DeviceError> {
+        self.pager.swapper_mut().overlap(&mut self.device)
+    }
+
     /// See [`Pager::fetch`].
     ///
     /// # Errors
@@ -72,12 +80,28 @@ impl<D: Device> DeviceTier<D> {
         at: (usize, u64),
         tables: &mut [SlotTable],
         wanted: &Selection,
-        runners: Option<&Selection>,
         slots: Slots<'_>,
     ) -> Result<(), SwapError> {
         let device = &mut self.device;
-        self.pager
-            .ensure(device, at, tables, wanted, runners, slots)
+        self.pager.ensure(device, at, tables, wanted, slots)
+    }
+
+    /// See [`Pager::bring`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn bring(
+        &mut self,
+        at: (usize, u64),
+        wanted: &Selection,
+        swaps: &[Vec<Swap>],
+        slots: Slots<'_>,
+    ) -> Result<(), SwapError> {
+        let device = &mut self.device;
+        self.pager.bring(device, at, wanted, swaps, slots)
     }
 
     /// See [`Pager::fill`].
@@ -336,8 +360,7 @@ mod tests {
             tier.publish(6 - tier.n_blocks()).unwrap();
             let step = u64::from(round);
             tier.fetch((0, step), &tables).unwrap();
-            tier.ensure((0, step), &mut tables, &wanted, None, slots)
-                .unwrap();
+            tier.ensure((0, step), &mut tables, &wanted, slots).unwrap();
             tier.settle(0).unwrap();
             let slot = tables[1].blocks().iter().position(|b| *b == 5).unwrap();
             // K of layer 0 was allocated first.

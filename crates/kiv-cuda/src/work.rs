@@ -4,6 +4,7 @@
 //! every device in the same way.
 
 use crate::device::{Buffer, Memory};
+use kiv_numeric::rope::Pairs;
 use kiv_policy::RowFormat;
 
 /// A place in a buffer.
@@ -130,6 +131,27 @@ impl Side {
     pub fn converts(&self) -> bool {
         self.stored != self.cache.format
     }
+
+    /// Whether there is a kernel for such rows, wherever they are.
+    ///
+    /// # Errors
+    /// [`WorkError::Unsupported`].
+    pub fn check(&self) -> Result<(), WorkError> {
+        let Cache { row_len, .. } = self.cache;
+        let whole = |format: RowFormat| (row_len as usize).is_multiple_of(format.group_len());
+        if row_len == 0 || !whole(self.stored) || !whole(self.cache.format) {
+            return Err(WorkError::Unsupported("rows that are not whole groups"));
+        }
+        if self.converts()
+            && (self.cache.format != RowFormat::F16
+                || !matches!(self.stored, RowFormat::Q8_0 | RowFormat::Q4_0))
+        {
+            return Err(WorkError::Unsupported(
+                "rows can become f16 from q8_0 or q4_0 only",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// One block of one KV head.
@@ -157,15 +179,6 @@ pub struct Scatter<'a> {
     pub n_rows: u32,
 }
 
-/// How a row's values form the pairs that RoPE turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pairing {
-    /// Neighbours: (0, 1), (2, 3), …
-    Norm,
-    /// Value i of the first half with value i of the second.
-    Neox,
-}
-
 /// Rows of one block and KV head that turn by one angle per pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -187,14 +200,14 @@ pub struct Rerotate<'a> {
     pub turns: &'a [Turn],
     /// Cells, in lists of `n_rows`.
     pub cells: &'a [u32],
-    /// (cos, sin), `[angles, n_rot / 2]`: see [`crate::reference::angles`].
+    /// (cos, sin), `[angles, n_rot / 2]`: see [`kiv_numeric::rope::Turn::table`].
     pub table: &'a [[f32; 2]],
     /// Rows of a block.
     pub n_rows: u32,
     /// Values of a row that turn, the first ones.
     pub n_rot: u32,
     /// Which of them with which.
-    pub pairing: Pairing,
+    pub pairing: Pairs,
 }
 
 /// Sums of packed keys, in kiv-fastscan's layout, for several queries.
@@ -493,20 +506,8 @@ impl Scatter<'_> {
 
     fn list(&self, rows: bool, accesses: &mut Vec<Access>) -> Result<(), WorkError> {
         for side in &self.sides {
-            let Cache { row_len, .. } = side.cache;
-            let whole = |format: RowFormat| (row_len as usize).is_multiple_of(format.group_len());
-            if row_len == 0 || !whole(side.stored) || !whole(side.cache.format) {
-                return Err(WorkError::Unsupported("rows that are not whole groups"));
-            }
+            side.check()?;
             list_cache(&side.cache, rows, accesses)?;
-            if side.converts()
-                && (side.cache.format != RowFormat::F16
-                    || !matches!(side.stored, RowFormat::Q8_0 | RowFormat::Q4_0))
-            {
-                return Err(WorkError::Unsupported(
-                    "rows can become f16 from q8_0 or q4_0 only",
-                ));
-            }
         }
         // Converted rows are written in words of two halves; rows beside them that
         // are not are copied in the same words.

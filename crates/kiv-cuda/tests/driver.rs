@@ -2,66 +2,21 @@
 //! which runs the kernels' own sources, blocks, threads and barriers as they are launched.
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
+mod emulated;
 mod tasks;
 
 use kiv_cuda::sim::{SimConfig, SimDevice};
 use kiv_cuda::work::WorkError;
 use kiv_cuda::{Absent, CudaDevice, Device, DeviceError, Memory, open_or_say};
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 use tasks::{Bench, run_all};
-
-/// The folder of the emulated driver, compiled once.
-fn emulated() -> &'static Path {
-    static FOLDER: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = FOLDER.get_or_init(|| {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let folder = tempfile::tempdir().expect("a folder for the library");
-        let path = folder.path().to_owned();
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-        let mut words = compiler.split_whitespace();
-        let status = Command::new(words.next().expect("CXX names a compiler"))
-            .args(words)
-            .args(["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC"])
-            .args(["-Wall", "-Wextra", "-Werror", "-I"])
-            .arg(here.join("../../kernels"))
-            .arg(here.join("tests/emulated/libcuda.cpp"))
-            .arg("-o")
-            // The name that is looked for first.
-            .arg(path.join("libcuda.so"))
-            .status()
-            .expect("the C++ compiler runs");
-        assert!(status.success(), "the emulated driver does not compile");
-        (folder, path)
-    });
-    path
-}
-
-/// Runs a test of this program that is otherwise ignored under the emulated driver.
-fn run(test: &str, environment: &[(&str, &str)]) {
-    let output = Command::new(std::env::current_exe().expect("a test program"))
-        .args(["--exact", test, "--ignored", "--nocapture"])
-        .env("LD_LIBRARY_PATH", emulated())
-        .envs(environment.iter().copied())
-        .output()
-        .expect("it runs");
-    let [out, err] =
-        [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
-    assert!(
-        output.status.success(),
-        "{test}: {}\n{out}\n{err}",
-        output.status
-    );
-    assert!(out.contains("1 passed"), "{out}");
-}
 
 macro_rules! emulated {
     ($($name:ident, $inner:ident, $environment:expr;)*) => {$(
         #[test]
         fn $name() {
-            run(stringify!($inner), &$environment);
+            emulated::run(stringify!($inner), &$environment);
         }
     )*};
 }

@@ -4,8 +4,9 @@
 
 use half::f16;
 use kiv_cuda::reference;
-use kiv_cuda::work::{Pairing, Turn};
+use kiv_cuda::work::Turn;
 use kiv_fastscan::{GROUP, Isa, Lut, group_bytes, pack, scan_many, top_k};
+use kiv_numeric::rope::{Pairs, Rotation};
 use kiv_policy::RowFormat;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -253,13 +254,15 @@ fn keys_turn_as_the_reference_says() {
     const ROWS: usize = 8;
     let rng = &mut rng(50);
     for (dim, n_rot) in [(128, 128), (128, 64), (96, 24), (64, 2)] {
-        for pairing in [Pairing::Norm, Pairing::Neox] {
+        for pairing in [Pairs::Neighbours, Pairs::Halves] {
             let factors: Vec<f32> = (0..n_rot / 2).map(|_| rng.random_range(0.5..8.0)).collect();
-            let frequencies = reference::frequencies(1e4, n_rot, 0.5, &factors);
-            let mut table = Vec::new();
-            for delta in [-1_000_000, 31, 0] {
-                reference::angles(&frequencies, delta, &mut table);
-            }
+            let rotation = Rotation {
+                freq_scale: 0.5,
+                factors,
+                ..Rotation::plain(pairing, n_rot, 1e4)
+            };
+            let moved = rotation.turn([(1_000_000, 0), (0, 31), (5, 5)].into_iter());
+            let table = moved.table();
             let mut cells: Vec<u32> = (0..40).collect();
             cells.shuffle(rng);
             let turns = [(0, 0, 0), (ROWS, 1, 1), (2 * ROWS, 0, 2), (0, 1, 0)];
@@ -277,12 +280,12 @@ fn keys_turn_as_the_reference_says() {
                     reference::rerotate(&mut want[at..at + 2 * dim], angles, pairing);
                 }
             }
-            let neox = usize::from(pairing == Pairing::Neox);
+            let neox = usize::from(pairing == Pairs::Halves);
             let got = Input::default()
                 .numbers(&[HEADS * 2 * dim, 2 * dim, ROWS, n_rot, neox])
                 .array(&turns)
                 .array(&cells)
-                .array(&table)
+                .array(table)
                 .array(&bytes)
                 .run("rerotate");
             assert!(got == want, "{dim} {n_rot} {pairing:?}");

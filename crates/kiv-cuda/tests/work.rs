@@ -2,10 +2,10 @@
 
 use kiv_cuda::sim::{SimConfig, SimDevice};
 use kiv_cuda::work::{
-    At, Cache, Coarse, Move, Pairing, Rerotate, Scan, Scatter, Scores, Side, Top, Turn, Work,
-    WorkError,
+    At, Cache, Coarse, Move, Rerotate, Scan, Scatter, Scores, Side, Top, Turn, Work, WorkError,
 };
 use kiv_cuda::{Buffer, Device, Memory};
+use kiv_numeric::rope::Pairs;
 use kiv_policy::RowFormat;
 use proptest::prelude::*;
 
@@ -115,7 +115,7 @@ proptest! {
             table: &[[1.0, 0.0]; 16],
             n_rows,
             n_rot: 2 * turned.0,
-            pairing: if turned.1 { Pairing::Norm } else { Pairing::Neox },
+            pairing: if turned.1 { Pairs::Neighbours } else { Pairs::Halves },
         });
         for work in [scatter, rerotate] {
             if passes(&work) {

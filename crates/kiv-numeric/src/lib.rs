@@ -1,6 +1,8 @@
 //! Inner loops of scoring, in plain Rust that the compiler turns into vector
 //! code for the CPU that it is told about.
 
+pub mod rope;
+
 /// Independent accumulators in reductions.
 const LANES: usize = 16;
 

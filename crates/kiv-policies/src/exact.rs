@@ -8,7 +8,7 @@
 //! at. Nothing cheaper can choose better by mass, so this is the oracle that
 //! indexes are measured against; its cost grows with the whole context.
 
-use crate::top::top_k;
+use crate::top::{next_of, top_k};
 use kiv_numeric::{TILE, column_log_sum_exp, dot, exp_nonpositive, log_sum_exp, tile_logits};
 use kiv_policy::{
     BlockId, ColdError, Geometry, LayerGeometry, Policy, PolicyError, SelectRequest, Selection,
@@ -72,7 +72,8 @@ impl Policy for Exact {
             return Err(PolicyError("select before start".to_owned()));
         };
         let (n_blocks, n_slots) = (request.cold.n_blocks(), geometry.n_slots);
-        for (kv_head, wanted) in selection.heads_mut().iter_mut().enumerate() {
+        for kv_head in 0..selection.n_heads() {
+            let (wanted, runners) = selection.ranked_mut(kv_head);
             if n_blocks <= n_slots {
                 wanted.extend(0..n_blocks as BlockId);
             } else if n_slots > 0 {
@@ -90,6 +91,8 @@ impl Policy for Exact {
                     threads.install(|| head.block_shares::<true>(log_mass))?
                 };
                 top_k(&shares, n_slots, wanted);
+                let all = 0..n_blocks as BlockId;
+                next_of(&shares, all, wanted, request.runners, runners);
             }
         }
         Ok(())

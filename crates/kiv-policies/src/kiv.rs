@@ -268,6 +268,7 @@ mod tests {
                 layer: 0,
                 phase: Phase::Decode,
                 step: 0,
+                runners: 0,
                 queries: Queries {
                     values: &[1.0, 0.0],
                     n_head: 1,

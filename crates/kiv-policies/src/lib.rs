@@ -48,6 +48,13 @@ pub fn by_name(name: &str) -> Option<Box<dyn Policy>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiv_policy::{
+        BlockId, Geometry, LayerGeometry, LocalRows, Phase, Queries, RowFormat, SelectRequest,
+        Selection,
+    };
+    use kiv_store::{ColdTier, HostStore};
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
 
     #[test]
     fn every_shipped_policy_conforms() {
@@ -55,6 +62,85 @@ mod tests {
             let make = || by_name(name).expect("listed names exist");
             assert_eq!(make().name(), name);
             kiv_policy::conformance::check(make).unwrap();
+        }
+    }
+
+    struct NoLocal;
+    impl LocalRows for NoLocal {
+        fn positions(&self) -> &[i32] {
+            &[]
+        }
+        fn keys(&self, _: usize, out: &mut Vec<f32>) {
+            out.clear();
+        }
+    }
+
+    /// What is wanted of 40 blocks with so many slots, and what comes next.
+    fn choice(policy: &str, n_slots: usize, runners: usize) -> [Vec<BlockId>; 2] {
+        const DIM: usize = 32;
+        let (block, n_blocks) = (16, 40);
+        let g = Geometry {
+            layers: vec![LayerGeometry {
+                il: 0,
+                n_head: 2,
+                n_head_kv: 1,
+                key_dim: DIM,
+                value_dim: DIM,
+                scale: 0.3,
+                soft_cap: None,
+            }],
+            block,
+            n_slots,
+            first_position: 0,
+            key_format: RowFormat::F32,
+            value_format: RowFormat::F32,
+            n_threads: 1,
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(8);
+        let mut random =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.5..1.5)).collect() };
+        let rows = RowFormat::F32.encode(&random(n_blocks * block * DIM));
+        let queries = random(2 * DIM);
+        let mut store = HostStore::new(&g);
+        store.append(0, 0, &rows, &rows).unwrap();
+        store.publish(n_blocks).unwrap();
+        let mut policy = by_name(policy).unwrap();
+        policy.start(&g).unwrap();
+        policy.sealed(&store).unwrap();
+        let mut selection = Selection::default();
+        selection.reset(1);
+        let request = SelectRequest {
+            layer: 0,
+            phase: Phase::Decode,
+            step: 0,
+            runners,
+            queries: Queries {
+                values: &queries,
+                n_head: 2,
+                dim: DIM,
+                positions: &[1000],
+            },
+            cold: &store,
+            local: &NoLocal,
+            takes_rest: false,
+            sinks: &[],
+        };
+        policy.select(&request, &mut selection).unwrap();
+        selection.validate(n_slots, n_blocks).unwrap();
+        [selection.head(0).to_vec(), selection.runners(0).to_vec()]
+    }
+
+    #[test]
+    fn what_comes_next_is_what_more_slots_would_have_taken() {
+        for policy in ["exact", "pq"] {
+            let [wanted, next] = choice(policy, 6, 4);
+            assert_eq!((wanted.len(), next.len()), (6, 4));
+            for n in 0..=next.len() {
+                let mut all = [&wanted[..], &next[..n]].concat();
+                all.sort_unstable();
+                let [more, none] = choice(policy, 6 + n, 0);
+                assert_eq!((all, none), (more, vec![]), "{policy}, {n} more");
+            }
         }
     }
 }

@@ -119,6 +119,7 @@ mod tests {
             layer: 0,
             phase: Phase::Decode,
             step,
+            runners: 0,
             queries: Queries {
                 values: &[],
                 n_head: 1,

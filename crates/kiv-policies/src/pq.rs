@@ -11,7 +11,7 @@
 //! the whole past, at a cost that does not grow with its length.
 
 use crate::local::LocalKeys;
-use crate::top::top_of;
+use crate::top::{next_of, top_of};
 use kiv_fastscan::Isa;
 use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, groups};
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
@@ -205,7 +205,16 @@ impl Policy for Pq {
                 }
                 Ok(())
             },
-        )
+        )?;
+        // Of what was looked at, where something was.
+        if n_blocks > n_slots && n_slots > 0 {
+            for (kv_head, head) in state.heads[request.layer].iter().enumerate() {
+                let (wanted, runners) = selection.ranked_mut(kv_head);
+                let touched = head.touched.iter().copied();
+                next_of(&head.shares, touched, wanted, request.runners, runners);
+            }
+        }
+        Ok(())
     }
 
     fn save(&self, keep: &mut KeepPart<'_>) -> Result<bool, PolicyError> {

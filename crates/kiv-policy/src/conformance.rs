@@ -392,6 +392,7 @@ fn ask(
         dim: l.key_dim,
     };
     let mut answers = Vec::new();
+    let runners = if step % 3 == 1 { 5 } else { 0 };
     let takes_rest = n_tokens == 1 && step.is_multiple_of(2);
     for policy in pair {
         let mut selection = Selection::default();
@@ -406,6 +407,7 @@ fn ask(
                         Phase::Prefill
                     },
                     step,
+                    runners,
                     queries: Queries {
                         values: &values,
                         n_head: l.n_head,
@@ -435,6 +437,12 @@ fn ask(
             if !rest.is_empty() && (!takes_rest || sizes != (l.group(), l.group() * l.value_dim)) {
                 return Err(format!("a rest of {sizes:?} logits and values"));
             }
+        }
+        if let Some(n) = (0..l.n_head_kv)
+            .map(|h| selection.runners(h).len())
+            .find(|n| *n > runners)
+        {
+            return Err(format!("{n} blocks come next, {runners} may"));
         }
         answers.push(selection);
     }
@@ -467,6 +475,32 @@ mod tests {
                 s.parts_mut().1[0].logits.push(0.0);
             }
             Ok(())
+        }
+    }
+
+    /// Says that this block comes next, asked or not.
+    struct Next(BlockId, bool);
+    impl Policy for Next {
+        fn name(&self) -> &str {
+            "next"
+        }
+        fn start(&mut self, _: &Geometry) -> Result<(), PolicyError> {
+            Ok(())
+        }
+        fn select(&mut self, r: &SelectRequest<'_>, s: &mut Selection) -> Result<(), PolicyError> {
+            if r.cold.n_blocks() > 2 && (r.runners > 0 || self.1) {
+                s.ranked_mut(0).1.push(self.0);
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_comes_next_is_looked_at() {
+        check(|| Box::new(Next(1, false))).unwrap();
+        for (next, asked, what) in [(4000, false, "cannot come next"), (1, true, "0 may")] {
+            let error = check(|| Box::new(Next(next, asked))).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
         }
     }
 

@@ -187,6 +187,10 @@ pub struct SelectRequest<'a> {
     pub phase: Phase,
     /// Counts micro-batches.
     pub step: u64,
+    /// How many blocks may be named for each KV head that came next
+    /// ([`Selection::ranked_mut`]): what may be wanted soon is fetched ahead. 0 if that is
+    /// of no use.
+    pub runners: usize,
     /// This layer's queries.
     pub queries: Queries<'a>,
     /// All sealed rows.

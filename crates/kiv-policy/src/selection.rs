@@ -8,6 +8,7 @@ use thiserror::Error;
 pub struct Selection {
     heads: Vec<Vec<BlockId>>,
     rests: Vec<Rest>,
+    runners: Vec<Vec<BlockId>>,
 }
 
 /// What blocks that are not wanted would add to one token's attention, as far as a policy
@@ -62,6 +63,14 @@ pub enum InvalidSelection {
         /// Blocks there are.
         n_blocks: usize,
     },
+    /// A block that is said to come next, but is not sealed, is wanted, or is said to twice.
+    #[error("KV head {kv_head}: block {block} cannot come next")]
+    Runner {
+        /// KV head.
+        kv_head: usize,
+        /// Block named.
+        block: BlockId,
+    },
     /// A rest, and a block in every slot.
     #[error(
         "KV head {kv_head}: a rest takes one of {n_slots} slots, and {n_slots} blocks are wanted"
@@ -95,6 +104,8 @@ impl Selection {
         self.heads.iter_mut().for_each(Vec::clear);
         self.rests.resize_with(n_head_kv, Rest::default);
         self.rests.iter_mut().for_each(Rest::clear);
+        self.runners.resize_with(n_head_kv, Vec::new);
+        self.runners.iter_mut().for_each(Vec::clear);
     }
 
     /// Number of KV heads.
@@ -139,6 +150,24 @@ impl Selection {
         (&mut self.heads, &mut self.rests)
     }
 
+    /// Blocks that came next in the policy's opinion, best first: one KV head may want them
+    /// soon.
+    ///
+    /// # Panics
+    /// If `kv_head` is out of range.
+    #[must_use]
+    pub fn runners(&self, kv_head: usize) -> &[BlockId] {
+        &self.runners[kv_head]
+    }
+
+    /// Blocks wanted by one KV head, and those that came next, to be filled in.
+    ///
+    /// # Panics
+    /// If `kv_head` is out of range.
+    pub fn ranked_mut(&mut self, kv_head: usize) -> (&mut Vec<BlockId>, &mut Vec<BlockId>) {
+        (&mut self.heads[kv_head], &mut self.runners[kv_head])
+    }
+
     /// Checks the contract of [`crate::Policy::select`]. Blocks of each head
     /// are left in ascending order.
     ///
@@ -175,6 +204,14 @@ impl Selection {
                     n_blocks,
                 });
             }
+            let runners = &self.runners[kv_head];
+            for (i, &block) in runners.iter().enumerate() {
+                let known = (block as usize) < n_blocks;
+                let wanted = blocks.binary_search(&block).is_ok();
+                if !known || wanted || runners[..i].contains(&block) {
+                    return Err(InvalidSelection::Runner { kv_head, block });
+                }
+            }
         }
         Ok(())
     }
@@ -208,6 +245,20 @@ mod tests {
                 n_blocks: 10
             })
         );
+        let next = |runners: &[BlockId]| {
+            let mut s = Selection::default();
+            s.reset(1);
+            s.head_mut(0).extend([5, 2]);
+            s.ranked_mut(0).1.extend(runners);
+            let valid = s.validate(3, 10);
+            assert_eq!(s.runners(0), runners, "best first");
+            valid
+        };
+        assert_eq!(next(&[9, 0, 4, 1]), Ok(()));
+        for (bad, block) in [(&[9, 10], 10), (&[0, 2], 2), (&[4, 4], 4)] {
+            let wanted = InvalidSelection::Runner { kv_head: 0, block };
+            assert_eq!(next(bad), Err(wanted));
+        }
         let rest = |n: BlockId, logit: f32, value: f32| {
             let mut s = Selection::default();
             s.reset(2);

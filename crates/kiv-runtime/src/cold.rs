@@ -1,5 +1,6 @@
 //! Which tier a session's sealed rows go to.
 
+use crate::gpu::GpuTier;
 use kiv_context::DiskTier;
 use kiv_store::{ColdTier, HostStore};
 use std::ops::{Deref, DerefMut};
@@ -9,6 +10,8 @@ use std::path::PathBuf;
 pub(crate) enum Cold {
     /// Host memory.
     Host(HostStore),
+    /// Host memory that a GPU reads.
+    Gpu(Box<GpuTier>),
     /// A folder, cached in host memory.
     Disk(Box<DiskTier>),
 }
@@ -17,8 +20,16 @@ impl Cold {
     /// The tier on disk, if it is that.
     pub(crate) fn disk(&mut self) -> Option<&mut DiskTier> {
         match self {
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Gpu(_) => None,
             Self::Disk(disk) => Some(disk),
+        }
+    }
+
+    /// The tier that a GPU reads, if it is that.
+    pub(crate) fn gpu(&mut self) -> Option<&mut GpuTier> {
+        match self {
+            Self::Gpu(gpu) => Some(gpu),
+            Self::Host(_) | Self::Disk(_) => None,
         }
     }
 }
@@ -29,6 +40,7 @@ impl Deref for Cold {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Host(host) => host,
+            Self::Gpu(gpu) => &**gpu,
             Self::Disk(disk) => &**disk,
         }
     }
@@ -38,6 +50,7 @@ impl DerefMut for Cold {
     fn deref_mut(&mut self) -> &mut Self::Target {
         match self {
             Self::Host(host) => host,
+            Self::Gpu(gpu) => &mut **gpu,
             Self::Disk(disk) => &mut **disk,
         }
     }

@@ -5,7 +5,7 @@ use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::hot::{self, Hot};
 use crate::session::{Session, Token};
-use crate::tiers::row_bytes;
+use crate::slot::row_bytes;
 
 impl Session {
     /// Cuts the sequence back to its first `n` tokens. What has left the recent

@@ -154,6 +154,9 @@ pub enum Error {
     /// Sealed rows could not be read.
     #[error("cannot read what has left the recent window")]
     Cold(#[from] ColdError),
+    /// The GPU did not bring blocks into the cache.
+    #[error("the GPU could not swap in what has left the recent window")]
+    Gpu(#[source] kiv_cuda::PoolError),
     /// A type for cold rows that rows of this length cannot have.
     #[error(
         "heads of {dim} values cannot be stored as {format}, which takes {} at a time: \

@@ -4,9 +4,9 @@
 use crate::cells::CellMap;
 use crate::error::Error;
 use crate::llama::{Caches, Device, GraphHook, Node, Op};
-use crate::rope::Rotation;
 use crate::tap::{Attended, AttentionTap};
 use crate::tiers::{Batch, Tiers};
+use kiv_numeric::rope::Rotation;
 use kiv_policy::LayerGeometry;
 
 /// llama.cpp's tensor of RoPE factors for contexts within the original length.
@@ -225,6 +225,11 @@ impl Engine {
 }
 
 impl GraphHook for Engine {
+    fn release(&mut self) {
+        // A GPU may have been lent the cache.
+        self.tiers = None;
+    }
+
     fn ask(&mut self, node: Node<'_>) -> bool {
         if let Some(seen) = &mut self.seen {
             seen.look(node);

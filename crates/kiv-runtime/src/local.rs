@@ -3,7 +3,8 @@
 use crate::cells::CellMap;
 use crate::llama::CacheTensor;
 use crate::remap::Frame;
-use crate::tiers::{Batch, read_rows};
+use crate::slot::read_rows;
+use crate::tiers::Batch;
 use kiv_policy::{LayerGeometry, LocalRows, RowFormat, Rows};
 use kiv_pool::PoolLayout;
 

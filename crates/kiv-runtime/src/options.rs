@@ -83,6 +83,9 @@ pub(crate) struct SessionOptions {
     pub rope: Rope,
     pub positions: Positions,
     pub shuffle: Option<u64>,
+    /// Takes a cache in host memory for a GPU's: see [`SessionBuilder::lend_host_memory`].
+    pub lends_host: bool,
+    pub warn: fn(&str),
     pub rests: bool,
 }
 
@@ -153,6 +156,8 @@ impl SessionBuilder {
                 rope: Rope::default(),
                 positions: Positions::default(),
                 shuffle: None,
+                lends_host: false,
+                warn: |_| {},
                 rests: true,
             },
             policy_name: Some("pq".to_owned()),
@@ -304,6 +309,21 @@ impl SessionBuilder {
     /// step: attention must not notice. For checks.
     pub fn shuffle_slots(mut self, seed: u64) -> Self {
         self.options.shuffle = Some(seed);
+        self
+    }
+
+    /// Is told what the user may want to know and does not stop anything: one line.
+    pub fn warn(mut self, warn: fn(&str)) -> Self {
+        self.options.warn = warn;
+        self
+    }
+
+    /// Lets a GPU swap blocks into a cache in host memory. An emulated driver, whose GPU's
+    /// memory is the host's, can do that, so that the way over a GPU can be tested where
+    /// there is none; of any other GPU it is an error, and ggml copies.
+    #[doc(hidden)]
+    pub fn lend_host_memory(mut self) -> Self {
+        self.options.lends_host = true;
         self
     }
 

@@ -7,7 +7,7 @@
 use crate::error::Error;
 use crate::hook::{Engine, SeenLayer};
 use crate::llama::Context;
-use crate::rope::Rotation;
+use kiv_numeric::rope::Rotation;
 use kiv_policy::RowFormat;
 
 /// Positions that are tried: near, and as far as f32 angles are still good.

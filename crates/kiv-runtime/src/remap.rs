@@ -15,7 +15,7 @@
 
 use crate::cells::{CellMap, stretches};
 use crate::llama::CacheTensor;
-use crate::rope::{Rotation, Turn};
+use kiv_numeric::rope::{Rotation, Turn};
 use kiv_policy::{LayerGeometry, RowFormat};
 use kiv_pool::PoolLayout;
 
@@ -87,6 +87,12 @@ impl Remap {
             sinks: layout.sinks,
             block: layout.block,
         }
+    }
+
+    /// Whether it is the first values of keys that turn, in all layers where they do.
+    pub fn turns_first_values(&self) -> bool {
+        let mut rotations = self.layers.iter().flat_map(|l| &l.rotation);
+        rotations.all(|rotation| rotation.first == 0)
     }
 
     /// Where sealed blocks are seen.

@@ -5,6 +5,7 @@ use crate::cold::{Cold, Scratch};
 use crate::disk::open_disk;
 use crate::dump::DumpForm;
 use crate::error::Error;
+use crate::gpu::{self, GpuOptions, GpuTier};
 use crate::hook::{Engine, Seen, SeenLayer};
 use crate::llama::{Context, ContextParams};
 use crate::mark::Mark;
@@ -15,7 +16,8 @@ use crate::remap::Remap;
 use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
-use kiv_policy::{Geometry, LayerGeometry, Phase, Policy};
+use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap};
+use kiv_policy::{Geometry, LayerGeometry, Phase, Policy, RowFormat};
 use kiv_pool::PoolLayout;
 use kiv_store::HostStore;
 use rand::SeedableRng;
@@ -274,8 +276,24 @@ impl Session {
         if options.disk.is_some() && !policy.retrieves() {
             return Err(not_kept("under a policy that drops rows"));
         }
+        // ggml copies what is on disk, what moves without need, and keys that no kernel turns.
+        let turns = |r: &Remap| options.type_k == RowFormat::F16 && r.turns_first_values();
+        let by_gpu = options.disk.is_none() && options.shuffle.is_none();
+        let gpu = if by_gpu && policy.retrieves() && remap.as_ref().is_none_or(turns) {
+            let how = GpuOptions {
+                host_limit: options.host_limit,
+                lends_host: options.lends_host,
+                warn: options.warn,
+            };
+            gpu::open(&geometry, self.context.parts().1, &how)
+        } else {
+            None
+        };
         let store = match &options.disk {
-            None => Cold::Host(HostStore::new(&geometry)),
+            None => match gpu {
+                Some(gpu) => Cold::Gpu(Box::new(gpu)),
+                None => Cold::Host(HostStore::new(&geometry)),
+            },
             Some(disk) => {
                 if self.form.is_none() {
                     return Err(not_kept(
@@ -408,6 +426,24 @@ impl Session {
     pub fn stats(&self) -> Stats {
         let tiers = self.context.hook_ref().tiers.as_ref();
         tiers.map(Tiers::stats).unwrap_or_default()
+    }
+
+    /// What the GPU's own streams have done, if it is they that swap blocks; `None` if
+    /// ggml copies them.
+    #[must_use]
+    pub fn gpu_counters(&self) -> Option<GpuCounters> {
+        self.context.hook_ref().tiers.as_ref()?.gpu_counters()
+    }
+
+    /// The time of all transfers by the GPU's own streams, and how much of it the model has
+    /// waited for; as [`Session::gpu_counters`].
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub fn gpu_overlap(&mut self) -> Result<Option<GpuOverlap>, Error> {
+        let tiers = self.context.hook().tiers.as_mut();
+        let told = tiers.and_then(Tiers::gpu).map(GpuTier::overlap);
+        told.transpose().map_err(|error| Error::Gpu(error.into()))
     }
 
     /// Memory taken now.

@@ -4,14 +4,16 @@
 use crate::cells::{CellMap, stretches};
 use crate::cold::Cold;
 use crate::error::Error;
+use crate::gpu;
 use crate::llama::{CacheTensor, Caches, Node};
 use crate::local::Local;
 use crate::persist::slots_at_home;
 use crate::remap::{Frame, Remap, turn_rows};
 use crate::rest;
-use crate::rope::Turn;
+use crate::slot::{Slot, read_rows, turned, write_keys, write_rows};
 use crate::stats::Stats;
 use kiv_context::DiskTier;
+use kiv_cuda::Slots;
 use kiv_policy::{
     BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, SealedBlocks,
     SelectRequest, Selection,
@@ -20,7 +22,6 @@ use kiv_pool::{NONE, PoolLayout, SlotTable, Swap};
 use kiv_store::{ColdTier, Transcoder, Wanted};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 /// From this on a selection is slow; see [`Tiers::is_slow`].
@@ -153,6 +154,19 @@ impl Tiers {
             reads: self.store.read_stats(),
             ..self.stats.clone()
         }
+    }
+
+    /// Counters of the GPU's streams, if they swap.
+    pub(crate) fn gpu_counters(&self) -> Option<kiv_cuda::Counters> {
+        match &self.store {
+            Cold::Gpu(gpu) => Some(gpu.swapper().counters()),
+            Cold::Host(_) | Cold::Disk(_) => None,
+        }
+    }
+
+    /// The tier that a GPU reads, if rows are there.
+    pub(crate) fn gpu(&mut self) -> Option<&mut gpu::GpuTier> {
+        self.store.gpu()
     }
 
     /// Makes the store, the policy's index and these parts durable.
@@ -469,10 +483,12 @@ impl Tiers {
         }
         let local = Local::new(k, geometry, &self.layout, cells, batch, frame);
         self.selection.reset(geometry.n_head_kv);
+        let runners = self.store.gpu().map_or(0, |_| gpu::RUNNERS);
         let request = SelectRequest {
             layer,
             phase: batch.phase,
             step: batch.step,
+            runners,
             queries: Queries {
                 values: &self.queries,
                 n_head: geometry.n_head,
@@ -555,17 +571,24 @@ impl Tiers {
         self.store.prefetch(&wanted);
         let mut result = Ok(());
         let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
-        for (kv_head, swaps) in self.swaps.iter().enumerate() {
-            for swap in swaps {
-                if result.is_ok() {
-                    let slot = Slot::new(&self.layout, cells, swap.slot as usize);
-                    let at = (layer, kv_head, swap.block);
-                    let both = (&mut *k, &mut *v);
-                    result = slot.fill(&*self.store, &mut self.transcoder, at, both, turn);
-                }
-                if result.is_err() {
-                    // The slot still holds what it held.
-                    self.slots[layer][kv_head].put(swap.slot, swap.leaving);
+        if let Some(gpu) = self.store.gpu() {
+            let cells = &cells.cells(self.layout.sinks, self.layout.window_start());
+            let slots = Slots { cells, turn };
+            let (at, tables) = ((layer, batch.step), &mut self.slots);
+            result = gpu::bring(gpu, at, &self.selection, &self.swaps, tables, slots);
+        } else {
+            for (kv_head, swaps) in self.swaps.iter().enumerate() {
+                for swap in swaps {
+                    if result.is_ok() {
+                        let slot = Slot::new(&self.layout, cells, swap.slot as usize);
+                        let at = (layer, kv_head, swap.block);
+                        let both = (&mut *k, &mut *v);
+                        result = slot.fill(&*self.store, &mut self.transcoder, at, both, turn);
+                    }
+                    if result.is_err() {
+                        // The slot still holds what it held.
+                        self.slots[layer][kv_head].put(swap.slot, swap.leaving);
+                    }
                 }
             }
         }
@@ -606,6 +629,10 @@ impl Tiers {
         cells: &CellMap,
     ) -> Result<(), Error> {
         let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
+        if let Some(gpu) = self.store.gpu() {
+            let cells = &cells.cells(self.layout.sinks, self.layout.window_start());
+            return gpu::fill(gpu, layer, &self.slots[layer], Slots { cells, turn });
+        }
         for (kv_head, table) in self.slots[layer].iter().enumerate() {
             for (number, block) in table.blocks().iter().enumerate() {
                 let slot = Slot::new(&self.layout, cells, number);
@@ -716,64 +743,6 @@ impl Tiers {
     }
 }
 
-/// The cells of a slot.
-struct Slot {
-    cells: Vec<u32>,
-}
-
-impl Slot {
-    fn new(layout: &PoolLayout, cells: &CellMap, slot: usize) -> Self {
-        let first = layout.sinks + slot * layout.block;
-        Self {
-            cells: cells.cells(first, first + layout.block),
-        }
-    }
-
-    /// Copies a block of a (layer, KV head) in, its keys turned if need be.
-    fn fill(
-        &self,
-        store: &dyn ColdTier,
-        transcoder: &mut Transcoder,
-        (layer, kv_head, block): (usize, usize, BlockId),
-        (k, v): (&mut CacheTensor, &mut CacheTensor),
-        turn: Option<&Turn>,
-    ) -> Result<(), Error> {
-        let keys = store.keys(layer, kv_head, block, 1)?;
-        let values = store.values(layer, kv_head, block, 1)?;
-        let keys = transcoder.decode(keys.rows(), k.format());
-        write_keys(k, kv_head, &self.cells, keys, turn);
-        let values = transcoder.decode(values.rows(), v.format());
-        write_rows(v, kv_head, &self.cells, values);
-        Ok(())
-    }
-}
-
-/// Copies a block's keys into cells, turned if need be.
-fn write_keys(
-    k: &mut CacheTensor,
-    kv_head: usize,
-    cells: &[u32],
-    rows: Rows<'_>,
-    turn: Option<&Turn>,
-) {
-    let bytes = &turned(rows, turn);
-    write_rows(k, kv_head, cells, Rows { bytes, ..rows });
-}
-
-/// Bytes of rows, turned if need be.
-fn turned<'a>(rows: Rows<'a>, turn: Option<&Turn>) -> Cow<'a, [u8]> {
-    let mut bytes = Cow::Borrowed(rows.bytes);
-    if let Some(turn) = turn {
-        turn_rows(turn, rows.format, rows.row_len, bytes.to_mut());
-    }
-    bytes
-}
-
-/// Bytes of a row of one KV head.
-pub(crate) fn row_bytes(cache: &CacheTensor, dim: usize) -> usize {
-    cache.format().row_bytes(dim)
-}
-
 fn layer_caches(
     caches: &mut Caches,
     il: u32,
@@ -781,31 +750,4 @@ fn layer_caches(
     caches.layer(il).ok_or_else(|| Error::Unhookable {
         reason: format!("layer {il} has no K and V cache"),
     })
-}
-
-/// Copies rows of one KV head into cells.
-fn write_rows(cache: &mut CacheTensor, kv_head: usize, cells: &[u32], rows: Rows<'_>) {
-    let len = rows.format.row_bytes(rows.row_len);
-    stretches(cells, |at, first, n| {
-        cache.write(
-            first,
-            (kv_head * len, len),
-            &rows.bytes[at * len..(at + n) * len],
-        );
-    });
-}
-
-/// Bytes of one KV head in cells, of the same kind as `like`.
-pub(crate) fn read_rows(
-    cache: &CacheTensor,
-    kv_head: usize,
-    cells: &[u32],
-    like: Rows<'_>,
-) -> Vec<u8> {
-    let len = like.format.row_bytes(like.row_len);
-    let mut out = Vec::new();
-    stretches(cells, |_, first, n| {
-        cache.read(first, n, (kv_head * len, len), &mut out)
-    });
-    out
 }

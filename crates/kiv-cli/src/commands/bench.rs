@@ -59,6 +59,10 @@ struct Row<'a> {
     disk_hits_per_token: f64,
     disk_misses_per_token: f64,
     disk_wait_ms: f64,
+    /// Where a GPU's own streams swap: shares of the blocks that were there before they
+    /// were wanted, and of the time of transfers that passed while something was computed.
+    gpu_foreseen: Option<f64>,
+    gpu_hidden: Option<f64>,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -254,6 +258,8 @@ fn measure<'a>(
         disk_hits_per_token: 0.0,
         disk_misses_per_token: 0.0,
         disk_wait_ms: 0.0,
+        gpu_foreseen: session.gpu_counters().map(|c| c.foreseen()),
+        gpu_hidden: session.gpu_overlap()?.map(|o| o.share()),
         peak_rss_bytes: peak_rss(),
     };
     Ok((sample, row))

@@ -1,10 +1,9 @@
 //! Work as kernels are called: which one, on how many threads, with what. Nothing here
 //! needs a driver.
 
-use crate::work::{
-    At, Cache, Coarse, Pairing, Rerotate, Scan, Scatter, Scores, Side, Top, Work, WorkError,
-};
+use crate::work::{At, Cache, Coarse, Rerotate, Scan, Scatter, Scores, Side, Top, Work, WorkError};
 use bytemuck::{Pod, Zeroable};
+use kiv_numeric::rope::Pairs;
 use kiv_policy::RowFormat;
 
 /// Threads of a block, of every kernel.
@@ -228,8 +227,8 @@ fn rerotate(work: &Rerotate<'_>, address: impl Fn(At) -> u64) -> Launch {
     launch.number(work.n_rows);
     launch.number(work.n_rot);
     launch.number(match work.pairing {
-        Pairing::Norm => 0,
-        Pairing::Neox => 1,
+        Pairs::Neighbours => 0,
+        Pairs::Halves => 1,
     });
     launch
 }
@@ -380,7 +379,7 @@ mod tests {
             table: &[[0.0; 2]; 32],
             n_rows: 16,
             n_rot: 64,
-            pairing: Pairing::Neox,
+            pairing: Pairs::Halves,
         };
         check(Work::Rerotate(turns), [3, 2, 1]);
         let scan = Scan {

@@ -65,6 +65,14 @@ pub struct CudaDevice {
     context: Arc<Context>,
 }
 
+/// Whether there is a GPU of that number, without opening it: nothing of its memory is taken.
+///
+/// # Errors
+/// [`Absent`].
+pub fn look_or_say(ordinal: u32) -> Result<(), Absent> {
+    raw::find(ordinal).map(|_| ())
+}
+
 /// The GPU of that number, or why there is none.
 ///
 /// # Errors

@@ -25,6 +25,22 @@ pub(super) fn failed(what: &str) -> impl Fn(DriverError) -> DeviceError {
     move |error| DeviceError::Failed(words(what, error))
 }
 
+/// The GPU of that number, which nothing is asked of yet.
+pub(super) fn find(ordinal: u32) -> Result<sys::CUdevice, Absent> {
+    // SAFETY: loads a library, which is the driver's, or what somebody put in its place.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Absent::NoDriver);
+    }
+    let missing = |error: DriverError| match error.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_INVALID_DEVICE => {
+            Absent::NoDevice { ordinal }
+        }
+        _ => Absent::Failed(words("no driver to talk to", error)),
+    };
+    result::init().map_err(missing)?;
+    result::device::get(ordinal as i32).map_err(missing)
+}
+
 /// A GPU's primary context: the one that ggml's CUDA backend uses, so that its memory can be
 /// named here.
 #[derive(Debug)]
@@ -42,18 +58,7 @@ impl Context {
     /// The GPU's context and name.
     pub(super) fn open(ordinal: u32) -> Result<(Arc<Self>, String), Absent> {
         let failed = |what: &'static str| move |error| Absent::Failed(words(what, error));
-        // SAFETY: loads a library, which is the driver's, or what somebody put in its place.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Absent::NoDriver);
-        }
-        let missing = |error: DriverError| match error.0 {
-            CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_INVALID_DEVICE => {
-                Absent::NoDevice { ordinal }
-            }
-            _ => failed("no driver to talk to")(error),
-        };
-        result::init().map_err(missing)?;
-        let device = result::device::get(ordinal as i32).map_err(missing)?;
+        let device = find(ordinal)?;
         let name = result::device::get_name(device).map_err(failed("no name"))?;
         // SAFETY: the device is one that the driver has just named.
         let raw = unsafe { result::primary_ctx::retain(device) };

@@ -19,7 +19,8 @@ pub use meter::Overlap;
 
 use crate::device::{Device, DeviceError, Stream};
 use crate::pool::{LayerShape, PinnedPool, PoolError};
-use crate::work::{Pairing, Side, WorkError};
+use crate::work::{Side, WorkError};
+use kiv_numeric::rope::Turn;
 use kiv_policy::RowFormat;
 use kiv_pool::Swap;
 use landing::Landing;
@@ -88,22 +89,14 @@ impl Counters {
     }
 }
 
-/// How the keys of blocks are turned in their slots, for positions that are remapped.
-#[derive(Clone, Copy, Debug)]
-pub struct KeyTurn<'a> {
-    /// (cos, sin) of every pair of values that turns: see [`crate::reference::angles`].
-    pub angles: &'a [[f32; 2]],
-    /// Which values are pairs.
-    pub pairing: Pairing,
-}
-
 /// The slots of a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Slots<'a> {
     /// Cells of every slot, slot after slot.
     pub cells: &'a [u32],
-    /// How keys are turned there; the K cache is of f16 then.
-    pub turn: Option<KeyTurn<'a>>,
+    /// How the keys of a block are turned there, row by row, for positions that are remapped:
+    /// the first values of rows of f16.
+    pub turn: Option<&'a Turn>,
 }
 
 /// A swap that failed, in whole or in part.
@@ -294,10 +287,18 @@ impl<D: Device> Swapper<D> {
         (sent, turned): (&mut usize, &mut usize),
     ) -> Result<(), PoolError> {
         let sides = self.sides[layer];
-        if slots.turn.is_some() && sides[0].cache.format != RowFormat::F16 {
+        if let Some(turn) = slots.turn {
             // Before anything has moved.
-            let reason = WorkError::Unsupported("only f16 rows turn");
-            return Err(DeviceError::from(reason).into());
+            let reason = if sides[0].cache.format != RowFormat::F16 {
+                Some("only f16 rows turn")
+            } else if turn.first() != 0 || turn.n_rows() != self.n_rows as usize {
+                Some("only the first values turn, of all rows of a block")
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                return Err(DeviceError::from(WorkError::Unsupported(reason)).into());
+            }
         }
         let reached = device.record(self.compute)?;
         let marks = &self.marks[layer];

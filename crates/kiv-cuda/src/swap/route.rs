@@ -138,20 +138,24 @@ impl Route<'_> {
         let Some(turn) = slots.turn.filter(|_| !items.is_empty()) else {
             return Ok(());
         };
-        let one = |item: &Item| Turn {
-            cells: item.to_cells,
-            head: item.to_head,
-            angle: 0,
+        // Every row by an angle of its own: it is where its cell was rotated from.
+        let rows = |item: &Item| {
+            let (cells, head) = (item.to_cells, item.to_head);
+            (0..self.n_rows).map(move |angle| Turn {
+                cells: cells + angle,
+                head,
+                angle,
+            })
         };
-        let turns: Vec<Turn> = items.iter().map(one).collect();
+        let turns: Vec<Turn> = items.iter().flat_map(rows).collect();
         let work = Work::Rerotate(Rerotate {
             cache: self.sides[0].cache,
             turns: &turns,
             cells: slots.cells,
-            table: turn.angles,
-            n_rows: self.n_rows,
-            n_rot: 2 * turn.angles.len() as u32,
-            pairing: turn.pairing,
+            table: turn.table(),
+            n_rows: 1,
+            n_rot: turn.n_dims() as u32,
+            pairing: turn.pairs(),
         });
         device.submit(self.stream, &work)?;
         self.sent.launches += 1;

@@ -4,10 +4,9 @@
 mod world;
 
 use kiv_cuda::sim::{SimConfig, SimDevice};
-use kiv_cuda::work::{Cache, Pairing, Side};
-use kiv_cuda::{
-    Counters, Device, DeviceError, KeyTurn, Memory, PredictConfig, Slots, SwapConfig, Swapper,
-};
+use kiv_cuda::work::{Cache, Side};
+use kiv_cuda::{Counters, Device, DeviceError, Memory, PredictConfig, Slots, SwapConfig, Swapper};
+use kiv_numeric::rope::{Pairs, Rotation};
 use kiv_policy::{RowFormat, Selection};
 use kiv_pool::Swap;
 use proptest::prelude::*;
@@ -296,13 +295,11 @@ fn keys_that_cannot_turn_are_refused_at_once() {
         block: 20,
         leaving: 1,
     };
-    let turn = KeyTurn {
-        angles: &[[1.0, 0.0]],
-        pairing: Pairing::Norm,
-    };
+    let rotation = Rotation::plain(Pairs::Neighbours, 2, 1e4);
+    let turn = rotation.turn((0..ROWS as i32).map(|i| (i, 9 + i)));
     let slots = Slots {
         cells: &world.cells,
-        turn: Some(turn),
+        turn: Some(&turn),
     };
     let pool = world.pager.pool();
     let refused = other
@@ -326,7 +323,7 @@ fn an_attention_that_is_kept_secret_is_a_race() {
         for head in 0..2 {
             *wanted.head_mut(head) = (block..block + SLOTS as u32).collect();
         }
-        world.ensure(0, step, &wanted, None);
+        world.ensure(0, step, &wanted);
         let (reads, _) = world.attention(0);
         world
             .d

@@ -1,11 +1,12 @@
 //! A model of a few layers on a simulated device, whose attention reads its slots.
 
 use kiv_cuda::sim::{Call, SimConfig, SimDevice};
-use kiv_cuda::work::{Cache, Pairing, Side};
+use kiv_cuda::work::{Cache, Side};
 use kiv_cuda::{
-    Counters, Device, DeviceError, KeyTurn, LayerShape, Memory, Overlap, Pager, PinnedPool,
-    PoolError, PoolUse, PredictConfig, Row, Slots, Stream, SwapConfig, Swapper, reference,
+    Counters, Device, DeviceError, LayerShape, Memory, Overlap, Pager, PinnedPool, PoolError,
+    PoolUse, PredictConfig, Row, Slots, Stream, SwapConfig, Swapper, reference,
 };
+use kiv_numeric::rope::{Pairs, Rotation, Turn};
 use kiv_policy::{RowFormat, Selection};
 use kiv_pool::SlotTable;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
@@ -207,12 +208,12 @@ impl World {
     }
 
     /// How a layer's keys are turned in slots.
-    fn angles(&self, layer: usize) -> Vec<[f32; 2]> {
-        let mut angles = Vec::new();
+    fn turn(&self, layer: usize) -> Turn {
         let n_rot = self.shapes[layer].row_len[0] as usize / 2;
-        let frequencies = reference::frequencies(1e4, n_rot, 1.0, &[]);
-        reference::angles(&frequencies, 100 * layer as i64 - 1000, &mut angles);
-        angles
+        let rotation = Rotation::plain(Pairs::Halves, n_rot, 1e4);
+        let base = 77_777 - 100 * layer as i32;
+        // Not by the same angle: positions are rounded.
+        rotation.turn((0..ROWS as i32).map(|i| (i, base + i)))
     }
 
     /// A block's rows as the cache has them, cell by cell.
@@ -235,9 +236,10 @@ impl World {
         let to = (&mut out[..], len, 0);
         reference::scatter(&stored, shape.stored[row.side], RowFormat::F16, to, &cells);
         if self.setup.turned && row.side == 0 {
-            let angles = self.angles(row.layer);
-            for row in out.chunks_exact_mut(len) {
-                reference::rerotate(row, &angles, Pairing::Neox);
+            let turn = self.turn(row.layer);
+            let angles = turn.table().chunks_exact(turn.n_dims() / 2);
+            for (row, angles) in out.chunks_exact_mut(len).zip(angles) {
+                reference::rerotate(row, angles, turn.pairs());
             }
         }
         self.known.insert(name, out.clone());
@@ -295,31 +297,18 @@ impl World {
     }
 
     /// Whatever fails is tried again once it works again.
-    pub fn ensure(
-        &mut self,
-        layer: usize,
-        step: usize,
-        wanted: &Selection,
-        runners: Option<&Selection>,
-    ) -> usize {
-        let angles = self.angles(layer);
+    pub fn ensure(&mut self, layer: usize, step: usize, wanted: &Selection) -> usize {
+        let turn = self.turn(layer);
         let slots = Slots {
             cells: &self.cells,
-            turn: self.setup.turned.then_some(KeyTurn {
-                angles: &angles,
-                pairing: Pairing::Neox,
-            }),
+            turn: self.setup.turned.then_some(&turn),
         };
         for n_failed in 0.. {
             let at = (layer, step as u64);
-            match self.pager.ensure(
-                &mut self.d,
-                at,
-                &mut self.tables[layer],
-                wanted,
-                runners,
-                slots,
-            ) {
+            match self
+                .pager
+                .ensure(&mut self.d, at, &mut self.tables[layer], wanted, slots)
+            {
                 Ok(()) => return n_failed,
                 Err(error) => {
                     assert!(matches!(
@@ -346,7 +335,6 @@ impl World {
         let trace = trace(&mut rng, &self.shapes, setup.n_steps + 1);
         let n_layers = self.shapes.len();
         let (mut n_failed, mut ids, mut expected) = (0, Vec::new(), Vec::new());
-        let mut runners = Selection::default();
         for step in 0..setup.n_steps {
             if setup.cut == Some(step) {
                 self.d.repair();
@@ -368,17 +356,17 @@ impl World {
                     self.d.breaks(call, rng.random_range(0..3));
                 }
                 let next = &trace[step + 1][layer];
-                runners.reset(next.n_heads());
+                let mut asked = wanted.clone();
                 for head in 0..next.n_heads() {
                     let right = next.head(head);
                     let wrong = (0..BLOCKS).filter(|b| !right.contains(b));
-                    *runners.head_mut(head) = match setup.runners {
+                    *asked.ranked_mut(head).1 = match setup.runners {
+                        Runners::Silent => Vec::new(),
                         Runners::Right => right.to_vec(),
-                        _ => wrong.collect(),
+                        Runners::Wrong => wrong.collect(),
                     };
                 }
-                let said = Some(&runners).filter(|_| setup.runners != Runners::Silent);
-                n_failed += self.ensure(layer, step, wanted, said);
+                n_failed += self.ensure(layer, step, &asked);
                 let (reads, want) = self.attention(layer);
                 for (head, table) in self.tables[layer].iter().enumerate() {
                     assert!(wanted.head(head).iter().all(|b| table.holds(*b)));

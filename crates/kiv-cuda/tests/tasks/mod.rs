@@ -4,9 +4,10 @@
 mod swaps;
 
 use kiv_cuda::work::{
-    At, Cache, Coarse, Move, Pairing, Rerotate, Scan, Scatter, Scores, Side, Top, Turn, Work,
+    At, Cache, Coarse, Move, Rerotate, Scan, Scatter, Scores, Side, Top, Turn, Work,
 };
-use kiv_cuda::{Buffer, Device, DeviceError, Memory, Stream, reference};
+use kiv_cuda::{Buffer, Device, DeviceError, Memory, Stream};
+use kiv_numeric::rope::{Pairs, Rotation};
 use kiv_policy::RowFormat::{self, F16, Q4_0, Q8_0};
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -134,7 +135,7 @@ impl<'a, D: Device> Bench<'a, D> {
         &mut self,
         dim: usize,
         n_rot: usize,
-        pairing: Pairing,
+        pairing: Pairs,
     ) -> Result<Vec<u8>, DeviceError> {
         const ROWS: usize = 16;
         let values = floats(&mut self.rng, 80 * 3 * dim);
@@ -147,11 +148,11 @@ impl<'a, D: Device> Bench<'a, D> {
         };
         let mut cells: Vec<u32> = (0..80).collect();
         cells.shuffle(&mut self.rng);
-        let frequencies = reference::frequencies(5e5, n_rot, 0.5, &[]);
-        let mut table = Vec::new();
-        for delta in [-999_999, 17, 0] {
-            reference::angles(&frequencies, delta, &mut table);
-        }
+        let rotation = Rotation {
+            freq_scale: 0.5,
+            ..Rotation::plain(pairing, n_rot, 5e5)
+        };
+        let moved = rotation.turn([(999_999, 0), (0, 17), (5, 5)].into_iter());
         let turn = |i: u32| Turn {
             cells: i / 3 * ROWS as u32,
             head: i % 3,
@@ -162,7 +163,7 @@ impl<'a, D: Device> Bench<'a, D> {
             cache,
             turns: &turns,
             cells: &cells,
-            table: &table,
+            table: moved.table(),
             n_rows: ROWS as u32,
             n_rot: n_rot as u32,
             pairing,
@@ -301,7 +302,7 @@ pub fn run_all<D: Device>(device: &mut D) -> Result<Vec<Outcome>, DeviceError> {
         keep(format!("kiv_dequant_scatter, {stored:?}"), bytes);
     }
     for (dim, n_rot) in [(128, 128), (80, 32)] {
-        for pairing in [Pairing::Norm, Pairing::Neox] {
+        for pairing in [Pairs::Neighbours, Pairs::Halves] {
             let bytes = bench.rerotate(dim, n_rot, pairing)?;
             keep(
                 format!("kiv_rerotate, {n_rot} of {dim}, {pairing:?}"),

@@ -2,11 +2,12 @@
 //! ahead.
 
 use super::{Bench, Outcome, floats};
-use kiv_cuda::work::{Cache, Pairing, Side};
+use kiv_cuda::work::{Cache, Side};
 use kiv_cuda::{
-    Device, DeviceError, KeyTurn, LayerShape, Pager, PinnedPool, PoolError, PredictConfig, Row,
-    Slots, SwapConfig, Swapper, reference,
+    Device, DeviceError, LayerShape, Pager, PinnedPool, PoolError, PredictConfig, Row, Slots,
+    SwapConfig, Swapper,
 };
+use kiv_numeric::rope::{Pairs, Rotation};
 use kiv_policy::{RowFormat, Selection};
 use kiv_pool::SlotTable;
 use rand::seq::index;
@@ -102,31 +103,24 @@ pub fn run<D: Device>(device: &mut D) -> Result<Vec<Outcome>, DeviceError> {
         for layer in 0..shapes.len() {
             pager.attended(bench.device, layer)?;
         }
-        let mut angles = Vec::new();
-        reference::angles(&reference::frequencies(1e4, 32, 1.0, &[]), -77, &mut angles);
-        let turn = KeyTurn {
-            angles: &angles,
-            pairing: Pairing::Neox,
-        };
+        let rotation = Rotation::plain(Pairs::Halves, 32, 1e4);
+        // Sealed rows are at the first positions of a block.
+        let turn = rotation.turn((0..ROWS as i32).map(|i| (i, i + 77_777)));
         let slots = Slots {
             cells: &cells,
-            turn: Some(turn).filter(|_| stored == RowFormat::Q8_0),
+            turn: Some(&turn).filter(|_| stored == RowFormat::Q8_0),
         };
         for step in 0..6u64 {
             for (layer, sides) in sides.iter().enumerate() {
-                let (wanted, runners) = (selection(SLOTS / 2, bench), selection(6, bench));
+                let (mut wanted, runners) = (selection(SLOTS / 2, bench), selection(6, bench));
+                for head in 0..HEADS as usize {
+                    wanted.ranked_mut(head).1.extend(runners.head(head));
+                }
                 let at = (layer, step);
                 pager
                     .fetch(bench.device, at, &tables[layer])
                     .map_err(told)?;
-                let swapped = pager.ensure(
-                    bench.device,
-                    at,
-                    &mut tables[layer],
-                    &wanted,
-                    Some(&runners),
-                    slots,
-                );
+                let swapped = pager.ensure(bench.device, at, &mut tables[layer], &wanted, slots);
                 swapped.map_err(|e| told(e.source))?;
                 let mut bytes = Vec::new();
                 for side in sides {

@@ -110,6 +110,7 @@ fn shares_are_the_softmax() {
             layer: 0,
             phase: Phase::Prefill,
             step: 0,
+            runners: 0,
             queries: Queries {
                 values: &values,
                 n_head: 3,

@@ -24,6 +24,9 @@ pub(crate) trait GraphHook: Send {
     /// reordered for attention without coming from the cache: the queries,
     /// `[dim, n_tokens, n_head]`, when `node` is the reordered V.
     fn ready(&mut self, node: Node<'_>, query: Option<Node<'_>>, device: &mut Device);
+    /// The context is about to go, and its cache: whoever was lent it
+    /// ([`CacheTensor::lend`]) goes now.
+    fn release(&mut self);
 }
 
 /// What a hook works on: the cache tensors and the compute threads.
@@ -434,6 +437,7 @@ impl<H: GraphHook> Drop for Context<H> {
         // hook may hold pointers into the context's cache but does not follow
         // them when dropped; the context may not call the hook when freed.
         unsafe {
+            (*self.hooked).hook.release();
             sys::llama_free(self.context);
             drop(Box::from_raw(self.hooked));
         }

@@ -1,7 +1,7 @@
 //! Nodes of the graph that llama.cpp is computing, as the hook sees them.
 
 use super::CacheTensor;
-use crate::rope::{Pairs, Rotation};
+use kiv_numeric::rope::{Pairs, Rotation};
 use llama_cpp_sys_2 as sys;
 use std::ffi::CStr;
 use std::marker::PhantomData;

@@ -1,7 +1,12 @@
 //! Reading and writing cells of the KV cache.
 
+use kiv_cuda::{Buffer, CudaDevice, Device, DeviceError};
 use kiv_policy::RowFormat;
 use llama_cpp_sys_2 as sys;
+use std::ffi::CStr;
+
+/// What the emulated driver of the tests calls its GPU, whose memory is the host's.
+const EMULATED: &str = "emulated GPU";
 
 /// K or V of one layer, all cells: `[n_cells, n_head_kv * dim]` rows in the
 /// cache's type.
@@ -66,6 +71,42 @@ impl CacheTensor {
     /// Bytes of all cells.
     pub(crate) fn bytes(&self) -> usize {
         self.n_cells * self.cell_bytes
+    }
+
+    /// Whether cells are in plain memory.
+    pub(crate) fn is_host(&self) -> bool {
+        self.host.is_some()
+    }
+
+    /// The number of the GPU that cells are in the memory of, if ggml's CUDA backend has
+    /// them there.
+    pub(crate) fn cuda_device(&self) -> Option<u32> {
+        // SAFETY: the tensor is valid and has a buffer; names of buffer types end with a
+        // zero byte and stay.
+        let name = unsafe {
+            let kind = sys::ggml_backend_buffer_get_type((*self.tensor).buffer);
+            CStr::from_ptr(sys::ggml_backend_buft_name(kind))
+        };
+        name.to_str().ok()?.strip_prefix("CUDA")?.parse().ok()
+    }
+
+    /// Lends all cells to a GPU: the one that has them, see [`CacheTensor::cuda_device`]. It
+    /// is to be given to nobody but a hook of the context, which drops it when it is told to
+    /// ([`super::GraphHook::release`]).
+    ///
+    /// # Errors
+    /// If cells are in no GPU's memory, or at a place that kernels cannot use.
+    pub(crate) fn lend(&self, gpu: &mut CudaDevice) -> Result<Buffer, DeviceError> {
+        let emulated = self.is_host() && gpu.name() == EMULATED;
+        if self.cuda_device().is_none() && !emulated {
+            let why = "the cache is not in a GPU's memory".to_owned();
+            return Err(DeviceError::Failed(why));
+        }
+        // SAFETY: the tensor is valid.
+        let address = unsafe { (*self.tensor).data }.addr() as u64;
+        // SAFETY: all cells are there, in memory that ggml has of the GPU's primary context,
+        // until the context is freed; the hook drops the GPU before.
+        unsafe { gpu.adopt(address, self.bytes()) }
     }
 
     fn check(&self, first: usize, n: usize, offset: usize, len: usize) {

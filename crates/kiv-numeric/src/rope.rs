@@ -8,8 +8,8 @@
 
 /// How pairs of a row's values are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pairs {
-    /// Neighbours (llama).
+pub enum Pairs {
+    /// Neighbours: (0, 1), (2, 3), … (llama).
     Neighbours,
     /// A value of the first half with one of the second (NeoX, and sections of it
     /// where all of a token's positions are the same).
@@ -18,18 +18,22 @@ pub(crate) enum Pairs {
 
 /// The rotation of one layer's keys.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Rotation {
+pub struct Rotation {
+    /// Which values turn with which.
     pub pairs: Pairs,
     /// First value that is rotated.
     pub first: usize,
     /// Values that are rotated.
     pub n_dims: usize,
+    /// The slowest pair turns by about its inverse for each position.
     pub freq_base: f32,
     /// Positions are multiplied by this, as far as `ramp` says.
     pub freq_scale: f32,
     /// Share of YaRN: 0 is none.
     pub ext_factor: f32,
+    /// Pairs that turn so often within the trained length are left alone by YaRN.
     pub beta_fast: f32,
+    /// Pairs that turn so seldom are scaled in full.
     pub beta_slow: f32,
     /// Tokens that YaRN's model was trained for first.
     pub n_ctx_orig: i32,
@@ -38,6 +42,23 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
+    /// The first `n_dims` values, nothing scaled.
+    #[must_use]
+    pub fn plain(pairs: Pairs, n_dims: usize, freq_base: f32) -> Self {
+        Self {
+            pairs,
+            first: 0,
+            n_dims,
+            freq_base,
+            freq_scale: 1.0,
+            ext_factor: 0.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            n_ctx_orig: 4096,
+            factors: Vec::new(),
+        }
+    }
+
     /// Angles of all pairs at a position, in radians. Computed in f32 and in the
     /// order of ggml's CPU code, whose rounding is part of what is cached: at a
     /// million tokens it is some hundredths of a radian.
@@ -75,6 +96,7 @@ impl Rotation {
     }
 
     /// What turns rows from some positions to others.
+    #[must_use]
     pub fn turn(&self, positions: impl Iterator<Item = (i32, i32)>) -> Turn {
         let (mut from, mut to, mut turns) = (Vec::new(), Vec::new(), Vec::new());
         for (old, new) in positions {
@@ -98,7 +120,7 @@ impl Rotation {
 
 /// Turns of rows, one after another.
 #[derive(Clone, Debug)]
-pub(crate) struct Turn {
+pub struct Turn {
     pairs: Pairs,
     first: usize,
     half: usize,
@@ -106,7 +128,59 @@ pub(crate) struct Turn {
     turns: Vec<[f32; 2]>,
 }
 
+/// Turns the first values of a row, as many as there are turns (cosine and sine of each
+/// pair) twice.
+///
+/// # Panics
+/// If the row is shorter.
+pub fn turn_row(row: &mut [f32], turns: &[[f32; 2]], pairs: Pairs) {
+    let row = &mut row[..2 * turns.len()];
+    match pairs {
+        Pairs::Neighbours => {
+            for (pair, turn) in row.chunks_exact_mut(2).zip(turns) {
+                [pair[0], pair[1]] = rotated([pair[0], pair[1]], *turn);
+            }
+        }
+        Pairs::Halves => {
+            let (first, rest) = row.split_at_mut(turns.len());
+            for ((a, b), turn) in first.iter_mut().zip(rest).zip(turns) {
+                [*a, *b] = rotated([*a, *b], *turn);
+            }
+        }
+    }
+}
+
 impl Turn {
+    /// Which values turn with which.
+    #[must_use]
+    pub fn pairs(&self) -> Pairs {
+        self.pairs
+    }
+
+    /// First value of a row that turns.
+    #[must_use]
+    pub fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Values of a row that turn.
+    #[must_use]
+    pub fn n_dims(&self) -> usize {
+        2 * self.half
+    }
+
+    /// Rows that there are turns for.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.turns.len() / self.half.max(1)
+    }
+
+    /// Cosine and sine of every pair, `[n_rows, n_dims / 2]`.
+    #[must_use]
+    pub fn table(&self) -> &[[f32; 2]] {
+        &self.turns
+    }
+
     /// Turns rows of `dim` values, `[n_rows, dim]`, the first by the first turn.
     ///
     /// # Panics
@@ -128,6 +202,9 @@ impl Turn {
     }
 
     /// Turns every row as the first.
+    ///
+    /// # Panics
+    /// If there is no turn.
     pub fn apply_first(&self, rows: &mut [f32], dim: usize) {
         for row in rows.chunks_exact_mut(dim) {
             self.apply_one(row, &self.turns[..self.half]);
@@ -135,20 +212,7 @@ impl Turn {
     }
 
     fn apply_one(&self, row: &mut [f32], turns: &[[f32; 2]]) {
-        let row = &mut row[self.first..];
-        match self.pairs {
-            Pairs::Neighbours => {
-                for (pair, turn) in row.chunks_exact_mut(2).zip(turns) {
-                    [pair[0], pair[1]] = rotated([pair[0], pair[1]], *turn);
-                }
-            }
-            Pairs::Halves => {
-                let (first, rest) = row.split_at_mut(self.half);
-                for ((a, b), turn) in first.iter_mut().zip(rest).zip(turns) {
-                    [*a, *b] = rotated([*a, *b], *turn);
-                }
-            }
-        }
+        turn_row(&mut row[self.first..], turns, self.pairs);
     }
 }
 
@@ -161,18 +225,7 @@ mod tests {
     use super::*;
 
     fn rotation(pairs: Pairs) -> Rotation {
-        Rotation {
-            pairs,
-            first: 0,
-            n_dims: 8,
-            freq_base: 10_000.0,
-            freq_scale: 1.0,
-            ext_factor: 0.0,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            n_ctx_orig: 4096,
-            factors: Vec::new(),
-        }
+        Rotation::plain(pairs, 8, 10_000.0)
     }
 
     /// A position as one rotation, by the definition.
