@@ -67,7 +67,7 @@ pub(crate) fn rows(
         for (query, wanted) in queries.iter().zip(&wanted) {
             let product: f32 = query.iter().zip(&key).map(|(q, k)| q * k).sum();
             let error = product * geometry.scale - wanted;
-            if !(error.abs() <= CLOSE) {
+            if error.is_nan() || error.abs() > CLOSE {
                 return None;
             }
         }
@@ -106,7 +106,7 @@ impl Gram {
                 } else {
                     let left = product - known(&row);
                     // What is left of a query besides the others.
-                    if !(left > product * 1e-4) {
+                    if left.is_nan() || left <= product * 1e-4 {
                         return None;
                     }
                     row.push(left.sqrt());

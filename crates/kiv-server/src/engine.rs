@@ -411,8 +411,10 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
         (self.warn)(&format!("a context could not be kept: {error}"));
     }
 
+    /// A request is over, and its slot has no job any more.
     fn finished(&self) {
         self.counters.open.fetch_sub(1, Ordering::SeqCst);
+        self.show();
     }
 
     /// Whoever has gone waits no longer: there is room for others.
