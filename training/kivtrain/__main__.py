@@ -16,6 +16,7 @@ from .check import check
 from .config import CONFIGS, Config
 from .corpus import Corpus
 from .documents import Writer
+from .grow import grow
 from .inspect_heads import measure
 from .model import Model
 from .tokenizer import Vocabulary
@@ -58,6 +59,9 @@ def start(args: argparse.Namespace, config: Config, corpus: Corpus) -> tuple[Con
     """The model to begin with."""
     if args.init:
         model, vocabulary = gguf_io.load(args.init)
+        if config.grows:
+            torch.manual_seed(config.seed)
+            return config, grow(model, config.shape), vocabulary
         return replace(config, shape=model.shape), model, vocabulary
     path = args.out / "vocabulary.json"
     if path.exists():
@@ -73,8 +77,8 @@ def command_train(args: argparse.Namespace) -> None:
     config = CONFIGS[args.config]
     changes = {k: v for k in ("steps", "seed", "batch") if (v := getattr(args, k)) is not None}
     config = replace(config, **changes)
-    if config.name == "tiny-tasks" and not args.init:
-        raise SystemExit(f"{config.name} continues a model: give one with --init FILE.gguf")
+    if (config.name == "tiny-tasks" or config.grows) and not args.init:
+        raise SystemExit(f"{config.name} begins with a model: give one with --init FILE.gguf")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "pid").write_text(str(os.getpid()))
     corpus = load_corpus(args.out)

@@ -77,9 +77,10 @@ class Config:
     dilution_ramp: float = 0.33
     # Whether positions jump, so that distances up to `n_ctx` occur in short sequences.
     jumps: bool = True
-    # Attention heads left out at random in the upper half of the layers, one by one,
-    # with all that share a KV head, or a layer's all: no single head may do all the
+    # Attention heads left out at random in the layers from a share of them on, one by
+    # one, with all that share a KV head, or a layer's all: no single head may do all the
     # retrieval. Grows from 0 between two shares of the steps.
+    drop_layers_from: float = 0.5
     head_drop: float = 0.12
     group_drop: float = 0.08
     attn_drop: float = 0.05
@@ -92,6 +93,8 @@ class Config:
     first_mix: dict[str, float] = field(default_factory=lambda: dict(FIRST_MIX))
     # Two-step questions answered at once, without writing the first step.
     silent_hops: float = 0.0
+    # Whether the run begins with a smaller model, which becomes a part of this one.
+    grows: bool = False
     export: str = "f16"
 
     def to_json(self) -> dict[str, Any]:
@@ -143,23 +146,43 @@ CONFIGS: dict[str, Config] = {
         first_until=0.45,
         mixed_from=0.60,
     ),
-    # For one GPU with 80 GB or more, about 20 minutes.
+    # Grown from `tiny` (see grow.py), a harder judge: three times its size, and so many
+    # heads and layers left out that retrieval has to be spread. 9.2 M parameters.
     "small": Config(
         name="small",
-        shape=Shape(n_layer=8, d_model=384, n_head=6, n_kv=3, d_ff=1152, vocab=2048),
+        shape=replace(_TINY.shape, n_layer=8, n_head=6, n_kv=3, d_ff=1024),
+        grows=True,
         seed=4,
-        steps=3000,
-        batch=256,
-        micro_batch=128,
-        seq_len=1024,
-        long_every=8,
-        long_factor=4,
-        dilution=16384.0,
-        head_drop=0.12,
-        group_drop=0.08,
-        attn_drop=0.06,
-        silent_hops=0.25,
-        export="q8_0",
+        steps=850,
+        long_every=5,
+        long_factor=3,
+        lr_muon=0.01,
+        lr_adam=1e-3,
+        decay_from=0.4,
+        dilution=8192.0,
+        dilution_from=0.0,
+        dilution_ramp=0.0,
+        drop_layers_from=0.25,
+        head_drop=0.15,
+        group_drop=0.10,
+        attn_drop=0.15,
+        drop_from=0.04,
+        drop_full=0.20,
+        first_until=0.0,
+        mixed_from=0.0,
+        silent_hops=0.15,
+        mix={
+            "needles": 0.22,
+            "attributes": 0.12,
+            "words": 0.08,
+            "phonebook": 0.14,
+            "reverse": 0.08,
+            "track": 0.12,
+            "count": 0.06,
+            "passkey": 0.04,
+            "repeats": 0.04,
+            "prose": 0.10,
+        },
     ),
     # Some minutes on two cores: shows that the program works, not that a model does.
     "smoke": Config(

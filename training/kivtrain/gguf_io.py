@@ -100,6 +100,10 @@ def read_shape(reader: gguf.GGUFReader) -> Shape:
     def number(key: str) -> float:
         return float(str(_value(reader, f"qwen3.{key}")))
 
+    def meant(key: str) -> float:
+        """Stored as float32: the number that was meant."""
+        return float(f"{number(key):.6g}")
+
     return Shape(
         n_layer=int(number("block_count")),
         d_model=int(number("embedding_length")),
@@ -108,9 +112,8 @@ def read_shape(reader: gguf.GGUFReader) -> Shape:
         head_dim=int(number("attention.key_length")),
         d_ff=int(number("feed_forward_length")),
         vocab=len(_value(reader, "tokenizer.ggml.tokens")),  # type: ignore[arg-type]
-        rope_theta=number("rope.freq_base"),
-        # Stored as float32: the number that was meant.
-        norm_eps=float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
+        rope_theta=meant("rope.freq_base"),
+        norm_eps=meant("attention.layer_norm_rms_epsilon"),
         n_ctx=int(number("context_length")),
     )
 

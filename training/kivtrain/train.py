@@ -81,7 +81,7 @@ def kept_heads(config: Config, step: int, n: int, rng: random.Random) -> Tensor 
     s = config.shape
     keep = torch.ones(s.n_layer, n, s.n_head)
     group = s.n_head // s.n_kv
-    for layer in range(s.n_layer // 2, s.n_layer):
+    for layer in range(int(s.n_layer * config.drop_layers_from), s.n_layer):
         for i in range(n):
             if rng.random() < config.attn_drop * ramp:
                 keep[layer, i] = 0
