@@ -238,6 +238,18 @@ fn one_reading_serves_all_that_can_take_over() {
     assert!(mass("exact") > mass("arkvale"));
 }
 
+/// Also where one slot stands for what is in none.
+#[test]
+fn an_index_finds_nearly_what_looking_at_all_keys_does() {
+    let told = judge(&plan(&[Task::Recall], &["exact", "pq"]));
+    let mass = |policy: &str| match figures(&told, Task::Recall, policy) {
+        Figures::Recall(recall) => recall.mass_mean,
+        other => panic!("{other:?}"),
+    };
+    let (exact, pq) = (mass("exact"), mass("pq"));
+    assert!(pq > 0.9 * exact && exact < 1.0, "pq {pq}, exact {exact}");
+}
+
 #[test]
 fn rows_that_were_dropped_have_no_recall() {
     let told = judge(&plan(&[Task::Recall], &["window"]));

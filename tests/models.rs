@@ -209,8 +209,11 @@ impl AttentionTap for Frames {
                 .filter(|(_, position)| view.is_slot(**position))
                 .map(|(key, _)| key)
                 .collect();
-            for (slot, id) in view.resident_blocks(kv_head).iter().enumerate() {
-                let run = view.cold.keys(view.layer, kv_head, *id, 1)?;
+            for (slot, id) in view.slots(kv_head).into_iter().enumerate() {
+                let Some(id) = id else {
+                    continue;
+                };
+                let run = view.cold.keys(view.layer, kv_head, id, 1)?;
                 let mut sealed = Vec::new();
                 run.rows().decode_into(&mut sealed);
                 let slot = &in_slots[slot * block..(slot + 1) * block];

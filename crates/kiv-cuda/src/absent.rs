@@ -18,13 +18,13 @@ pub enum Absent {
     /// The driver does not understand the kernels.
     #[error(
         "CUDA: the driver (CUDA {}.{}) is older than the kernels: install a newer one, or compile \
-         kernels/ with an older nvcc; kiv goes on on the CPU", .driver / 1000, .driver % 1000 / 10
+         kernels/ with an older nvcc; blocks are copied without it", .driver / 1000, .driver % 1000 / 10
     )]
     OldDriver {
         /// CUDA's version that the driver has, 1000 times major and 10 times minor.
         driver: u32,
     },
     /// Something else.
-    #[error("CUDA: {0}; kiv goes on on the CPU")]
+    #[error("CUDA: {0}; blocks are copied without it")]
     Failed(String),
 }

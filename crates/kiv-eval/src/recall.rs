@@ -120,9 +120,9 @@ impl Keys {
         let cold_from = resident.len();
         let block = view.block();
         let mut wanted = vec![false; view.cold.n_blocks()];
-        view.resident_blocks(kv_head)
-            .iter()
-            .for_each(|b| wanted[*b as usize] = true);
+        for block in view.resident_blocks(kv_head) {
+            wanted[block as usize] = true;
+        }
         let (mut at, mut decoded) = (0, Vec::new());
         while at < wanted.len() {
             let run = view

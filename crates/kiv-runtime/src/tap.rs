@@ -4,6 +4,7 @@ use crate::cells::{CellMap, stretches};
 use crate::llama::{CacheTensor, Caches, Node};
 use crate::tiers::{Batch, Tiers};
 use kiv_policy::{ColdError, ColdRows, LayerGeometry, Phase, Queries, Rows};
+use kiv_pool::NONE;
 
 /// Is shown every tiered layer right after its attention.
 pub trait AttentionTap: Send {
@@ -60,14 +61,22 @@ impl Attended<'_> {
         self.rows(self.v, kv_head, self.geometry.value_dim)
     }
 
-    /// Blocks in the slots of a KV head; empty before anything was sealed.
+    /// Blocks in the slots of a KV head; none before anything was sealed.
+    pub fn resident_blocks(&self, kv_head: usize) -> impl Iterator<Item = u32> {
+        self.slots(kv_head).into_iter().flatten()
+    }
+
+    /// The block in each slot of a KV head, none in one that stands for what is in no
+    /// slot; empty before anything was sealed.
     #[must_use]
-    pub fn resident_blocks(&self, kv_head: usize) -> &[u32] {
-        if self.tiers.selects() {
+    pub fn slots(&self, kv_head: usize) -> Vec<Option<u32>> {
+        let blocks: &[u32] = if self.tiers.selects() {
             self.tiers.slots(self.layer, kv_head).blocks()
         } else {
             &[]
-        }
+        };
+        let block = |block: &u32| (*block != NONE).then_some(*block);
+        blocks.iter().map(block).collect()
     }
 
     /// Whether a resident row of this position is in a slot: it may then hold

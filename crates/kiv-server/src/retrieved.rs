@@ -106,14 +106,14 @@ impl AttentionTap for Tap {
         let mut heat = self.heat.0.lock();
         heat.resize(self.until.saturating_sub(self.sinks).div_ceil(block), 0.0);
         for kv_head in 0..g.n_head_kv {
-            let (keys, slots) = (view.keys(kv_head), view.resident_blocks(kv_head));
+            let (keys, slots) = (view.keys(kv_head), view.slots(kv_head));
             // Which block each row is of; none of sinks and of what comes later.
             let mut in_slots = 0;
             let blocks: Vec<Option<usize>> = (view.positions().iter())
                 .map(|position| {
                     if !slots.is_empty() && view.is_slot(*position) {
                         in_slots += 1;
-                        slots.get((in_slots - 1) / block).map(|b| *b as usize)
+                        (slots.get((in_slots - 1) / block)?).map(|b| b as usize)
                     } else {
                         let past = usize::try_from(*position).ok()?.checked_sub(self.sinks)?;
                         Some(past / block)
