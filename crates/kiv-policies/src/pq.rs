@@ -500,6 +500,8 @@ impl Ask<'_> {
             logits.extend(left[first..].iter().map(|(_, _, logit)| *logit));
             rest.logits.push(log_sum_exp(&logits));
         }
+        // Before anything can fail: it is all 0 between searches.
+        wanted.iter().for_each(|b| one[*b as usize] = 0.0);
         // Together, so that every row is read once.
         left.sort_unstable_by_key(|(token, query, _)| (*token, *query));
         let mut row = vec![0f32; dim];
@@ -522,7 +524,6 @@ impl Ask<'_> {
                 }
             }
         }
-        wanted.iter().for_each(|b| one[*b as usize] = 0.0);
         if !rest.values.iter().all(|v| v.is_finite()) {
             // Values that the model cannot attend to either; they are left out.
             *rest = Rest::default();
