@@ -139,16 +139,13 @@ fn at_rest(at: SocketAddr) {
     let started = Instant::now();
     loop {
         let metrics = get(at, "/metrics").body;
-        let count = |name: &str| {
-            let line = metrics.lines().find(|line| line.starts_with(name)).unwrap();
-            line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
-        };
+        let count = |name: &str| metric(&metrics, name);
         let slots = get(at, "/slots").json();
         let slots = slots.as_array().unwrap();
         let busy = slots.iter().filter(|slot| slot["is_processing"] == true);
-        if count("kiv_requests_open ") == 0 && busy.count() == 0 {
-            assert_eq!(count("kiv_requests_failed_total "), 0, "{metrics}");
-            assert!(count("kiv_requests_cancelled_total ") > 0, "{metrics}");
+        if count("kiv_requests_open") == 0 && busy.count() == 0 {
+            assert_eq!(count("kiv_requests_failed_total"), 0, "{metrics}");
+            assert!(count("kiv_requests_cancelled_total") > 0, "{metrics}");
             assert_eq!(slots.len(), SESSIONS);
             break;
         }

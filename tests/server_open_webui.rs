@@ -29,10 +29,7 @@ fn filled(value: &Value, document: &str, answer: &str) -> Value {
 
 /// Prompt tokens that were read until now.
 fn tokens_read(at: SocketAddr) -> u64 {
-    let metrics = get(at, "/metrics").body;
-    let name = "kiv_prompt_tokens_total ";
-    let count = metrics.lines().find_map(|line| line.strip_prefix(name));
-    count.unwrap().parse().unwrap()
+    metric(&get(at, "/metrics").body, "kiv_prompt_tokens_total") as u64
 }
 
 /// The text of a streamed chat, and the tokens of its prompt: all, and known before (of

@@ -116,6 +116,13 @@ pub fn get(address: SocketAddr, path: &str) -> Answer {
     raw(address, "GET", path, "", "")
 }
 
+/// A number among `/metrics`, by its name.
+pub fn metric(metrics: &str, name: &str) -> usize {
+    let values = metrics.lines().filter_map(|line| line.strip_prefix(name));
+    let value = values.filter_map(|rest| rest.strip_prefix(' ')).next();
+    value.expect(name).parse().expect("a number")
+}
+
 pub fn conversation(document: &str) -> Value {
     json!([{"role": "system", "content": document}, {"role": "user", "content": [{"type": "text", "text": QUESTION}]}])
 }

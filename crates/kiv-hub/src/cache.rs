@@ -166,18 +166,3 @@ fn link(blob: &Path, place: &Path, name: &str) -> io::Result<()> {
     let _ = name;
     std::fs::hard_link(blob, place).or_else(|_| std::fs::copy(blob, place).map(|_| ()))
 }
-
-/// Bytes that can still be written below a folder, where the system tells.
-pub(crate) fn free(folder: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let found = rustix::fs::statvfs(folder).ok()?;
-        // Some network file systems say zero of everything.
-        (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        None
-    }
-}

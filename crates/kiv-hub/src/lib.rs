@@ -409,7 +409,7 @@ impl Hub {
             return Ok(());
         }
         let blobs = folder.create()?;
-        match cache::free(&blobs) {
+        match kiv_models::free_space(&blobs) {
             Some(free) if free < needs => Err(HubError::NoRoom {
                 what: wanted.to_string(),
                 needs,

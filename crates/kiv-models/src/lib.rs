@@ -16,6 +16,8 @@ mod files;
 mod hugging_face;
 mod lm_studio;
 mod ollama;
+mod space;
+pub use space::free_space;
 
 use serde::Serialize;
 use std::fmt;

@@ -211,18 +211,9 @@ fn candidates(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiv_policy::{LayerGeometry, LocalRows, Queries, RowFormat};
+    use crate::local::NoLocal;
+    use kiv_policy::{LayerGeometry, Queries, RowFormat};
     use kiv_store::{ColdTier, HostStore};
-
-    struct NoLocal;
-    impl LocalRows for NoLocal {
-        fn positions(&self) -> &[i32] {
-            &[]
-        }
-        fn keys(&self, _: usize, out: &mut Vec<f32>) {
-            out.clear();
-        }
-    }
 
     /// KIV's known weakness, reproduced: a needle in a page whose other keys
     /// point away has a poor mean and is never a candidate.

@@ -48,9 +48,9 @@ pub fn by_name(name: &str) -> Option<Box<dyn Policy>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::NoLocal;
     use kiv_policy::{
-        BlockId, Geometry, LayerGeometry, LocalRows, Phase, Queries, RowFormat, SelectRequest,
-        Selection,
+        BlockId, Geometry, LayerGeometry, Phase, Queries, RowFormat, SelectRequest, Selection,
     };
     use kiv_store::{ColdTier, HostStore};
     use rand::{Rng, SeedableRng};
@@ -62,16 +62,6 @@ mod tests {
             let make = || by_name(name).expect("listed names exist");
             assert_eq!(make().name(), name);
             kiv_policy::conformance::check(make).unwrap();
-        }
-    }
-
-    struct NoLocal;
-    impl LocalRows for NoLocal {
-        fn positions(&self) -> &[i32] {
-            &[]
-        }
-        fn keys(&self, _: usize, out: &mut Vec<f32>) {
-            out.clear();
         }
     }
 

@@ -55,6 +55,20 @@ impl LocalKeys {
     }
 }
 
+/// For tests: nothing is resident outside the slots.
+#[cfg(test)]
+pub(crate) struct NoLocal;
+
+#[cfg(test)]
+impl kiv_policy::LocalRows for NoLocal {
+    fn positions(&self) -> &[i32] {
+        &[]
+    }
+    fn keys(&self, _: usize, out: &mut Vec<f32>) {
+        out.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

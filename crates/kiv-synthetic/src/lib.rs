@@ -223,7 +223,7 @@ impl Synthetic {
             return Ok(path);
         }
         file.set_len(0).map_err(failed)?;
-        check_space(&path, bytes, free(folder))?;
+        check_space(&path, bytes, kiv_models::free_space(folder))?;
         making(&path, bytes);
         if let Err(error) = self.write(&mut file, &head, &layout) {
             // Others may wait for this very file: it is emptied, not removed.
@@ -283,21 +283,6 @@ fn check_space(path: &Path, needed: u64, free: Option<u64>) -> Result<(), Error>
             free,
         }),
         _ => Ok(()),
-    }
-}
-
-/// Bytes that can still be written below a folder, where the system tells.
-fn free(folder: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let found = rustix::fs::statvfs(folder).ok()?;
-        // Some network file systems say zero of everything.
-        (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        None
     }
 }
 
