@@ -2,6 +2,7 @@
 //! which runs the kernels' own sources, blocks, threads and barriers as they are launched.
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
+#[macro_use]
 mod emulated;
 mod tasks;
 
@@ -11,15 +12,6 @@ use kiv_cuda::{Absent, CudaDevice, Device, DeviceError, Memory, open_or_say};
 use std::process::Command;
 use std::time::Duration;
 use tasks::{Bench, run_all};
-
-macro_rules! emulated {
-    ($($name:ident, $inner:ident, $environment:expr;)*) => {$(
-        #[test]
-        fn $name() {
-            emulated::run(stringify!($inner), &$environment);
-        }
-    )*};
-}
 
 emulated! {
     kernels_do_what_the_references_say, inner_parity, [];

@@ -3,6 +3,7 @@
 //! lent to it. Nothing that comes out may differ.
 #![cfg(all(feature = "cuda-swap", target_os = "linux"))]
 
+#[macro_use]
 #[path = "../../kiv-cuda/tests/emulated/mod.rs"]
 mod emulated;
 
@@ -10,15 +11,6 @@ use kiv_policy::RowFormat;
 use kiv_runtime::{Model, Outputs, Positions, Session, SessionBuilder, Token};
 use std::path::Path;
 use std::sync::Mutex;
-
-macro_rules! emulated {
-    ($($name:ident, $inner:ident, $environment:expr;)*) => {$(
-        #[test]
-        fn $name() {
-            emulated::run(stringify!($inner), &$environment);
-        }
-    )*};
-}
 
 emulated! {
     logits_are_those_of_the_plain_path, inner_same_logits, [];

@@ -31,6 +31,17 @@ fn folder() -> &'static Path {
     path
 }
 
+/// Tests, each of which runs another one, which is otherwise ignored, under the emulated driver
+/// in this environment.
+macro_rules! emulated {
+    ($($name:ident, $inner:ident, $environment:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            emulated::run(stringify!($inner), &$environment);
+        }
+    )*};
+}
+
 /// Runs a test of this program that is otherwise ignored under the emulated driver.
 pub fn run(test: &str, environment: &[(&str, &str)]) {
     let output = Command::new(std::env::current_exe().expect("a test program"))
