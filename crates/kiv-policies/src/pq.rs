@@ -25,7 +25,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Keys looked at for a decoded token's queries, and told.
 const DECODE: Effort = Effort {
-    probed: 8192,
+    probed: 10240,
     kept: 1024,
 };
 
