@@ -51,6 +51,10 @@ const RESTING: usize = 512;
 /// Share of a query's softmax below which a key is not worth it.
 const LEAST: f32 = 1e-5;
 
+/// Share of a query's softmax that a block must have over one that is in a slot already to
+/// be copied instead of it: what is left out for so little is in the rest.
+const HEAD_START: f32 = 1.5e-4;
+
 /// Cold keys, times queries, from which on a search is worth waking threads.
 const PARALLEL: usize = 1 << 18;
 
@@ -195,10 +199,15 @@ impl Policy for Pq {
                         Phase::Prefill => ask.prefill(head),
                     }?;
                     // Nothing is known of blocks without a hit.
-                    let touched = head.touched.iter().copied();
                     let gives_rest =
-                        request.takes_rest && ask.is_plain() && touched.len() > n_slots;
+                        request.takes_rest && ask.is_plain() && head.touched.len() > n_slots;
+                    if gives_rest {
+                        let start = HEAD_START * layer.group() as f32;
+                        let resident = request.resident.get(kv_head);
+                        head.prefer(resident.copied().unwrap_or_default(), start);
+                    }
                     let n = n_slots - usize::from(gives_rest);
+                    let touched = head.touched.iter().copied();
                     top_of(&head.shares, touched, n, wanted);
                     if gives_rest {
                         ask.rest(head, wanted, rest)?;
@@ -302,6 +311,18 @@ impl Head {
         }
         self.shares.resize(n_blocks, 0.0);
         self.one.resize(n_blocks, 0.0);
+    }
+
+    /// Adds to the shares of these blocks, as far as they are any.
+    fn prefer(&mut self, blocks: &[BlockId], start: f32) {
+        for block in blocks {
+            if let Some(share) = self.shares.get_mut(*block as usize) {
+                if *share == 0.0 {
+                    self.touched.push(*block);
+                }
+                *share += start;
+            }
+        }
     }
 }
 
