@@ -771,6 +771,7 @@ mod tests {
             cold,
             local: &NoLocal,
             takes_rest: true,
+            resident: &[],
             sinks: &[],
         };
         policy.select(&request, &mut selection)?;
