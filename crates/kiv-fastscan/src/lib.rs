@@ -78,7 +78,7 @@ mod select;
 pub use isa::{Isa, IsaError};
 pub use lut::{Lut, LutError};
 pub use pack::{group_bytes, pack, unpack_key, unpack_one};
-pub use scan::{scan, scan_groups, scan_many};
+pub use scan::{prefetch, scan, scan_groups, scan_many};
 pub use select::{at_least, scan_top_k, top_k};
 
 /// Keys per packed group.

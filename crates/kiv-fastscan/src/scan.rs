@@ -41,6 +41,12 @@ pub fn scan_groups(isa: Isa, luts: &[Lut], packed: &[u8], groups: &[u32], outs: 
     scan_these(isa, luts, packed, Some(groups), outs);
 }
 
+/// Asks for memory that will be read soon, where the architecture can. Rows that are far
+/// apart arrive together then, and not one after another.
+pub fn prefetch(bytes: &[u8]) {
+    arch::prefetch(bytes);
+}
+
 /// Codes that are scanned for all queries before the next: what leaves room for
 /// tables and sums in the smallest L1 caches (32 KiB).
 const BLOCK_BYTES: usize = 16 << 10;

@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let scale = get("scale", 1.0 / (dim as f64).sqrt()) as f32;
     let (block, budget) = (int("block", 32), int("budget", 2048));
     let effort = Effort {
-        probed: int("probed", 8192),
+        probed: int("probed", 10240),
         kept: int("kept", 2048),
     };
     let base = Params::new(dim, scale);

@@ -48,6 +48,10 @@ impl Best {
         self.found.clear();
     }
 
+    pub fn wanted(&self) -> usize {
+        self.wanted
+    }
+
     /// Lower scores cannot be among the best.
     pub fn least(&self) -> f32 {
         self.least
@@ -66,9 +70,11 @@ impl Best {
         self.least = least;
     }
 
-    /// Drops what is not among the best if much has come.
+    /// Drops what is not among the best if much has come, or as many as are wanted for the
+    /// first time.
     pub fn thin(&mut self) {
-        if self.found.len() / 2 > self.wanted {
+        let is_first = self.least == f32::NEG_INFINITY && self.found.len() >= self.wanted;
+        if is_first || self.found.len() / 2 > self.wanted {
             self.settle();
         }
     }
@@ -78,7 +84,7 @@ impl Best {
         if self.wanted == 0 {
             self.found.clear();
             self.least = f32::INFINITY;
-        } else if self.found.len() > self.wanted {
+        } else if self.found.len() >= self.wanted {
             let at = self.found.len() - self.wanted;
             let (_, worst, _) = self.found.select_nth_unstable(at);
             self.least = worst.score();

@@ -42,6 +42,8 @@ pub(crate) struct Era {
     /// Root mean squared distances from a list's mean that its code tells apart.
     widths: [f32; CENTROIDS],
     lists: PackedCodes,
+    /// The code of each list's width, which is in `lists`, too, but scattered there.
+    width_codes: Vec<u8>,
     /// Where each list ends, in places.
     ends: Vec<u32>,
     /// Token of each place, from the first.
@@ -128,6 +130,7 @@ impl Era {
             grid,
             centre,
             widths,
+            width_codes: width_codes(&packed),
             lists: packed,
             ends: ends.collect(),
             order: order.iter().map(|t| *t as u16).collect(),
@@ -172,7 +175,7 @@ impl Era {
 
     /// The code of a list's width.
     pub fn width(&self, list: usize) -> usize {
-        usize::from(self.lists.code(list, self.lists.m() - EXTRA))
+        usize::from(self.width_codes[list])
     }
 
     /// Bytes that it holds.
@@ -182,6 +185,7 @@ impl Era {
             + self.fine.bytes()
             + self.centre.len() * size_of::<f32>()
             + self.lists.bytes()
+            + self.width_codes.len()
             + self.ends.len() * size_of::<u32>()
             + self.order.len() * size_of::<u16>()
             + self.keys.bytes()
@@ -192,6 +196,12 @@ impl Era {
 
 fn vector(vectors: &[f32], dim: usize, number: u32) -> &[f32] {
     &vectors[number as usize * dim..(number as usize + 1) * dim]
+}
+
+/// The codes of all lists' widths.
+fn width_codes(lists: &PackedCodes) -> Vec<u8> {
+    let width = |list| lists.code(list, lists.m() - EXTRA);
+    (0..lists.len()).map(width).collect()
 }
 
 /// 16 values that stand for `values`.
@@ -224,6 +234,7 @@ impl Saved for Era {
             centre,
             widths,
             lists,
+            width_codes: _,
             ends,
             order,
             keys,
@@ -263,6 +274,7 @@ impl Saved for Era {
             centre,
             widths: widths.try_into().map_err(wrong)?,
             lists: Saved::take(params, take)?,
+            width_codes: Vec::new(),
             ends: take.u32s()?,
             order: take.u16s()?,
             keys: Saved::take(params, take)?,
@@ -270,6 +282,7 @@ impl Saved for Era {
             is_outlier: Marks::default(),
         };
         expect(era.is_whole(params), "an era that does not fit together")?;
+        era.width_codes = width_codes(&era.lists);
         era.is_outlier = era.outliers.marks(era.order.len());
         Ok(era)
     }

@@ -21,18 +21,6 @@ impl Marks {
         self.0[number / 64] >> (number % 64) & 1 == 1
     }
 
-    /// All numbers, ascending.
-    pub fn collect(&self, numbers: &mut Vec<u32>) {
-        numbers.clear();
-        for (i, word) in self.0.iter().enumerate() {
-            let mut word = *word;
-            while word != 0 {
-                numbers.push((i * 64) as u32 + word.trailing_zeros());
-                word &= word - 1;
-            }
-        }
-    }
-
     /// Bytes on the heap.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.0)

@@ -52,16 +52,16 @@ impl Grid {
     /// Products of a query with what codes stand for, `[2 dim, 16]`.
     fn table(&self, query: &[f32], table: &mut Vec<f32>) {
         let levels: [f32; CENTROIDS] = std::array::from_fn(|i| i as f32);
-        // A code stands for the middle of its cell.
-        table.extend(query.iter().flat_map(|q| {
-            let (zero, high) = (q * self.step * (0.5 - 128.0), q * self.step * 16.0);
-            levels.map(|level| zero + high * level)
-        }));
-        table.extend(
-            query
-                .iter()
-                .flat_map(|q| levels.map(|level| q * self.step * level)),
-        );
+        let first = table.len();
+        table.resize(first + 2 * query.len() * CENTROIDS, 0.0);
+        let (rows, _) = table[first..].as_chunks_mut::<CENTROIDS>();
+        let (high, low) = rows.split_at_mut(query.len());
+        for ((q, high), low) in query.iter().zip(high).zip(low) {
+            // A code stands for the middle of its cell.
+            let zero = q * self.step * (0.5 - 128.0);
+            *high = levels.map(|level| zero + q * self.step * 16.0 * level);
+            *low = levels.map(|level| q * self.step * level);
+        }
     }
 }
 

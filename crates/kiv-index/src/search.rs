@@ -2,16 +2,26 @@
 
 use crate::best::{Best, Candidate};
 use crate::head::{HeadIndex, IndexError};
-use crate::marks::Marks;
 use crate::outliers::OutlierTables;
-use kiv_fastscan::{CENTROIDS, GROUP, Isa, Lut, LutError, at_least, scan_groups, scan_many};
+use kiv_fastscan::{CENTROIDS, GROUP, Isa, Lut, LutError, at_least, scan_groups, scan_many, top_k};
 use kiv_numeric::dot;
 
 /// Marks numbers of keys that are tokens; others are places.
 const TOKEN: u32 = 1 << 31;
 
+/// Highest byte of keys' tables. Of such two are added before they are widened, a quarter
+/// less work than with 255, and found is the same.
+const HIGHEST: u8 = 127;
+
 /// One of so many newest keys is looked at first.
 const SAMPLED: usize = 16;
+
+/// One of so many of the best lists is opened at first.
+const OPENED_FIRST: usize = 4;
+
+/// Others are opened if keys this much above their score would be told, in standard
+/// deviations.
+const MARGIN: f32 = 0.5;
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +70,7 @@ pub struct Scratch {
     sums: Vec<u16>,
     ids: Vec<u32>,
     products: Vec<f32>,
-    /// An era's lists, or its groups of keys.
-    marks: Marks,
-    lists: Vec<u32>,
+    /// Of an era's keys.
     groups: Vec<u32>,
     eras: Vec<EraScratch>,
     newest: Vec<NewestTables>,
@@ -100,9 +108,7 @@ struct NewestTables {
 }
 
 impl HeadIndex {
-    /// Keys that score highest for queries `[n_queries, dim]`. What one of them
-    /// has opened is looked at for all, so they had better be alike: the heads
-    /// of one group, or neighbours.
+    /// Keys that score highest for each of some queries, `[n_queries, dim]`.
     ///
     /// # Errors
     /// [`IndexError::BadQuery`].
@@ -123,12 +129,10 @@ impl HeadIndex {
         self.rank_lists(isa, effort.probed / self.params().list, scratch);
         // The best lists' keys come first: hardly any of the others get past them.
         let mut best = std::mem::take(&mut scratch.best);
-        let opened = best
-            .iter()
-            .map(|best| self.lists_to_open(best, effort.probed));
-        let opened: Vec<Vec<u32>> = opened.collect();
-        best.iter_mut().for_each(|best| best.want(effort.kept));
-        self.score_eras(isa, &opened, &mut best, scratch);
+        for (query, best) in best.iter_mut().enumerate() {
+            self.open_lists(isa, query, effort, best, scratch);
+        }
+        self.score_era_outliers(isa, &mut best, scratch);
         self.score_newest(isa, effort.kept, &mut best, scratch);
         self.score_tail(isa, queries, &mut best, scratch);
         let era_len = self.params().era_len();
@@ -160,7 +164,9 @@ impl HeadIndex {
             era.space.map_queries(queries, &mut s.mapped);
             let list_lut = || Lut::new(params.lists_m());
             of_era.list_luts.resize_with(n_queries, list_lut);
-            of_era.luts.resize_with(n_queries, || Lut::new(params.fine));
+            of_era
+                .luts
+                .resize_with(n_queries, || Lut::with_highest(params.fine, HIGHEST));
             of_era.queries.resize_with(n_queries, EraTables::default);
             for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
                 let tables = &mut of_era.queries[i];
@@ -182,7 +188,7 @@ impl HeadIndex {
         newest.space.map_queries(queries, &mut s.mapped);
         s.newest.resize_with(n_queries, NewestTables::default);
         s.newest_luts
-            .resize_with(n_queries, || Lut::new(params.fine));
+            .resize_with(n_queries, || Lut::with_highest(params.fine, HIGHEST));
         for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
             s.table.clear();
             newest.fine.table(query, &mut s.table);
@@ -220,15 +226,49 @@ impl HeadIndex {
         best.iter_mut().for_each(Best::settle);
     }
 
-    /// The best lists, numbered by era and list: fewer where they are long, as with keys
-    /// that are all alike.
-    fn lists_to_open(&self, best: &Best, probed: usize) -> Vec<u32> {
+    /// Opens the best lists for a query: `best`, which are lists, become keys.
+    ///
+    /// Some at first, and then those of the others whose keys may be as good as the worst
+    /// that are wanted: of lists that are far below not even codes are read.
+    fn open_lists(
+        &self,
+        isa: Isa,
+        query: usize,
+        effort: Effort,
+        best: &mut Best,
+        scratch: &mut Scratch,
+    ) {
+        let era_len = self.params().era_len();
+        let mut lists = best.found().to_vec();
+        self.limit(&mut lists, effort.probed);
+        best.want(effort.kept);
+        let first = lists.len() / OPENED_FIRST;
+        if first > 0 {
+            lists.select_nth_unstable_by(first, |a, b| b.cmp(a));
+        }
+        let (first, others) = lists.split_at_mut(first);
+        self.score_lists(isa, query, first, best, scratch);
+        best.settle();
+        // How far keys are above the list's score, about.
+        let margin = |list: &Candidate| {
+            let (number, list) = (list.id() as usize / era_len, list.id() as usize % era_len);
+            let above = &scratch.eras[number].queries[query].above;
+            MARGIN * above[self.eras[number].width(list)]
+        };
+        let others = others.iter().copied();
+        let mut others: Vec<_> = others
+            .filter(|list| list.score() + margin(list) >= best.least())
+            .collect();
+        self.score_lists(isa, query, &mut others, best, scratch);
+    }
+
+    /// Leaves out the worst lists where they are long, as with keys that are all alike.
+    fn limit(&self, lists: &mut Vec<Candidate>, probed: usize) {
         let era_len = self.params().era_len() as u32;
         let size = |list: &Candidate| {
             let era = &self.eras[(list.id() / era_len) as usize];
             era.places((list.id() % era_len) as usize).len()
         };
-        let mut lists = best.found().to_vec();
         if lists.iter().map(size).sum::<usize>() > probed + probed / 2 {
             lists.sort_unstable_by(|a, b| b.cmp(a));
             let mut keys = 0;
@@ -238,16 +278,74 @@ impl HeadIndex {
             });
             lists.truncate(end.map_or(lists.len(), |end| end + 1));
         }
-        lists.iter().map(|list| list.id()).collect()
     }
 
-    /// Scores the keys of the lists that any query has opened, and outliers.
-    fn score_eras(&self, isa: Isa, opened: &[Vec<u32>], best: &mut [Best], scratch: &mut Scratch) {
+    /// Scores the keys of some lists for one query.
+    fn score_lists(
+        &self,
+        isa: Isa,
+        query: usize,
+        lists: &mut [Candidate],
+        best: &mut Best,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch {
+            sums, groups, eras, ..
+        } = scratch;
+        // In the order of memory, era by era.
+        lists.sort_unstable_by_key(|list| list.id());
+        let era_len = self.params().era_len() as u32;
+        for lists in lists.chunk_by(|a, b| a.id() / era_len == b.id() / era_len) {
+            let number = (lists[0].id() / era_len) as usize;
+            let first = number as u32 * era_len;
+            let (era, s) = (&self.eras[number], &eras[number]);
+            groups.clear();
+            for list in lists {
+                let places = era.places((list.id() - first) as usize);
+                let end = places.end.div_ceil(GROUP) as u32;
+                let start = groups.last().map_or(0, |last| last + 1);
+                groups.extend(start.max((places.start / GROUP) as u32)..end);
+            }
+            let sums = first_sums(sums, groups.len() * GROUP);
+            let lut = &s.luts[query];
+            scan_groups(
+                isa,
+                std::slice::from_ref(lut),
+                era.keys().groups(),
+                groups,
+                sums,
+            );
+            let tables = &s.queries[query];
+            let mut group = 0;
+            for list in lists {
+                let number = (list.id() - first) as usize;
+                let places = era.places(number);
+                // Groups that follow each other in the era do so here.
+                while (groups[group] as usize) < places.start / GROUP {
+                    group += 1;
+                }
+                let at = group * GROUP + places.start % GROUP;
+                // A list's score is above its mean, and has the centre in it.
+                let offset = list.score() - tables.above[era.width(number)];
+                let wanted = best.least() - offset;
+                // Rounded down: what remains is looked at closely.
+                let least = ((wanted - lut.bias()) / lut.scale() - 1.0) as u16;
+                let sums = &sums[at..][..places.len()];
+                for (place, sum) in places.zip(sums) {
+                    // Outliers are told apart.
+                    if *sum >= least && !era.is_outlier.has(place) {
+                        best.push(lut.score(*sum) + offset, first + place as u32);
+                    }
+                }
+                best.thin();
+            }
+        }
+    }
+
+    /// Scores outliers of eras.
+    fn score_era_outliers(&self, isa: Isa, best: &mut [Best], scratch: &mut Scratch) {
         let Scratch {
             sums,
-            marks,
-            lists,
-            groups,
             eras,
             products,
             ..
@@ -255,50 +353,6 @@ impl HeadIndex {
         let era_len = self.params().era_len() as u32;
         for (number, (era, s)) in self.eras.iter().zip(&*eras).enumerate() {
             let first = number as u32 * era_len;
-            marks.clear(era.lists().len());
-            for list in opened.iter().flatten() {
-                // Those of earlier eras wrap around.
-                let list = list.wrapping_sub(first);
-                if list < era_len {
-                    marks.mark(list as usize);
-                }
-            }
-            marks.collect(lists);
-            marks.clear(era.keys().n_sums() / GROUP);
-            for list in &*lists {
-                let places = era.places(*list as usize);
-                (places.start / GROUP..places.end.div_ceil(GROUP)).for_each(|g| marks.mark(g));
-            }
-            marks.collect(groups);
-            let n = groups.len() * GROUP;
-            let sums_of_keys = first_sums(sums, s.luts.len() * n);
-            scan_groups(isa, &s.luts, era.keys().groups(), groups, sums_of_keys);
-            let (mut group, n_lists) = (0, era.lists().n_sums());
-            for list in &*lists {
-                let places = era.places(*list as usize);
-                // Groups that follow each other in the era do so here.
-                while (groups[group] as usize) < places.start / GROUP {
-                    group += 1;
-                }
-                let at = group * GROUP + places.start % GROUP;
-                let width = era.width(*list as usize);
-                for (query, best) in best.iter_mut().enumerate() {
-                    let list_sum = s.lists[query * n_lists + *list as usize];
-                    let tables = &s.queries[query];
-                    let mean = s.list_luts[query].score(list_sum) - tables.above[width];
-                    let offset = tables.centre + mean;
-                    let (lut, least) = (&s.luts[query], best.least());
-                    let sums = &sums_of_keys[query * n + at..][..places.len()];
-                    for (place, sum) in places.clone().zip(sums) {
-                        let score = lut.score(*sum) + offset;
-                        // Outliers are told apart.
-                        if score >= least && !era.is_outlier.has(place) {
-                            best.push(score, first + place as u32);
-                        }
-                    }
-                    best.thin();
-                }
-            }
             for (tables, best) in s.queries.iter().zip(&mut *best) {
                 products.clear();
                 era.outliers.score(isa, &tables.outliers, sums, products);
@@ -456,18 +510,24 @@ impl Scores<'_> {
         ids: &mut Vec<u32>,
         number: impl Fn(u32) -> Option<u32>,
     ) {
-        let wanted = best.least() - self.offset;
-        let least = self.lut.sum_for(wanted);
-        // The largest sum may score less than that, too.
-        if self.lut.score(least) >= wanted {
-            ids.clear();
-            at_least(isa, self.sums, least, ids);
-            for i in &*ids {
-                if let Some(number) = number(*i) {
-                    best.push(self.score(*i as usize), number);
-                }
+        ids.clear();
+        if best.least() == f32::NEG_INFINITY {
+            // The first: no more than are wanted can be among the best. (What has no number
+            // takes places of theirs; those that are lost are hardly among the best.)
+            top_k(isa, self.sums, best.wanted(), ids);
+        } else {
+            let wanted = best.least() - self.offset;
+            let least = self.lut.sum_for(wanted);
+            // The largest sum may score less than that, too.
+            if self.lut.score(least) >= wanted {
+                at_least(isa, self.sums, least, ids);
             }
-            best.thin();
         }
+        for i in &*ids {
+            if let Some(number) = number(*i) {
+                best.push(self.score(*i as usize), number);
+            }
+        }
+        best.thin();
     }
 }

@@ -269,6 +269,7 @@ mod tests {
                 cold: &store,
                 local: &NoLocal,
                 takes_rest: false,
+                resident: &[],
                 sinks: &[],
             };
             policy.select(&request, &mut selection).unwrap();

@@ -67,6 +67,17 @@ mod tests {
 
     /// What is wanted of 40 blocks with so many slots, and what comes next.
     fn choice(policy: &str, n_slots: usize, runners: usize) -> [Vec<BlockId>; 2] {
+        choose(policy, n_slots, runners, 1.5, None)
+    }
+
+    /// The same, of keys of another size; a rest is of use if it is told what is resident.
+    fn choose(
+        policy: &str,
+        n_slots: usize,
+        runners: usize,
+        size: f32,
+        resident: Option<&[BlockId]>,
+    ) -> [Vec<BlockId>; 2] {
         const DIM: usize = 32;
         let (block, n_blocks) = (16, 40);
         let g = Geometry {
@@ -87,10 +98,11 @@ mod tests {
             n_threads: 1,
         };
         let mut rng = ChaCha8Rng::seed_from_u64(8);
-        let mut random =
-            |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.5..1.5)).collect() };
-        let rows = RowFormat::F32.encode(&random(n_blocks * block * DIM));
-        let queries = random(2 * DIM);
+        let mut random = |n: usize, size: f32| -> Vec<f32> {
+            (0..n).map(|_| rng.random_range(-size..size)).collect()
+        };
+        let rows = RowFormat::F32.encode(&random(n_blocks * block * DIM, size));
+        let queries = random(2 * DIM, 1.5);
         let mut store = HostStore::new(&g);
         store.append(0, 0, &rows, &rows).unwrap();
         store.publish(n_blocks).unwrap();
@@ -112,7 +124,8 @@ mod tests {
             },
             cold: &store,
             local: &NoLocal,
-            takes_rest: false,
+            takes_rest: resident.is_some(),
+            resident: &[resident.unwrap_or_default()],
             sinks: &[],
         };
         policy.select(&request, &mut selection).unwrap();
@@ -132,5 +145,21 @@ mod tests {
                 assert_eq!((all, none), (more, vec![]), "{policy}, {n} more");
             }
         }
+    }
+    /// With a rest for what is left out, a block is not copied for the sake of next to nothing.
+    #[test]
+    fn who_is_there_stays_unless_others_have_more() {
+        let resident = [30, 3, 17, 9, 25, BlockId::MAX];
+        // All blocks have nearly the same share.
+        let [stay, _] = choose("pq", 6, 0, 1e-4, Some(&resident));
+        let mut want = resident[..5].to_vec();
+        want.sort_unstable();
+        assert_eq!(stay, want);
+        let [others, _] = choose("pq", 6, 0, 1e-4, Some(&[]));
+        assert_ne!(others, want);
+        // Some have more.
+        let [best, _] = choose("pq", 6, 0, 1.5, Some(&[]));
+        assert_eq!(choose("pq", 6, 0, 1.5, Some(&resident))[0], best);
+        assert!(!best.contains(&30));
     }
 }

@@ -143,6 +143,7 @@ mod tests {
             cold: &NoCold,
             local: &rows,
             takes_rest: false,
+            resident: &[],
             sinks: &[],
         };
         local.update(&request, 0, 2);

@@ -12,25 +12,26 @@
 
 use crate::local::LocalKeys;
 use crate::top::{next_of, top_of};
-use kiv_fastscan::Isa;
+use kiv_fastscan::{Isa, prefetch};
 use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, groups};
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
 use kiv_policy::{
     BlockId, ColdRows, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy, PolicyError,
-    Rest, SelectRequest, Selection,
+    Rest, Rows, SelectRequest, Selection,
 };
 use kiv_wire::{Put, Take};
 use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 /// Keys looked at for a decoded token's queries, and told.
 const DECODE: Effort = Effort {
-    probed: 8192,
+    probed: 10240,
     kept: 1024,
 };
 
 /// The same for one of a micro-batch's groups of queries.
 const PREFILL: Effort = Effort {
-    probed: 1024,
+    probed: 2048,
     kept: 512,
 };
 
@@ -49,6 +50,10 @@ const RESTING: usize = 512;
 
 /// Share of a query's softmax below which a key is not worth it.
 const LEAST: f32 = 1e-5;
+
+/// Share of a query's softmax that a block must have over one that is in a slot already to
+/// be copied instead of it: what is left out for so little is in the rest.
+const HEAD_START: f32 = 1.5e-4;
 
 /// Cold keys, times queries, from which on a search is worth waking threads.
 const PARALLEL: usize = 1 << 18;
@@ -194,10 +199,15 @@ impl Policy for Pq {
                         Phase::Prefill => ask.prefill(head),
                     }?;
                     // Nothing is known of blocks without a hit.
-                    let touched = head.touched.iter().copied();
                     let gives_rest =
-                        request.takes_rest && ask.is_plain() && touched.len() > n_slots;
+                        request.takes_rest && ask.is_plain() && head.touched.len() > n_slots;
+                    if gives_rest {
+                        let start = HEAD_START * layer.group() as f32;
+                        let resident = request.resident.get(kv_head);
+                        head.prefer(resident.copied().unwrap_or_default(), start);
+                    }
                     let n = n_slots - usize::from(gives_rest);
+                    let touched = head.touched.iter().copied();
                     top_of(&head.shares, touched, n, wanted);
                     if gives_rest {
                         ask.rest(head, wanted, rest)?;
@@ -302,20 +312,45 @@ impl Head {
         self.shares.resize(n_blocks, 0.0);
         self.one.resize(n_blocks, 0.0);
     }
+
+    /// Adds to the shares of these blocks, as far as they are any.
+    fn prefer(&mut self, blocks: &[BlockId], start: f32) {
+        for block in blocks {
+            if let Some(share) = self.shares.get_mut(*block as usize) {
+                if *share == 0.0 {
+                    self.touched.push(*block);
+                }
+                *share += start;
+            }
+        }
+    }
 }
 
-/// Serves all heads, on several threads if there is much to do.
+/// Serves all heads, on several threads if there is much to do. This one is among them: it
+/// need not sleep until another one wakes.
 fn for_all<T: Send>(
     threads: &rayon::ThreadPool,
     work: usize,
     heads: Vec<T>,
     serve: impl Fn(T) -> Result<(), PolicyError> + Send + Sync,
 ) -> Result<(), PolicyError> {
-    if heads.len() > 1 && work > PARALLEL {
-        threads.install(|| heads.into_par_iter().with_max_len(1).try_for_each(serve))
-    } else {
-        heads.into_iter().try_for_each(serve)
+    let n = threads.current_num_threads().min(heads.len());
+    if n < 2 || work <= PARALLEL {
+        return heads.into_iter().try_for_each(serve);
     }
+    let queue = Mutex::new(heads.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let serve_some = || std::iter::from_fn(next).try_for_each(&serve);
+    let mut results = Vec::new();
+    results.resize_with(n, || Ok(()));
+    threads.in_place_scope(|scope| {
+        let (own, others) = results.split_at_mut(1);
+        for result in others {
+            scope.spawn(|_| *result = serve_some());
+        }
+        own[0] = serve_some();
+    });
+    results.into_iter().collect()
 }
 
 /// Brings one index up to date with the cold store.
@@ -504,16 +539,22 @@ impl Ask<'_> {
         wanted.iter().for_each(|b| one[*b as usize] = 0.0);
         // Together, so that every row is read once.
         left.sort_unstable_by_key(|(token, query, _)| (*token, *query));
-        let mut row = vec![0f32; dim];
-        for of_block in left.chunk_by(|a, b| a.0 as usize / self.block == b.0 as usize / self.block)
-        {
+        let blocks = left.chunk_by(|a, b| a.0 as usize / self.block == b.0 as usize / self.block);
+        let mut runs = Vec::new();
+        for of_block in blocks {
             let block = of_block[0].0 as usize / self.block;
             let cold = self.request.cold;
             let run = cold.values(self.request.layer, self.kv_head, block as BlockId, 1)?;
+            let of_tokens = of_block.chunk_by(|a, b| a.0 == b.0);
+            // Rows are everywhere: all of them are on their way before the first is used.
+            of_tokens.for_each(|of_token| prefetch(self.row(run.rows(), of_token[0].0)));
+            runs.push((of_block, run));
+        }
+        let mut row = vec![0f32; dim];
+        for (of_block, run) in runs {
             let rows = run.rows();
             for of_token in of_block.chunk_by(|a, b| a.0 == b.0) {
-                let bytes = rows.slice(of_token[0].0 as usize % self.block, 1).bytes;
-                rows.format.decode(bytes, &mut row);
+                rows.format.decode(self.row(rows, of_token[0].0), &mut row);
                 for (_, query, logit) in of_token {
                     let share = exp_nonpositive((logit - rest.logits[*query]).min(0.0));
                     let value = &mut rest.values[query * dim..(query + 1) * dim];
@@ -529,6 +570,11 @@ impl Ask<'_> {
             *rest = Rest::default();
         }
         Ok(())
+    }
+
+    /// A token's row among those of its block.
+    fn row<'a>(&self, rows: Rows<'a>, token: u32) -> &'a [u8] {
+        rows.slice(token as usize % self.block, 1).bytes
     }
 
     /// Whether what a search has told are the queries' own products.
@@ -618,5 +664,157 @@ impl Ask<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::NoLocal;
+    use kiv_policy::{ColdError, ColdRun, Queries, RowFormat};
+    use kiv_store::{ColdTier, HostStore};
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    const DIM: usize = 32;
+    const BLOCK: usize = 16;
+    const N_BLOCKS: usize = 40;
+
+    /// Rows whose values cannot be read any more after so many times.
+    struct Failing {
+        rows: HostStore,
+        reads_left: Mutex<usize>,
+    }
+
+    impl ColdRows for Failing {
+        fn n_blocks(&self) -> usize {
+            self.rows.n_blocks()
+        }
+
+        fn keys(&self, l: usize, h: usize, b: BlockId, n: usize) -> Result<ColdRun<'_>, ColdError> {
+            self.rows.keys(l, h, b, n)
+        }
+
+        fn values(
+            &self,
+            l: usize,
+            h: usize,
+            b: BlockId,
+            n: usize,
+        ) -> Result<ColdRun<'_>, ColdError> {
+            let mut left = self.reads_left.lock().unwrap();
+            *left = left
+                .checked_sub(1)
+                .ok_or_else(|| ColdError("no such row".to_owned()))?;
+            self.rows.values(l, h, b, n)
+        }
+    }
+
+    /// A policy that knows all blocks of a store, and the store.
+    fn prepared() -> (Pq, Failing) {
+        let geometry = Geometry {
+            layers: vec![LayerGeometry {
+                il: 0,
+                n_head: 2,
+                n_head_kv: 1,
+                key_dim: DIM,
+                value_dim: DIM,
+                scale: 0.3,
+                soft_cap: None,
+            }],
+            block: BLOCK,
+            n_slots: 6,
+            first_position: 0,
+            key_format: RowFormat::F32,
+            value_format: RowFormat::F32,
+            n_threads: 1,
+        };
+        let rows = RowFormat::F32.encode(&random(1, N_BLOCKS * BLOCK * DIM));
+        let mut store = HostStore::new(&geometry);
+        store.append(0, 0, &rows, &rows).unwrap();
+        store.publish(N_BLOCKS).unwrap();
+        let mut policy = Pq::default();
+        policy.start(&geometry).unwrap();
+        policy.sealed(&store).unwrap();
+        let reads_left = Mutex::new(usize::MAX);
+        let store = Failing {
+            rows: store,
+            reads_left,
+        };
+        (policy, store)
+    }
+
+    fn random(seed: u64, n: usize) -> Vec<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        (0..n).map(|_| rng.random_range(-1.5..1.5)).collect()
+    }
+
+    /// What is wanted for a token's queries, and what the rest adds.
+    fn ask(
+        policy: &mut Pq,
+        cold: &Failing,
+        queries: &[f32],
+    ) -> Result<(Vec<BlockId>, Rest), PolicyError> {
+        let mut selection = Selection::default();
+        selection.reset(1);
+        let request = SelectRequest {
+            layer: 0,
+            phase: Phase::Decode,
+            step: 0,
+            runners: 0,
+            queries: Queries {
+                values: queries,
+                n_head: 2,
+                dim: DIM,
+                positions: &[1000],
+            },
+            cold,
+            local: &NoLocal,
+            takes_rest: true,
+            resident: &[],
+            sinks: &[],
+        };
+        policy.select(&request, &mut selection)?;
+        Ok((selection.head(0).to_vec(), selection.rest(0).clone()))
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_leaves_no_trace() {
+        let (before, after) = (random(2, 2 * DIM), random(3, 2 * DIM));
+        let (mut policy, store) = prepared();
+        let (undisturbed, _) = ask(&mut policy, &store, &before).unwrap();
+        let wanted = ask(&mut policy, &store, &after).unwrap();
+        assert!(undisturbed.iter().any(|block| !wanted.0.contains(block)));
+        for reads in [0, 1, 7] {
+            let (mut policy, store) = prepared();
+            *store.reads_left.lock().unwrap() = reads;
+            let failed = ask(&mut policy, &store, &before).unwrap_err();
+            assert_eq!(failed.to_string(), "no such row");
+            *store.reads_left.lock().unwrap() = usize::MAX;
+            assert_eq!(ask(&mut policy, &store, &after).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn all_heads_are_served_by_several_threads() {
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(3);
+        let threads = threads.build().unwrap();
+        for work in [0, PARALLEL + 1] {
+            let served = Mutex::new(Vec::new());
+            let serve = |head: usize| {
+                served.lock().unwrap().push(head);
+                Ok(())
+            };
+            for_all(&threads, work, (0..17).collect(), serve).unwrap();
+            let mut served = served.into_inner().unwrap();
+            served.sort_unstable();
+            assert_eq!(served, (0..17).collect::<Vec<_>>());
+            let fails = |head: usize| match head {
+                11 => Err(PolicyError("eleven".to_owned())),
+                _ => Ok(()),
+            };
+            let failed = for_all(&threads, work, (0..17).collect(), fails);
+            assert_eq!(failed.unwrap_err().to_string(), "eleven");
+        }
     }
 }

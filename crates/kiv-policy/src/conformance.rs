@@ -394,6 +394,15 @@ fn ask(
     let mut answers = Vec::new();
     let runners = if step % 3 == 1 { 5 } else { 0 };
     let takes_rest = n_tokens == 1 && step.is_multiple_of(2);
+    // The last slot has been given up.
+    let mut slots = rand::seq::index::sample(rng, cold.n_blocks, g.n_slots.min(cold.n_blocks))
+        .into_iter()
+        .map(|b| b as BlockId)
+        .collect::<Vec<_>>();
+    if let Some(last) = slots.last_mut().filter(|_| takes_rest) {
+        *last = BlockId::MAX;
+    }
+    let resident = vec![slots.as_slice(); l.n_head_kv];
     for policy in pair {
         let mut selection = Selection::default();
         selection.reset(l.n_head_kv);
@@ -417,6 +426,7 @@ fn ask(
                     cold,
                     local: &local,
                     takes_rest,
+                    resident: &resident,
                     sinks: &[],
                 },
                 &mut selection,

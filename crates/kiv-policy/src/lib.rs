@@ -200,6 +200,9 @@ pub struct SelectRequest<'a> {
     /// Whether a [`Rest`] is of use: it is, for the only token of a step. It takes one of
     /// the slots: a head that gives one may want one block less.
     pub takes_rest: bool,
+    /// Blocks in the slots of each KV head now, [`BlockId::MAX`] for a slot with none. Who
+    /// wants them again, wants what need not be copied. Empty if that is not known.
+    pub resident: &'a [&'a [BlockId]],
     /// Learned sinks (gpt-oss): a logit for each query head, which takes its share of the
     /// softmax and has no row. Empty in models without.
     pub sinks: &'a [f32],

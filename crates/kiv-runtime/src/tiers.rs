@@ -484,6 +484,8 @@ impl Tiers {
         let local = Local::new(k, geometry, &self.layout, cells, batch, frame);
         self.selection.reset(geometry.n_head_kv);
         let runners = self.store.gpu().map_or(0, |_| gpu::RUNNERS);
+        let slots = self.slots[layer].iter().map(SlotTable::blocks);
+        let resident: Vec<&[BlockId]> = slots.collect();
         let request = SelectRequest {
             layer,
             phase: batch.phase,
@@ -501,6 +503,7 @@ impl Tiers {
                 && batch.phase == Phase::Decode
                 && batch.positions.len() == 1
                 && rest::fits(geometry, k.format(), &self.layout),
+            resident: &resident,
             sinks: &self.sinks[layer],
         };
         let il = geometry.il;

@@ -97,6 +97,22 @@ pub(crate) fn cpu_has(isa: Isa) -> bool {
     }
 }
 
+/// Asks for memory that will be read soon, where the architecture can.
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: prefetching never faults, and what it points to is borrowed. It is safe
+        // to call in later versions of Rust only.
+        #[allow(unused_unsafe)]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// Calls the function of that name of an instruction set's module.
 macro_rules! dispatch {
     ($isa:expr, $function:ident($($argument:expr),*)) => {{

@@ -120,6 +120,7 @@ fn shares_are_the_softmax() {
             cold: &store,
             local: &local,
             takes_rest: false,
+            resident: &[],
             sinks: &sinks,
         };
         let head = Head {
