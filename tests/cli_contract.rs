@@ -294,6 +294,28 @@ fn llama_cpp_spellings_of_flags_are_accepted() {
 }
 
 #[test]
+fn texts_may_begin_with_a_hyphen_and_threads_be_all() {
+    let dir = empty();
+    let args = [
+        "-p",
+        "- one\n- two\n-",
+        "-r",
+        "-x",
+        "-n",
+        "1",
+        "-t",
+        "-1",
+        "-tb",
+        "0",
+    ];
+    let args = [&["run"], &args[..], &["--json"]].concat();
+    let doc: Value = serde_json::from_str(&done(dir.path(), &args, "").stdout).unwrap();
+    assert_eq!(integer(&doc, "generated_tokens"), 1);
+    let args = ["chat", "-sys", "- be short", "-n", "1", "-t", "1"];
+    done(dir.path(), &args, "- hello\n");
+}
+
+#[test]
 fn a_context_beyond_the_trained_length_is_warned_of_once() {
     let dir = empty();
     let warnings = |line: &str| {

@@ -365,6 +365,26 @@ fn a_bad_number() {
 }
 
 #[test]
+fn a_temperature_that_is_no_number() {
+    refused!(dir(), "run -p hi --temp nan");
+}
+
+#[test]
+fn a_seed_of_more_than_32_bits() {
+    refused!(dir(), "run -p hi -s 4294967296");
+}
+
+#[test]
+fn more_threads_than_llama_cpp_has() {
+    refused!(dir(), "run -p hi -t 100000");
+}
+
+#[test]
+fn a_check_of_what_is_not_checked() {
+    refused!(dir(), "verify -ctk q8_0");
+}
+
+#[test]
 fn an_unknown_flag() {
     refused!(dir(), "run -p hi --kv-budgets 64");
 }
@@ -491,6 +511,12 @@ fn a_check_of_micro_batches_of_nothing() {
 #[test]
 fn a_chat_template_that_does_not_exist() {
     refused!(dir(), "chat --chat-template klingon -t 1");
+}
+
+#[test]
+fn a_chat_template_that_refuses_in_two_lines() {
+    let template = "{{raise_exception('no\\nway')}}";
+    refused!(dir(), &format!("chat --chat-template {template}"), b"hi\n");
 }
 
 #[test]

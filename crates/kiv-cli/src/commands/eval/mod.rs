@@ -35,7 +35,8 @@ pub(crate) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let env = Env {
         model: &model,
         builder: &|contender, n_tokens| session(args, &model, &plan, contender, n_tokens),
-        done: &|it| lines.done.contains(&case(it)),
+        // Nothing more is judged once it cannot be told.
+        done: &|it| lines.failure.borrow().is_some() || lines.done.contains(&case(it)),
         progress: &|_, total, progress| {
             bar.borrow_mut()
                 .get_or_insert_with(|| ReadBar::new(total, 0))
@@ -266,7 +267,7 @@ impl Lines {
                 }
             }
             if !self.json {
-                println!("{text}");
+                say!("{text}")?;
             }
             Ok(())
         })();
