@@ -272,6 +272,8 @@ fn a_minus_reads_standard_input_and_the_prompt_follows_the_file() {
     let both = model().tokenize(&format!("{FACT}{QUESTION}"), true).len() as u64;
     assert_eq!(run("fact.txt", ""), (both, " 48213".to_owned()));
     assert_eq!(run("-", FACT), run("fact.txt", ""));
+    // A byte order mark is none of the text.
+    assert_eq!(run("-", &format!("\u{feff}{FACT}")), run("fact.txt", ""));
 }
 
 #[test]

@@ -153,6 +153,45 @@ fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
     drop(stdin);
 }
 
+/// `script` lends the program a terminal.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_answer_is_interrupted_at_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!(
+        "{} chat --chat-template chatml -c 8192 --temp 0 {SMALL}",
+        env!("CARGO_BIN_EXE_kiv")
+    );
+    let mut script = Command::new("script");
+    script
+        .args(["-qec", &line, "/dev/null"])
+        .current_dir(dir.path());
+    script.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    script.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = script.spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut said = String::new();
+    let mut wait_until = |done: &dyn Fn(&str) -> bool| {
+        while !done(&said) {
+            let mut some = [0; 1024];
+            let got = stdout.read(&mut some).unwrap();
+            assert!(got > 0, "it ends too early: {said}");
+            said += &String::from_utf8_lossy(&some[..got]);
+        }
+        said.len()
+    };
+    // How often it has begun to take a line: what is pasted is put in brackets then.
+    let lines = |said: &str| said.matches("\u{1b}[?2004h").count();
+    let before = wait_until(&|said| lines(said) == 1);
+    stdin.write_all(b"hello\r").unwrap();
+    wait_until(&|said| said.len() > before + 400);
+    stdin.write_all(&[3]).unwrap();
+    wait_until(&|said| lines(said) == 2);
+    stdin.write_all(&[4]).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!said.contains("the context is full"), "{said}");
+}
+
 #[test]
 fn a_server_says_where_it_listens_and_stops_when_told() {
     let dir = tempfile::tempdir().unwrap();

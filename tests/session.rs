@@ -336,6 +336,14 @@ fn limits_are_told() {
             pool: 256
         })
     ));
+    // What llama.cpp would not survive.
+    let mut session = small(&model).build().unwrap();
+    let all = session.read_with(&tokens[..9], Outputs::All, |_, _| {}, |_| {});
+    assert!(matches!(all, Err(Error::OnlyLast)));
+    for none in [-1, model.n_vocab() as i32] {
+        assert!(model.piece(none, true).is_empty() && !model.is_end(none));
+        assert!(matches!(session.read(&[none]), Err(Error::BadToken { .. })));
+    }
     let unknown = small(&model).policy("best").build().err().unwrap();
     assert_eq!(
         unknown.to_string(),

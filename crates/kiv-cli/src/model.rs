@@ -313,7 +313,8 @@ pub(crate) fn session(builder: SessionBuilder) -> Result<Session> {
     Ok(session)
 }
 
-/// A text file (`-` is standard input); must be UTF-8 and not empty.
+/// A text file (`-` is standard input); must be UTF-8 and not empty. A byte order mark is
+/// none of the text: its tokens would be sinks.
 pub(crate) fn read_text(path: &std::path::Path) -> Result<String> {
     let piped = path.as_os_str() == "-";
     let shown = if piped {
@@ -328,10 +329,13 @@ pub(crate) fn read_text(path: &std::path::Path) -> Result<String> {
         std::fs::read(path)
     };
     let raw = raw.with_context(|| format!("cannot read {shown} (--file)"))?;
-    let text = String::from_utf8(raw).map_err(|e| {
+    let mut text = String::from_utf8(raw).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         anyhow!("{shown} is not UTF-8 text: bad byte at offset {at} (--file). Convert it first (iconv -t UTF-8)")
     })?;
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
     if text.trim().is_empty() {
         bail!("{shown} has no text in it: there is nothing to read (--file)");
     }

@@ -1,7 +1,7 @@
 //! `kiv chat`: a conversation at the terminal.
 
 use crate::args::ChatArgs;
-use crate::model::{self, builder, session};
+use crate::model::{self, builder};
 use crate::output::{ReadBar, print_json, show};
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result};
@@ -42,7 +42,11 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     if let Some(folder) = &args.cache.store.kv_dir {
         builder = builder.context_dir(folder);
     }
-    let session = session(builder)?;
+    let mut session = builder.build()?;
+    let mut input = Input::new()?;
+    // After the line editor, which takes Ctrl-C for itself while a line is typed and leaves
+    // its handler where it is.
+    session.set_interrupt_flag(interrupt::flag());
     let sampling = args.sampling.sampling();
     if args.sampling.seed < 0 && sampling.temperature > 0.0 {
         note!("seed: {}", sampling.seed);
@@ -65,8 +69,11 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
         chat.messages
             .push(Message::new("system", system.join("\n\n")));
     }
-    let mut input = Input::new()?;
-    while let Some(line) = input.next()? {
+    // One before the first line, or between two of them, ends the conversation.
+    while !interrupt::flag().load(Ordering::Relaxed) {
+        let Some(line) = input.next()? else {
+            return Ok(ExitCode::SUCCESS);
+        };
         if line.trim().is_empty() {
             continue;
         }
@@ -74,10 +81,10 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
         let interrupted = interrupt::flag().swap(false, Ordering::Relaxed);
         if interrupted && matches!(input, Input::Pipe) {
             // Nobody is there to ask another question.
-            return Ok(ExitCode::from(130));
+            break;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(130))
 }
 
 /// Lines typed, or piped in.

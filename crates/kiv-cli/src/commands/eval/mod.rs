@@ -128,6 +128,16 @@ fn plan(args: &EvalArgs, prompts: &str) -> Result<Plan> {
              Give recall another policy (--kv-policy exact)"
         );
     }
+    if let Some(reader) = &args.read_policy
+        && !kiv_eval::reads_for_others(reader)
+    {
+        let mut able = kiv_policies::NAMES.to_vec();
+        able.retain(|name| kiv_eval::reads_for_others(name));
+        bail!(
+            "--read-policy {reader} cannot read for others: there are {}",
+            able.join(", ")
+        );
+    }
     let prompts = match &args.prompts {
         None => Vec::new(),
         Some(path) => kiv_eval::parse_prompts(prompts).map_err(|error| {

@@ -14,7 +14,16 @@ use std::path::Path;
 /// end, or is of some other file, stays.
 pub(super) fn open(path: &Path) -> Result<(HashSet<String>, File)> {
     let shown = path.display();
-    let text = match std::fs::read(path) {
+    // Others hold no earlier lines, and might have no end.
+    let is_file_or_new = path
+        .metadata()
+        .map_or(true, |found| found.is_file() || found.is_dir());
+    let read = if is_file_or_new {
+        std::fs::read(path)
+    } else {
+        Ok(Vec::new())
+    };
+    let text = match read {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {shown} (--out)")),
