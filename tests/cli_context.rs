@@ -186,6 +186,30 @@ fn contexts_are_listed_checked_forked_and_removed() {
     assert!(said.contains("block 3 (positions 52 to 67)"), "{said}");
 }
 
+/// JSON cannot hold such a path.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_path_that_is_not_utf8_is_shown_as_far_as_it_is() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = book();
+    let path = dir.path();
+    run(path, "-f book.txt -n 0", &[]);
+    let odd = std::ffi::OsStr::from_bytes(b"a\xffb");
+    let context = |command: &str, more: &[&str]| {
+        let mut kiv = kiv(path, &["context", command, "--json"]);
+        let output = kiv.args(more).arg("--kv-dir").arg(odd).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}: {output:?}");
+        let line = String::from_utf8(output.stdout).unwrap();
+        serde_json::from_str::<Value>(&line).unwrap()
+    };
+    fs::rename(path.join("context"), path.join(odd)).unwrap();
+    for command in ["list", "info", "verify"] {
+        assert_eq!(context(command, &[])["path"], "a\u{fffd}b");
+    }
+    assert_eq!(context("fork", &["--to", "c"])["from"], "a\u{fffd}b");
+    assert_eq!(context("rm", &[])["removed"], "a\u{fffd}b");
+}
+
 #[test]
 fn the_plan_knows_types_and_places() {
     let dir = book();
@@ -248,6 +272,7 @@ fn what_cannot_be_is_refused() {
         "context rm --kv-dir full",
         "context list --kv-dir nowhere",
         "context fork --kv-dir context --to full",
+        "context fork --kv-dir context --to context/copy",
         "context info",
     ] {
         told += &refused(path, line);

@@ -272,6 +272,8 @@ fn a_minus_reads_standard_input_and_the_prompt_follows_the_file() {
     let both = model().tokenize(&format!("{FACT}{QUESTION}"), true).len() as u64;
     assert_eq!(run("fact.txt", ""), (both, " 48213".to_owned()));
     assert_eq!(run("-", FACT), run("fact.txt", ""));
+    // A byte order mark is none of the text.
+    assert_eq!(run("-", &format!("\u{feff}{FACT}")), run("fact.txt", ""));
 }
 
 #[test]
@@ -291,6 +293,28 @@ fn llama_cpp_spellings_of_flags_are_accepted() {
     assert_eq!(integer(&short, "resident_kv_bytes") % (2048 * 34 / 64), 0);
     assert_eq!(short["text"], long["text"]);
     assert_eq!(short["resident_kv_bytes"], long["resident_kv_bytes"]);
+}
+
+#[test]
+fn texts_may_begin_with_a_hyphen_and_threads_be_all() {
+    let dir = empty();
+    let args = [
+        "-p",
+        "- one\n- two\n-",
+        "-r",
+        "-x",
+        "-n",
+        "1",
+        "-t",
+        "-1",
+        "-tb",
+        "0",
+    ];
+    let args = [&["run"], &args[..], &["--json"]].concat();
+    let doc: Value = serde_json::from_str(&done(dir.path(), &args, "").stdout).unwrap();
+    assert_eq!(integer(&doc, "generated_tokens"), 1);
+    let args = ["chat", "-sys", "- be short", "-n", "1", "-t", "1"];
+    done(dir.path(), &args, "- hello\n");
 }
 
 #[test]

@@ -365,6 +365,26 @@ fn a_bad_number() {
 }
 
 #[test]
+fn a_temperature_that_is_no_number() {
+    refused!(dir(), "run -p hi --temp nan");
+}
+
+#[test]
+fn a_seed_of_more_than_32_bits() {
+    refused!(dir(), "run -p hi -s 4294967296");
+}
+
+#[test]
+fn more_threads_than_llama_cpp_has() {
+    refused!(dir(), "run -p hi -t 100000");
+}
+
+#[test]
+fn a_check_of_what_is_not_checked() {
+    refused!(dir(), "verify -ctk q8_0");
+}
+
+#[test]
 fn an_unknown_flag() {
     refused!(dir(), "run -p hi --kv-budgets 64");
 }
@@ -494,6 +514,17 @@ fn a_chat_template_that_does_not_exist() {
 }
 
 #[test]
+fn a_zero_byte_for_a_template_of_llama_cpp() {
+    refused!(dir(), "chat --temp 0 --chat-template chatml", b"a\0b\n");
+}
+
+#[test]
+fn a_chat_template_that_refuses_in_two_lines() {
+    let template = "{{raise_exception('no\\nway')}}";
+    refused!(dir(), &format!("chat --chat-template {template}"), b"hi\n");
+}
+
+#[test]
 fn a_chat_template_with_a_mistake() {
     refused!(dir(), "chat --chat-template {{messages|nonsense}} -t 1");
 }
@@ -522,6 +553,27 @@ fn an_evaluation_of_nothing() {
 #[test]
 fn recall_of_full_attention_alone() {
     refused!(dir(), "eval recall --kv-policy full");
+}
+
+#[test]
+fn a_reader_that_keeps_no_rows_for_others() {
+    refused!(dir(), "eval needle --read-policy window --kv-policy exact");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn results_that_cannot_be_written() {
+    let dir = dir();
+    let line = "eval count --ctx 512 --kv-policy full -t 1 --out /dev/full";
+    let output = kiv(dir.path(), &line.split(' ').collect::<Vec<_>>())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("error: cannot write --out\n  caused by: No space left"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -244,7 +244,13 @@ fn what_cannot_be_is_refused_in_each_protocol_s_form() {
         (json!({"messages": message, "stream": "yes"}), "stream"),
         (json!({"messages": message, "max_tokens": -3}), "max_tokens"),
     ];
-    for (body, param) in openai {
+    let penalties = [
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+    ];
+    let penalties = penalties.map(|name| (json!({"messages": message, name: 0.5}), name));
+    for (body, param) in openai.into_iter().chain(penalties) {
         let answer = post(at, "/v1/chat/completions", &body);
         assert_eq!(answer.status, 400, "{body}");
         let error = &answer.json()["error"];
@@ -287,12 +293,25 @@ fn what_cannot_be_is_refused_in_each_protocol_s_form() {
             .unwrap()
             .contains("top_p must be 0 to 1, not 7")
     );
+    // An answer must not look as if they had been heeded.
+    let penalty = json!({"prompt": "x", "n_predict": 1, "repeat_penalty": 1.1});
+    assert_eq!(post(at, "/completion", &penalty).status, 400);
+    let penalty = json!({"prompt": "x", "options": {"num_predict": 1, "repeat_penalty": 1.1}});
+    assert_eq!(post(at, "/api/generate", &penalty).status, 400);
+    let none = json!({"prompt": "x", "n_predict": 1, "repeat_penalty": 1, "presence_penalty": 0.0});
+    assert_eq!(post(at, "/completion", &none).status, 200);
     assert_eq!(
         post(at, "/detokenize", &json!({"tokens": [99999]})).status,
         400
     );
     assert_eq!(get(at, "/v1/nothing").status, 404);
-    assert_eq!(get(at, "/v1/completions").status, 405);
+    for path in ["/v1/completions", "/api/chat", "/completion"] {
+        let answer = get(at, path);
+        assert_eq!(answer.status, 405, "{path}");
+        let error = &answer.json()["error"];
+        assert_eq!(error.is_string(), path.starts_with("/api"), "{error}");
+        assert!(error.to_string().contains("does not take GET"), "{error}");
+    }
     // A body of 100 MB is not even read.
     let header = "Content-Type: application/json\r\n";
     let mut stream = TcpStream::connect(at).unwrap();

@@ -9,10 +9,19 @@ use support::{model, prose};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 fn engine(model: &Model, folder: &Path, sessions: usize, most: usize) -> Engine {
+    warned_engine(model, folder, (sessions, most), |what| panic!("{what}"))
+}
+
+fn warned_engine(
+    model: &Model,
+    folder: &Path,
+    (sessions, most): (usize, usize),
+    warn: fn(&str),
+) -> Engine {
     let kept = KeptContexts {
         folder: folder.to_owned(),
         most,
-        warn: |what| panic!("{what}"),
+        warn,
     };
     let options = EngineOptions {
         sessions,
@@ -154,6 +163,28 @@ fn a_context_in_use_is_copied() {
     assert!(summary.reused >= text.len(), "{summary:?}");
     let (_, summary) = end(long);
     assert_eq!(summary.generated, 400);
+}
+
+#[test]
+fn a_context_that_another_server_has_is_read_again() {
+    let model = model();
+    let folder = tempfile::tempdir().unwrap();
+    let (_, [first, second]) = texts(&model, 1000);
+    let one = engine(&model, folder.path(), 1, 9);
+    let (answer, _) = ask(&one, &first);
+    // Nobody waits: it is made durable, and stays open.
+    let context = folder.path().join("context-000000/manifest");
+    while !context.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let other = warned_engine(&model, folder.path(), (1, 9), |what| {
+        assert!(what.contains("could not be taken up"), "{what}");
+        assert!(what.contains("in use by another process"), "{what}");
+    });
+    let (again, summary) = ask(&other, &first);
+    assert_eq!((again, summary.reused), (answer, 0));
+    ask(&other, &second);
+    assert!(context.exists());
 }
 
 #[test]

@@ -178,6 +178,33 @@ fn after_a_failed_micro_batch_reading_goes_on_as_if_it_had_not_been() {
     assert!(difference < 0.5, "logits differ by {difference}");
 }
 
+/// Of a recurrent model a micro-batch that failed cannot be taken back.
+#[test]
+fn a_lost_session_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = kiv_testmodels::by_name("jamba")
+        .unwrap()
+        .write(folder.path());
+    let model = Model::load(file.unwrap()).unwrap();
+    let policy = Faulty {
+        after: 4,
+        calls: 0,
+        n_slots: 0,
+        what: Fault::Error,
+    };
+    let builder = small(&model).custom_policy(Box::new(policy));
+    let mut session = builder.build().unwrap();
+    let tokens: Vec<i32> = (0..900).map(|i| i % 100).collect();
+    session.read(&tokens[..64]).unwrap();
+    session.mark().unwrap();
+    session.read(&tokens[64..]).unwrap_err();
+    assert!(matches!(session.read(&tokens[..1]), Err(Error::Broken)));
+    // The next text shares what was marked with the one that failed.
+    let reused = session.reuse(&tokens[..70]).unwrap();
+    session.read(&tokens[reused..70]).unwrap();
+    assert_eq!(session.tokens(), &tokens[..70]);
+}
+
 #[test]
 fn resident_memory_is_constant_and_everything_else_is_in_the_cold_store() {
     let model = model();
@@ -309,6 +336,14 @@ fn limits_are_told() {
             pool: 256
         })
     ));
+    // What llama.cpp would not survive.
+    let mut session = small(&model).build().unwrap();
+    let all = session.read_with(&tokens[..9], Outputs::All, |_, _| {}, |_| {});
+    assert!(matches!(all, Err(Error::OnlyLast)));
+    for none in [-1, model.n_vocab() as i32] {
+        assert!(model.piece(none, true).is_empty() && !model.is_end(none));
+        assert!(matches!(session.read(&[none]), Err(Error::BadToken { .. })));
+    }
     let unknown = small(&model).policy("best").build().err().unwrap();
     assert_eq!(
         unknown.to_string(),
@@ -395,6 +430,9 @@ fn stop_texts_end_generation_and_are_not_part_of_it() {
     let (all, _) = answer(&[]);
     assert!(all.starts_with(" 48213"), "{all:?}");
     assert_eq!(answer(&["213"]), (" 48".to_owned(), Finish::Stop));
+    // Both are in the token ` LORD`: the text ends at the first of them.
+    let both = answer(&["R", "O"]);
+    assert_eq!(both, (" 48213.\n the L".to_owned(), Finish::Stop));
     // Begins to come but does not: what was held back is delivered.
     let (held, _) = answer(&["8213x"]);
     assert_eq!(held, all);

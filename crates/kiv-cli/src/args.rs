@@ -106,10 +106,10 @@ pub(crate) struct ModelArgs {
     #[arg(short, long, default_value_t = 0, value_name = "N")]
     pub ctx_size: usize,
     /// Threads while generating [default: all]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_parser = threads, allow_negative_numbers = true, value_name = "N")]
     pub threads: Option<usize>,
     /// Threads while reading [-tb; default: as --threads]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = threads, allow_negative_numbers = true, value_name = "N")]
     pub threads_batch: Option<usize>,
     /// Most tokens handed over at once; bounds --ubatch-size
     #[arg(short, long, default_value_t = 2048, value_parser = positive, value_name = "N")]
@@ -140,6 +140,7 @@ pub(crate) struct ModelArgs {
         long,
         default_value_t = 0.0,
         hide_default_value = true,
+        value_parser = real,
         value_name = "X"
     )]
     pub rope_freq_base: f32,
@@ -148,6 +149,7 @@ pub(crate) struct ModelArgs {
         long,
         default_value_t = 0.0,
         hide_default_value = true,
+        value_parser = real,
         value_name = "X"
     )]
     pub rope_freq_scale: f32,
@@ -221,19 +223,19 @@ pub(crate) struct PolicyArg {
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
     /// Temperature; 0 takes the likeliest token always
-    #[arg(long, alias = "temperature", default_value_t = 0.8, value_name = "X")]
+    #[arg(long, alias = "temperature", default_value_t = 0.8, value_parser = real, value_name = "X")]
     pub temp: f32,
     /// Keep the N likeliest tokens; 0 keeps all
     #[arg(long, default_value_t = 40, value_name = "N")]
     pub top_k: i32,
     /// Keep the likeliest tokens that make up this probability
-    #[arg(long, default_value_t = 0.95, value_name = "X")]
+    #[arg(long, default_value_t = 0.95, value_parser = real, value_name = "X")]
     pub top_p: f32,
     /// Keep tokens at least this likely relative to the likeliest
-    #[arg(long, default_value_t = 0.05, value_name = "X")]
+    #[arg(long, default_value_t = 0.05, value_parser = real, value_name = "X")]
     pub min_p: f32,
     /// Seed of the random choice; -1 picks one and says which
-    #[arg(short, long, default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
+    #[arg(short, long, default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)), allow_negative_numbers = true, value_name = "N")]
     pub seed: i64,
 }
 
@@ -265,7 +267,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Text to continue; comes after the file's
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, allow_hyphen_values = true, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// File with the text to read (- is standard input)
     #[arg(short, long, value_name = "FILE")]
@@ -284,7 +286,7 @@ pub(crate) struct RunArgs {
     )]
     pub predict: i64,
     /// End the generation at this text (repeatable)
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, allow_hyphen_values = true, value_name = "TEXT")]
     pub reverse_prompt: Vec<String>,
 }
 
@@ -302,7 +304,7 @@ pub(crate) struct ChatArgs {
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// System prompt [-sys]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, allow_hyphen_values = true, value_name = "TEXT")]
     pub system_prompt: Option<String>,
     /// Chat template: Jinja, or a name that llama.cpp knows [default: the model's]
     #[arg(long, value_name = "TEMPLATE")]
@@ -550,6 +552,24 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(0) => Err("must be at least 1".to_owned()),
         Ok(n) => Ok(n),
         Err(_) => Err("not a whole number".to_owned()),
+    }
+}
+
+/// A number that can be computed with: `nan` and `inf` are numbers for Rust.
+fn real(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(x) if f32::is_finite(x) && x >= 0.0 => Ok(x),
+        _ => Err("not a number of 0 or more".to_owned()),
+    }
+}
+
+/// As in llama.cpp, 0 and less are all that the machine has.
+fn threads(text: &str) -> Result<usize, String> {
+    let n: i64 = text.parse().map_err(|_| "not a whole number".to_owned())?;
+    match usize::try_from(n) {
+        Err(_) | Ok(0) => Ok(crate::model::all_threads()),
+        Ok(n) if n <= kiv_runtime::MAX_THREADS => Ok(n),
+        Ok(_) => Err(format!("at most {} are possible", kiv_runtime::MAX_THREADS)),
     }
 }
 

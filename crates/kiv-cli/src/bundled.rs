@@ -36,9 +36,11 @@ pub(crate) fn cache_folders() -> impl Iterator<Item = PathBuf> {
     let folders = [
         std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from),
         std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")),
-        Some(std::env::temp_dir()),
     ];
-    folders.into_iter().flatten().map(|f| f.join("kiv"))
+    // An empty variable is none: it would be the folder that one happens to be in.
+    let folders = folders.into_iter().flatten().filter(|f| f.is_absolute());
+    let folders = folders.chain([std::env::temp_dir()]);
+    folders.map(|f| f.join("kiv"))
 }
 
 fn place(folder: &Path) -> Result<PathBuf> {

@@ -1,14 +1,18 @@
 //! The `kiv` program: reads flags, runs one command, prints the error once.
 //!
 //! Standard output carries data only (text, or JSON with `--json`); logs and
-//! progress go to standard error. Exit codes: 0 done, 1 failed, 2 usage.
+//! progress go to standard error. Exit codes: 0 done, 1 failed, 2 usage, 130
+//! interrupted.
+
+// First: the others use its macros.
+#[macro_use]
+mod output;
 
 mod args;
 mod bundled;
 mod commands;
 mod interrupt;
 mod model;
-mod output;
 
 use args::Command;
 use std::process::ExitCode;
@@ -38,9 +42,21 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        Err(error) => {
-            output::print_error(&error);
-            ExitCode::FAILURE
-        }
+        Err(error) => ended(&error),
     }
+}
+
+/// Says why a command came to no end of its own.
+fn ended(error: &anyhow::Error) -> ExitCode {
+    let unwritten = error.downcast_ref::<output::Unwritten>();
+    if unwritten.is_some_and(output::Unwritten::reader_is_gone) {
+        // Whoever reads has enough: `kiv … | head`.
+        return ExitCode::SUCCESS;
+    }
+    if let Some(why @ kiv_runtime::Error::Interrupted { .. }) = error.downcast_ref() {
+        note!("{why}");
+        return ExitCode::from(130);
+    }
+    output::print_error(error);
+    ExitCode::FAILURE
 }

@@ -26,12 +26,12 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
         Some(name) => {
             let name = name.to_string_lossy();
             let found = kiv_models::Stores::from_env().find(&name)?;
-            eprintln!("{name}: {} from {}", found.name, found.source);
+            note!("{name}: {} from {}", found.name, found.source);
             (found.path, false)
         }
         None if args.hf_repo.is_some() => (fetched(args)?, false),
         None => {
-            eprintln!(
+            note!(
                 "no -m: using the bundled model tiny-needle (2.9 M parameters, finds facts, writes poorly)"
             );
             (bundled::path()?, true)
@@ -47,7 +47,7 @@ pub(crate) fn open_file(path: &Path, bundled: bool, args: &ModelArgs) -> Result<
     let (n_ctx, trained) = (args.ctx_size, file.n_ctx_train);
     let scaled = args.rope_freq_base != 0.0 || args.rope_freq_scale != 0.0;
     if n_ctx > trained && !scaled && args.kv_pos == Positions::Absolute {
-        eprintln!(
+        note!(
             "warning: --ctx-size {n_ctx} is more than the {trained} tokens that this model was trained for: \
              past them answers get poor, unless positions are remapped (--kv-pos remapped) or \
              scaled (--rope-freq-scale)"
@@ -66,7 +66,7 @@ fn fetched(args: &ModelArgs) -> Result<PathBuf> {
         (None, 0) => "already in the cache".to_owned(),
         (None, n) => format!("downloaded, {n} file{}", if n == 1 { "" } else { "s" }),
     };
-    eprintln!("{repo}: {}, {from}", fetched.name);
+    note!("{repo}: {}, {from}", fetched.name);
     Ok(fetched.path)
 }
 
@@ -239,7 +239,7 @@ pub(crate) fn check_memory(plan: &MemoryPlan, args: &ModelArgs) -> Result<()> {
         bytes(plan.compute_bytes),
     );
     if args.force {
-        eprintln!("warning: {text}");
+        note!("warning: {text}");
         return Ok(());
     }
     bail!("{text}. Take a shorter context, use -ctk q8_0 -ctv q8_0, or go on with --force");
@@ -247,8 +247,13 @@ pub(crate) fn check_memory(plan: &MemoryPlan, args: &ModelArgs) -> Result<()> {
 
 /// Threads while generating.
 pub(crate) fn threads(args: &ModelArgs) -> usize {
-    let all = || std::thread::available_parallelism().map_or(1, usize::from);
-    args.threads.unwrap_or_else(all)
+    args.threads.unwrap_or_else(all_threads)
+}
+
+/// As many threads as the machine runs at once.
+pub(crate) fn all_threads() -> usize {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    all.min(kiv_runtime::MAX_THREADS)
 }
 
 /// A session builder with everything that the flags say.
@@ -278,7 +283,7 @@ pub(crate) fn builder(
         .positions(args.kv_pos)
         .rests(args.kv_rest)
         .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
-        .warn(|what| eprintln!("warning: {what}"))
+        .warn(|what| note!("warning: {what}"))
 }
 
 /// Whether a policy has cold rows.
@@ -308,7 +313,8 @@ pub(crate) fn session(builder: SessionBuilder) -> Result<Session> {
     Ok(session)
 }
 
-/// A text file (`-` is standard input); must be UTF-8 and not empty.
+/// A text file (`-` is standard input); must be UTF-8 and not empty. A byte order mark is
+/// none of the text: its tokens would be sinks.
 pub(crate) fn read_text(path: &std::path::Path) -> Result<String> {
     let piped = path.as_os_str() == "-";
     let shown = if piped {
@@ -323,10 +329,13 @@ pub(crate) fn read_text(path: &std::path::Path) -> Result<String> {
         std::fs::read(path)
     };
     let raw = raw.with_context(|| format!("cannot read {shown} (--file)"))?;
-    let text = String::from_utf8(raw).map_err(|e| {
+    let mut text = String::from_utf8(raw).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         anyhow!("{shown} is not UTF-8 text: bad byte at offset {at} (--file). Convert it first (iconv -t UTF-8)")
     })?;
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
     if text.trim().is_empty() {
         bail!("{shown} has no text in it: there is nothing to read (--file)");
     }

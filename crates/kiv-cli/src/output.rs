@@ -3,23 +3,84 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use kiv_runtime::Progress;
 use serde::Serialize;
+use std::fmt;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
-/// Prints an error with its causes on standard error.
-pub(crate) fn print_error(error: &anyhow::Error) {
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
-        eprintln!("  caused by: {cause}");
+/// A line on standard output. What nobody takes is an error, where `println!` panics.
+macro_rules! say {
+    () => {
+        $crate::output::show(format_args!("\n"))
+    };
+    ($($text:tt)*) => {
+        $crate::output::show(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+/// A line on standard error. Where nobody takes it, it is lost, where `eprintln!` panics: a
+/// full disk below a log must not end a server.
+macro_rules! note {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+/// Standard output does not take what is written to it.
+#[derive(Debug)]
+pub(crate) struct Unwritten(std::io::Error);
+
+impl Unwritten {
+    /// Whether its reader has read enough, as `head` does.
+    pub fn reader_is_gone(&self) -> bool {
+        self.0.kind() == std::io::ErrorKind::BrokenPipe
     }
+}
+
+impl fmt::Display for Unwritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write to standard output")
+    }
+}
+
+impl std::error::Error for Unwritten {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// Writes to standard output, at once.
+pub(crate) fn show(text: fmt::Arguments<'_>) -> Result<(), Unwritten> {
+    let mut out = std::io::stdout().lock();
+    let shown = out.write_fmt(text).and_then(|()| out.flush());
+    shown.map_err(Unwritten)
+}
+
+/// Prints an error with its causes on standard error, a line each.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    note!("error: {}", one_line(error));
+    for cause in error.chain().skip(1) {
+        note!("  caused by: {}", one_line(cause));
+    }
+}
+
+/// What others say, a chat template for one, may have line breaks in it.
+fn one_line(text: &dyn fmt::Display) -> String {
+    let text = text.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 /// Prints one JSON document on a line of its own.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, value)?;
-    writeln!(out)?;
-    Ok(())
+    let document = serde_json::to_string(value)?;
+    Ok(say!("{document}")?)
+}
+
+/// A path for a JSON document, which cannot hold what is not UTF-8.
+pub(crate) fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// Bytes in binary units.
@@ -80,7 +141,7 @@ pub(crate) struct DownloadBar(Option<ProgressBar>);
 impl kiv_hub::Watch for DownloadBar {
     fn begin(&mut self, name: &str, length: u64) {
         if !std::io::stderr().is_terminal() {
-            eprintln!("downloading {name}, {}", bytes(length));
+            note!("downloading {name}, {}", bytes(length));
             return;
         }
         let bar = ProgressBar::new(length);
@@ -101,7 +162,7 @@ impl kiv_hub::Watch for DownloadBar {
     fn note(&mut self, note: &kiv_hub::Note) {
         match &self.0 {
             Some(bar) => bar.println(note.to_string()),
-            None => eprintln!("{note}"),
+            None => note!("{note}"),
         }
     }
 

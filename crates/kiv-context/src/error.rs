@@ -29,6 +29,18 @@ pub enum ContextError {
         /// A file in it.
         name: String,
     },
+    /// Where a copy should go, there is something.
+    #[error("{} is not empty: a copy needs a new or empty folder (--to)", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A copy would be among the context's own files.
+    #[error("{} is within the context itself: a copy needs a folder elsewhere (--to)", path.display())]
+    Within {
+        /// The folder for the copy.
+        path: PathBuf,
+    },
     /// It was written by a later version.
     #[error("{} is of format version {found}, this kiv reads up to {known}: use a newer kiv", path.display())]
     Version {

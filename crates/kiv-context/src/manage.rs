@@ -215,13 +215,17 @@ pub fn fork(from: &Path, to: &Path) -> Result<(), ContextError> {
 
 /// Links the files of a commit into another folder, its manifest last.
 pub(crate) fn link(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), ContextError> {
+    if is_within(to, from) {
+        return Err(ContextError::Within {
+            path: to.to_owned(),
+        });
+    }
     fs::create_dir_all(to).map_err(ContextError::io("make the folder", to))?;
     let folder = DiskFolder::new(to);
     let names = folder.names().map_err(ContextError::io("read", to))?;
-    if let Some(name) = names.first() {
-        return Err(ContextError::Foreign {
+    if !names.is_empty() {
+        return Err(ContextError::NotEmpty {
             path: to.to_owned(),
-            name: name.clone(),
         });
     }
     let _lock = lock(to)?;
@@ -243,14 +247,29 @@ pub(crate) fn link(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), Co
     write().map_err(ContextError::io("write", path))
 }
 
+/// Whether a folder that may not be there yet is another one or below it.
+fn is_within(path: &Path, other: &Path) -> bool {
+    let path = std::path::absolute(path).unwrap_or_default();
+    let found = path.ancestors().find_map(|path| path.canonicalize().ok());
+    match (found, other.canonicalize()) {
+        (Some(found), Ok(other)) => found.starts_with(other),
+        _ => false,
+    }
+}
+
 /// Removes a context that nobody has open, and its folder if nothing else is in
 /// it.
 ///
 /// # Errors
 /// [`ContextError`].
 pub fn remove(path: &Path) -> Result<(), ContextError> {
-    // One that is damaged can be removed, too.
-    if !path.join("manifest").is_file() {
+    // One that is damaged can be removed, too; other programs also call files `manifest`.
+    let name = path.join("manifest");
+    let is_context = name.is_file() && {
+        let manifest = fs::read(&name).map_err(ContextError::io("read", &name))?;
+        Manifest::may_be(&manifest)
+    };
+    if !is_context {
         return Err(ContextError::Missing {
             path: path.to_owned(),
         });

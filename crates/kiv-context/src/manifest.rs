@@ -306,6 +306,15 @@ impl Manifest {
         out
     }
 
+    /// Whether a file may be a manifest, damaged or cut off: what begins otherwise is
+    /// somebody else's.
+    pub(crate) fn may_be(bytes: &[u8]) -> bool {
+        bytes
+            .iter()
+            .zip(MAGIC)
+            .all(|(byte, of_magic)| *byte == of_magic)
+    }
+
     /// Reads a file's bytes; `path` is for messages.
     ///
     /// # Errors

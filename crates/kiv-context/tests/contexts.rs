@@ -125,6 +125,28 @@ fn a_context_outlives_its_process_and_goes_on() {
 }
 
 #[test]
+fn a_manifest_of_another_program_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().join("manifest");
+    std::fs::write(&name, "[package]").unwrap();
+    std::fs::write(folder.path().join("part-00000001"), "precious").unwrap();
+    let refused = remove(folder.path());
+    assert!(matches!(refused, Err(ContextError::Missing { .. })));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    // A damaged one of ours is.
+    let path = folder.path().join("context");
+    let mut tier = open(&path).unwrap();
+    grow(&mut tier, 5, 1);
+    commit(&mut tier, "five");
+    drop(tier);
+    let mut manifest = std::fs::read(path.join("manifest")).unwrap();
+    manifest.truncate(20);
+    std::fs::write(path.join("manifest"), manifest).unwrap();
+    remove(&path).unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
 fn cut_and_written_anew() {
     let folder = tempfile::tempdir().unwrap();
     let mut tier = open(folder.path()).unwrap();
@@ -154,7 +176,14 @@ fn forks_share_files_and_go_their_ways() {
     grow(&mut tier, 50, 1);
     commit(&mut tier, "common");
     tier.fork(&b).unwrap();
-    assert!(matches!(tier.fork(&b), Err(ContextError::Foreign { .. })));
+    assert!(matches!(tier.fork(&b), Err(ContextError::NotEmpty { .. })));
+    for inside in [a.clone(), a.join("deep/copy"), b.join("../a/copy")] {
+        let refused = tier.fork(&inside);
+        assert!(
+            matches!(refused, Err(ContextError::Within { .. })),
+            "{inside:?}"
+        );
+    }
     let mut other = open(&b).unwrap();
     grow(&mut tier, 55, 2);
     grow(&mut other, 52, 3);

@@ -181,9 +181,15 @@ impl Plan {
 /// Whether a policy can answer about what another has read: both keep every row, and
 /// the other one does so in blocks of any size.
 fn takes_over(reader: &str, policy: &str) -> bool {
-    let [by, policy] = [reader, policy].map(kiv_policies::by_name);
-    let any_block = by.is_some_and(|p| p.retrieves() && p.block().is_none());
-    any_block && policy.is_some_and(|p| p.retrieves() && p.name() != reader)
+    let policy = kiv_policies::by_name(policy);
+    reads_for_others(reader) && policy.is_some_and(|p| p.retrieves() && p.name() != reader)
+}
+
+/// Whether others can answer about what this policy has read: it keeps every row, in blocks
+/// of any size.
+#[must_use]
+pub fn reads_for_others(policy: &str) -> bool {
+    kiv_policies::by_name(policy).is_some_and(|p| p.retrieves() && p.block().is_none())
 }
 
 /// A policy with a budget.

@@ -58,12 +58,19 @@ pub struct FoundModel {
     /// Where it is from.
     pub source: Source,
     /// Its file; of a split model the first.
+    #[serde(serialize_with = "shown")]
     pub path: PathBuf,
     /// Bytes of all its files.
     pub bytes: u64,
     /// SHA-256 of `path`'s file, where the store tells it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+}
+
+/// A path as it is shown: JSON cannot hold one that is not UTF-8, and a list of models must
+/// not end at it.
+fn shown<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 impl FoundModel {
@@ -106,6 +113,7 @@ impl FoundModel {
 #[error("{}: {why}", path.display())]
 pub struct Problem {
     /// The file.
+    #[serde(serialize_with = "shown")]
     pub path: PathBuf,
     /// What is wrong, and what to do.
     pub why: String,

@@ -55,10 +55,12 @@ pub enum PoolError {
         block: usize,
     },
     /// More cells than llama.cpp can number.
-    #[error("a resident pool of {cells} tokens is too large: lower --kv-window or --kv-budget")]
+    #[error("a resident pool of {cells} tokens is too large: lower {flag}")]
     TooLarge {
         /// Cells asked for.
         cells: usize,
+        /// Command-line flag of what takes most of them.
+        flag: &'static str,
     },
 }
 
@@ -111,8 +113,18 @@ impl PoolLayout {
             .and_then(|cells| cells.checked_next_multiple_of(CELL_STEP))
             .filter(|cells| i32::try_from(*cells).is_ok());
         let Some(n_cells) = cells else {
+            let all = [
+                (config.sinks, "--kv-sinks"),
+                (config.budget, "--kv-budget"),
+                (config.window, "--kv-window"),
+                (config.ubatch, "--ubatch-size"),
+                (config.block, "--kv-block"),
+            ];
+            let cells = all.iter().map(|(cells, _)| *cells);
+            let (_, flag) = all.into_iter().max().unwrap_or_default();
             return Err(PoolError::TooLarge {
-                cells: config.budget.saturating_add(config.window),
+                cells: cells.fold(0, usize::saturating_add),
+                flag,
             });
         };
         Ok(Self {
@@ -217,5 +229,16 @@ mod tests {
             PoolLayout::new(&config),
             Err(PoolError::TooLarge { .. })
         ));
+        let config = PoolConfig {
+            sinks: usize::MAX,
+            ..PoolConfig::default()
+        };
+        assert_eq!(
+            PoolLayout::new(&config).unwrap_err().to_string(),
+            format!(
+                "a resident pool of {} tokens is too large: lower --kv-sinks",
+                usize::MAX
+            )
+        );
     }
 }

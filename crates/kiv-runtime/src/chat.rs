@@ -79,6 +79,10 @@ impl ChatTemplate {
             Self::Jinja(source) => render(model, source, messages, tools)
                 // llama.cpp recognizes common templates without running them.
                 .or_else(|why| builtin(model, source, messages).map_err(|_| Error::Template(why))),
+            Self::Named(_) if messages.iter().any(|m| m.content.contains('\0')) => Err(
+                // llama.cpp takes C strings.
+                Error::Template("a message with a zero byte in it cannot be taken".to_owned()),
+            ),
             Self::Named(name) => builtin(model, name, messages).map_err(|_| {
                 Error::Template(format!("`{name}` is neither Jinja nor a known name"))
             }),

@@ -210,6 +210,10 @@ impl Session {
     /// Any [`Error`] of [`Session::truncate`], except that what cannot be cut is
     /// forgotten as a whole.
     pub fn reuse(&mut self, prompt: &[Token]) -> Result<usize, Error> {
+        if self.broken {
+            // What is left of it is nothing to go on with.
+            self.clear()?;
+        }
         let pairs = self.tokens.iter().zip(prompt);
         let mut same = pairs.take_while(|(a, b)| a == b).count();
         let all_known = same == self.tokens.len() && !self.last_logits.is_empty();

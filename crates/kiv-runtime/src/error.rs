@@ -100,6 +100,12 @@ pub enum Error {
     /// cut back, or failed.
     #[error("nothing to continue: read something first")]
     NoLogits,
+    /// Logits that are not kept.
+    #[error(
+        "only the last token's logits are kept: build the session with all_logits for those of \
+         every token"
+    )]
+    OnlyLast,
     /// A grammar that llama.cpp does not take.
     #[error("the grammar cannot be used: {why}")]
     Grammar {

@@ -227,18 +227,18 @@ impl Generation {
 
     /// Moves what is certain out of the held bytes.
     fn certain_text(&mut self) -> String {
-        for stop in self.options.stop.iter().filter(|s| !s.is_empty()) {
-            let found = self
-                .held
-                .windows(stop.len())
-                .position(|w| w == stop.as_bytes());
-            if let Some(at) = found {
-                self.held.truncate(at);
-                self.finish = Some(Finish::Stop);
-                let text = std::mem::take(&mut self.held);
-                self.decide(at);
-                return String::from_utf8_lossy(&text).into_owned();
-            }
+        let stops = self.options.stop.iter().filter(|s| !s.is_empty());
+        let found = stops.filter_map(|stop| {
+            let mut windows = self.held.windows(stop.len());
+            windows.position(|w| w == stop.as_bytes())
+        });
+        // A token may bring several at once: the text ends at the first of them.
+        if let Some(at) = found.min() {
+            self.held.truncate(at);
+            self.finish = Some(Finish::Stop);
+            let text = std::mem::take(&mut self.held);
+            self.decide(at);
+            return String::from_utf8_lossy(&text).into_owned();
         }
         // The end of what is held may be the beginning of a stop text.
         let begun = |stop: &String| {

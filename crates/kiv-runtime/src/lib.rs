@@ -45,7 +45,7 @@ pub use generate::{Chosen, Finish, GenerateOptions, Generation, Piece, TokenStre
 pub use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap};
 pub use llama::{QuantizeType, quantize};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
-pub use options::{Positions, RopeScaling, SessionBuilder, pool_layout};
+pub use options::{MAX_THREADS, Positions, RopeScaling, SessionBuilder, pool_layout};
 pub use persist::stored_tokens;
 pub use sampling::{Grammar, Sampling};
 pub use session::{Memory, Outputs, Progress, Session, Token};

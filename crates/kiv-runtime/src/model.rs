@@ -117,9 +117,18 @@ impl Model {
         tokens.into_iter().map(|t| t.0).collect()
     }
 
-    /// Bytes of one token; special tokens have none unless `special`.
+    /// Whether the vocabulary has a token. llama.cpp throws at others, which ends the process.
+    pub(crate) fn has(&self, token: Token) -> bool {
+        usize::try_from(token).is_ok_and(|token| token < self.n_vocab())
+    }
+
+    /// Bytes of one token; special tokens have none unless `special`, and numbers that are
+    /// no token's have none.
     #[must_use]
     pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
+        if !self.has(token) {
+            return Vec::new();
+        }
         self.raw
             .get()
             .vocab()
@@ -136,7 +145,7 @@ impl Model {
     /// Whether a token ends the text.
     #[must_use]
     pub fn is_end(&self, token: Token) -> bool {
-        self.raw.get().vocab().is_eog(LlamaToken(token))
+        self.has(token) && self.raw.get().vocab().is_eog(LlamaToken(token))
     }
 
     /// Metadata of the file, by key.

@@ -8,6 +8,10 @@ use kiv_policy::{Policy, RowFormat};
 use kiv_pool::{PoolConfig, PoolError, PoolLayout};
 use std::path::PathBuf;
 
+/// Most threads that llama.cpp computes with (`GGML_MAX_N_THREADS`); it aborts the process
+/// where it is asked for more than it can start.
+pub const MAX_THREADS: usize = 512;
+
 /// How positions beyond the trained length are squeezed into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeScaling {
@@ -222,10 +226,10 @@ impl SessionBuilder {
         self
     }
 
-    /// Threads in decode and in prefill.
+    /// Threads in decode and in prefill, each 1 to [`MAX_THREADS`] whatever is asked for.
     pub fn threads(mut self, decode: usize, prefill: usize) -> Self {
-        self.options.threads = decode.max(1);
-        self.options.threads_batch = prefill.max(1);
+        self.options.threads = decode.clamp(1, MAX_THREADS);
+        self.options.threads_batch = prefill.clamp(1, MAX_THREADS);
         self
     }
 

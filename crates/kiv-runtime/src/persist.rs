@@ -118,7 +118,7 @@ impl Session {
         let tokens = taken(tokens)?;
         let hot = hot.ok_or_else(|| damaged("hot window", &"it is missing"))?;
         let n_vocab = self.model.n_vocab();
-        let known = |t: &Token| usize::try_from(*t).is_ok_and(|t| t < n_vocab);
+        let known = |token: &Token| self.model.has(*token);
         if tokens.len() != n_tokens || !tokens.iter().all(known) {
             return Err(damaged("tokens", &"they are not this model's"));
         }

@@ -90,6 +90,8 @@ pub struct Session {
     pub(crate) broken: bool,
     pub(crate) last_logits: Vec<f32>,
     interrupt: Arc<AtomicBool>,
+    /// Whether logits of every token can be had.
+    all_logits: bool,
     /// How llama.cpp writes cells, if they can be put back.
     pub(crate) form: Option<DumpForm>,
     /// Whether some layers do not keep every token, and llama.cpp gives what they hold
@@ -176,6 +178,7 @@ impl Session {
             broken: false,
             last_logits: Vec::new(),
             interrupt: Arc::default(),
+            all_logits: options.all_logits,
             form: None,
             has_partial: false,
             mark: None,
@@ -496,10 +499,8 @@ impl Session {
     /// `tokens`, `[n_vocab]`) and progress after every micro-batch.
     ///
     /// # Errors
-    /// As [`Session::read`].
-    ///
-    /// # Panics
-    /// If all logits are wanted of a session that was not built for it.
+    /// As [`Session::read`]; [`Error::OnlyLast`] if all logits are wanted of a session that
+    /// was not built for it.
     pub fn read_with(
         &mut self,
         tokens: &[Token],
@@ -508,6 +509,10 @@ impl Session {
         mut progress: impl FnMut(Progress),
     ) -> Result<(), Error> {
         self.check(tokens)?;
+        // llama.cpp ends the process if it has no room for them.
+        if outputs == Outputs::All && !self.all_logits {
+            return Err(Error::OnlyLast);
+        }
         let total = tokens.len();
         let mut read = 0;
         for ubatch in tokens.chunks(self.layout.ubatch) {
@@ -601,9 +606,7 @@ impl Session {
             });
         }
         let n_vocab = self.model.n_vocab();
-        let bad = tokens
-            .iter()
-            .find(|t| usize::try_from(**t).map_or(true, |t| t >= n_vocab));
+        let bad = tokens.iter().find(|token| !self.model.has(**token));
         bad.map_or(Ok(()), |&token| Err(Error::BadToken { token, n_vocab }))
     }
 

@@ -313,8 +313,29 @@ pub(crate) fn render_with(
     })
 }
 
+/// Samplers that kiv has not, of OpenAI, ollama and llama-server, and with which value each
+/// changes nothing.
+const NO_SAMPLERS: [(&str, f64); 10] = [
+    ("presence_penalty", 0.0),
+    ("frequency_penalty", 0.0),
+    ("repeat_penalty", 1.0),
+    ("repetition_penalty", 1.0),
+    ("dry_multiplier", 0.0),
+    ("xtc_probability", 0.0),
+    ("dynatemp_range", 0.0),
+    ("mirostat", 0.0),
+    ("typical_p", 1.0),
+    ("tfs_z", 1.0),
+];
+
 /// Sampling, with the names that all protocols share.
 pub(crate) fn sampling(params: &mut Params, temperature: f64) -> Result<Sampling, Fault> {
+    for (name, off) in NO_SAMPLERS {
+        if let Some(value) = params.look(name).filter(|v| v.as_f64() != Some(off)) {
+            let why = format!("{name} is not supported: only {off}, not {value}");
+            return Err(Fault::param(name, why));
+        }
+    }
     let usual = Sampling::default();
     let seed: Option<i64> = params.take("seed")?;
     // Like llama.cpp, -1 is "any".

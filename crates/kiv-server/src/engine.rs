@@ -408,7 +408,7 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
 
     fn unsaved(&self, error: &Error) {
         self.counters.unsaved.fetch_add(1, Ordering::Relaxed);
-        (self.warn)(&format!("a context could not be kept: {error}"));
+        (self.warn)(&format!("a context could not be kept: {}", told(error)));
     }
 
     /// A request is over, and its slot has no job any more.
@@ -434,7 +434,9 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
                 self.waiting.push_front(request);
                 return;
             };
-            let ready = self.make_ready(choice).and_then(|i| {
+            let ready = self.make_ready(choice);
+            let ready = ready.or_else(|error| self.without(choice, error));
+            let ready = ready.and_then(|i| {
                 let reused = self.slots[i].session.reuse(&request.prompt)?;
                 Ok((&mut self.slots[i], reused))
             });
@@ -457,7 +459,7 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
                 Err(error) => {
                     self.counters.failed.fetch_add(1, Ordering::Relaxed);
                     self.finished();
-                    let _ = request.events.send(Event::Failed(error.to_string()));
+                    let _ = request.events.send(Event::Failed(told(&error)));
                 }
             }
         }
@@ -526,7 +528,11 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             Choice::Stored(i) => library.take(i).path,
             Choice::CopyOfStored(i) => {
                 let path = library.new_path();
-                kiv_context::fork(&library.get(i).path, &path)?;
+                if let Err(error) = kiv_context::fork(&library.get(i).path, &path) {
+                    // Not to be tried by every request that begins like it.
+                    library.take(i);
+                    return Err(error.into());
+                }
                 path
             }
             Choice::CopyOfSlot(i) => {
@@ -538,9 +544,25 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
         if self.slots.len() >= self.limit {
             self.give_up_least();
         }
-        let session = (self.open)(Some(&path))?;
-        self.slots.push(Slot::new(session, Some(path)));
+        let opened = (self.open)(Some(&path));
+        if opened.is_err() && matches!(choice, Choice::CopyOfStored(_) | Choice::CopyOfSlot(_)) {
+            discard(&path);
+        }
+        self.slots.push(Slot::new(opened?, Some(path)));
         Ok(self.slots.len() - 1)
+    }
+
+    /// A session for a prompt whose context cannot be taken up: another server has it, or it
+    /// is damaged. The text is read again, and the context left alone.
+    fn without(&mut self, choice: Choice, error: Error) -> Result<usize, Error> {
+        if matches!(choice, Choice::Slot(_) | Choice::New) {
+            return Err(error);
+        }
+        (self.warn)(&format!(
+            "a context could not be taken up: {}",
+            told(&error)
+        ));
+        self.make_ready(Choice::New)
     }
 
     /// The free session that holds least.
@@ -624,10 +646,16 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             Err(error) => {
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
                 self.finished();
-                let _ = job.request.events.send(Event::Failed(error.to_string()));
+                let _ = job.request.events.send(Event::Failed(told(&error)));
             }
         }
     }
+}
+
+/// An error with its causes.
+fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |all, cause| format!("{all}: {cause}"))
 }
 
 /// Where a prompt goes.

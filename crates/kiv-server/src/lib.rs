@@ -146,6 +146,7 @@ pub fn router(config: Config, model: Model, engine: Engine) -> Router {
     });
     routes
         .fallback(native::unknown)
+        .method_not_allowed_fallback(native::another_method)
         .layer(DefaultBodyLimit::max(BODY))
         .layer(from_fn_with_state(Arc::clone(&app), guard::check))
         .with_state(app)

@@ -34,6 +34,16 @@ pub(crate) async fn unknown(request: Request) -> Response {
     fault.answer(Protocol::of(path))
 }
 
+/// A path that is here, asked in another way than it is.
+pub(crate) async fn another_method(request: Request) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    let fault = Fault::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{path} does not take {method}"),
+    );
+    fault.answer(Protocol::of(path))
+}
+
 pub(crate) async fn health() -> Response {
     Json(json!({"status": "ok"})).into_response()
 }
@@ -203,6 +213,8 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     for (name, harmless) in [
         ("post_sampling_probs", vec![json!(false)]),
         ("logit_bias", vec![json!([])]),
+        ("image_data", vec![json!([])]),
+        ("n_cmpl", vec![json!(1)]),
     ] {
         params.refuse(name, &harmless)?;
     }

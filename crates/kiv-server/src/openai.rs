@@ -68,8 +68,6 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
         ("n", vec![json!(1)]),
         ("best_of", vec![json!(1)]),
         ("logit_bias", vec![json!({})]),
-        ("presence_penalty", vec![json!(0), json!(0.0)]),
-        ("frequency_penalty", vec![json!(0), json!(0.0)]),
         ("suffix", vec![json!("")]),
         ("echo", vec![json!(false)]),
         ("audio", vec![]),

@@ -1,18 +1,66 @@
-//! A context on disk says under which flags it was written: who goes on with it need
-//! not say them again.
+//! Flags that are taken from a context on disk, which says under which it was written: who
+//! goes on with it need not say them again. And those that a command would not heed.
 
 use super::{Cli, expand};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 use kiv_context::Identity;
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+/// Flags of sessions that `verify` would take and not heed: it makes its own sessions.
+const SET_BY_VERIFY: [&str; 12] = [
+    "ctx_size",
+    "threads_batch",
+    "batch_size",
+    "ubatch_size",
+    "cache_type_k",
+    "cache_type_v",
+    "no_kv_offload",
+    "rope_scaling",
+    "rope_freq_base",
+    "rope_freq_scale",
+    "kv_pos",
+    "kv_rest",
+];
+
+/// The program's commands and flags.
+fn command() -> Command {
+    let hide = |verify, id| Command::mut_arg(verify, id, |arg| arg.hide(true));
+    Cli::command().mut_subcommand("verify", |verify| {
+        SET_BY_VERIFY.into_iter().fold(verify, hide)
+    })
+}
+
+/// Refuses what a check would seem to be of and is not.
+fn heeded(matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some(("verify", given)) = matches.subcommand() else {
+        return Ok(());
+    };
+    let is_given = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
+    let Some(id) = SET_BY_VERIFY.into_iter().find(|id| is_given(id)) else {
+        return Ok(());
+    };
+    let flag = id.replace('_', "-");
+    let why = format!(
+        "verify makes sessions of its own, to which --{flag} is nothing: leave it out \
+         (there are --cache-types and --ubatches)"
+    );
+    let mut all = command();
+    all.build();
+    let verify = all.find_subcommand_mut("verify");
+    verify.map_or(Ok(()), |verify| {
+        Err(verify.error(ErrorKind::ArgumentConflict, why))
+    })
+}
 
 /// Parses the process's arguments, and takes flags that are not among them from the
 /// context that `run` and `chat` go on with.
 pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let mut args = expand(args);
-    let matches = Cli::command().try_get_matches_from(&args)?;
+    let matches = command().try_get_matches_from(&args)?;
+    heeded(&matches)?;
     let more = missing(&matches);
     if more.is_empty() {
         return Cli::from_arg_matches(&matches);
@@ -21,11 +69,11 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, clap::E
         .iter()
         .map(|(flag, value)| format!("{flag} {value}"))
         .collect();
-    eprintln!("as the context was written: {}", shown.join(" "));
+    note!("as the context was written: {}", shown.join(" "));
     // Right behind the command: a prompt may end in `--`.
     let flags = more.into_iter().flat_map(|(flag, value)| [flag, value]);
     args.splice(2..2, flags.map(OsString::from));
-    Cli::from_arg_matches(&Cli::command().try_get_matches_from(args)?)
+    Cli::from_arg_matches(&command().try_get_matches_from(args)?)
 }
 
 /// Flags with which the context was written, where others would be taken.

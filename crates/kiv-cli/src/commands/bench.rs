@@ -75,14 +75,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let name = name(&opened.file);
     let longest = args.ctx.iter().copied().max().unwrap_or(0);
     let model = opened.load_for(&args.model, &args.cache, &args.kv_policy, longest)?;
-    eprintln!("{}", kiv_runtime::system_info());
+    note!("{}", kiv_runtime::system_info());
     let text = match &synthetic {
         Some(model) => model.tokens(longest, args.seed),
         None => text(&model, longest, args.seed),
     };
     if !args.model.json {
-        println!("{name}");
-        println!(
+        say!("{name}")?;
+        say!(
             "{:8} {:>8} {:9} {:>9} {:>9} {:>8} {:>7} {:>7} {:>9} {:>8} {:>9} {:>9} {:>10} {:>10}",
             "policy",
             "context",
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             "swap ms",
             "resident",
             "host"
-        );
+        )?;
     }
     for &n_ctx in &args.ctx {
         let policies: Vec<&String> = args
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
                 let retrieves = kiv_policies::by_name(p).is_some_and(|p| p.retrieves());
                 let possible = args.fill == Fill::Text || retrieves || *p == "full";
                 if !possible {
-                    eprintln!("{p} keeps nothing that could be filled: no row at {n_ctx} tokens");
+                    note!("{p} keeps nothing that could be filled: no row at {n_ctx} tokens");
                 }
                 possible
             })
@@ -154,7 +154,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
 /// The synthetic model's file, made if it is not there.
 fn file(model: &Synthetic, args: &SyntheticArgs) -> Result<PathBuf, kiv_synthetic::Error> {
     let making = |path: &std::path::Path, n| {
-        eprintln!("making {}, {}", path.display(), bytes(n));
+        note!("making {}, {}", path.display(), bytes(n));
     };
     if let Some(folder) = &args.synthetic_dir {
         return model.file_in(folder, making);
@@ -295,7 +295,7 @@ fn print(args: &BenchArgs, row: &Row<'_>) -> Result<()> {
     if args.model.json {
         return print_json(row);
     }
-    println!(
+    say!(
         "{:8} {:>8} {:9} {:>9.2} {:>9.0} {:>8.3} {:>7.2} {:>7.2} {:>9.3} {:>8.3} {:>9.3} {:>9.3} {:>10} {:>10}",
         row.policy,
         row.n_ctx,
@@ -311,6 +311,6 @@ fn print(args: &BenchArgs, row: &Row<'_>) -> Result<()> {
         row.swap_ms,
         bytes(row.resident_kv_bytes as u64),
         bytes(row.host_kv_bytes as u64)
-    );
+    )?;
     Ok(())
 }

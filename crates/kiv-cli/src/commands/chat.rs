@@ -1,14 +1,16 @@
 //! `kiv chat`: a conversation at the terminal.
 
 use crate::args::ChatArgs;
-use crate::model::{self, builder, session};
-use crate::output::{ReadBar, print_json};
+use crate::model::{self, builder};
+use crate::output::{ReadBar, print_json, show};
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result};
-use kiv_runtime::{ChatTemplate, Error, GenerateOptions, Message, Model, Outputs, Session};
+use kiv_runtime::{
+    ChatTemplate, Error, Finish, GenerateOptions, Message, Model, Outputs, Sampling, Session,
+};
 use rustyline::error::ReadlineError;
 use serde_json::json;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -40,12 +42,21 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     if let Some(folder) = &args.cache.store.kv_dir {
         builder = builder.context_dir(folder);
     }
-    let session = session(builder)?;
+    let mut session = builder.build()?;
+    let mut input = Input::new()?;
+    // After the line editor, which takes Ctrl-C for itself while a line is typed and leaves
+    // its handler where it is.
+    session.set_interrupt_flag(interrupt::flag());
+    let sampling = args.sampling.sampling();
+    if args.sampling.seed < 0 && sampling.temperature > 0.0 {
+        note!("seed: {}", sampling.seed);
+    }
     let mut chat = Chat {
         args,
         model,
         template,
         session,
+        sampling,
         messages: Vec::new(),
     };
     let system: Vec<String> = args
@@ -58,15 +69,22 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
         chat.messages
             .push(Message::new("system", system.join("\n\n")));
     }
-    let mut input = Input::new()?;
-    while let Some(line) = input.next()? {
+    // One before the first line, or between two of them, ends the conversation.
+    while !interrupt::flag().load(Ordering::Relaxed) {
+        let Some(line) = input.next()? else {
+            return Ok(ExitCode::SUCCESS);
+        };
         if line.trim().is_empty() {
             continue;
         }
         chat.answer(line)?;
-        interrupt::flag().store(false, Ordering::Relaxed);
+        let interrupted = interrupt::flag().swap(false, Ordering::Relaxed);
+        if interrupted && matches!(input, Input::Pipe) {
+            // Nobody is there to ask another question.
+            break;
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(130))
 }
 
 /// Lines typed, or piped in.
@@ -78,7 +96,7 @@ enum Input {
 impl Input {
     fn new() -> Result<Self> {
         if std::io::stdin().is_terminal() {
-            eprintln!("Ctrl-C stops an answer, Ctrl-D ends the conversation.");
+            note!("Ctrl-C stops an answer, Ctrl-D ends the conversation.");
             Ok(Self::Terminal(Box::new(rustyline::DefaultEditor::new()?)))
         } else {
             Ok(Self::Pipe)
@@ -112,6 +130,7 @@ struct Chat<'a> {
     model: Model,
     template: ChatTemplate,
     session: Session,
+    sampling: Sampling,
     messages: Vec<Message>,
 }
 
@@ -144,14 +163,20 @@ impl Chat<'_> {
         match read {
             Ok(()) => {}
             Err(Error::Interrupted { read, total }) => {
-                eprintln!("interrupted after {read} of {total} tokens");
+                note!("interrupted after {read} of {total} tokens");
+                // Many templates take no second question before the first one's answer.
+                self.messages.pop();
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         }
         let options = GenerateOptions {
             max_tokens: usize::try_from(self.args.predict).ok(),
-            sampling: self.args.sampling.sampling(),
+            // Answers of one seed would all begin with the same throw of the dice.
+            sampling: Sampling {
+                seed: self.sampling.seed.wrapping_add(self.messages.len() as u32),
+                ..self.sampling
+            },
             stop: if matches!(&self.template, ChatTemplate::Jinja(t) if t == bundled::CHAT_TEMPLATE)
             {
                 vec!["\n".to_owned()]
@@ -163,26 +188,34 @@ impl Chat<'_> {
         let mut answer = String::new();
         let mut stream = self.session.generate(options);
         let json = self.args.model.json;
-        let mut show = |piece: &str| -> Result<()> {
+        // What has been read is kept, also if nobody takes the answer.
+        let mut told = Ok(());
+        let mut tell = |piece: &str| {
             answer += piece;
-            if !json {
-                let mut out = std::io::stdout().lock();
-                write!(out, "{piece}")?;
-                out.flush()?;
+            if told.is_ok() && !json {
+                told = show(format_args!("{piece}"));
             }
-            Ok(())
+            told.is_ok()
         };
         for piece in &mut stream {
-            show(&piece?.text)?;
+            if !tell(&piece?.text) {
+                break;
+            }
         }
-        show(&stream.rest())?;
+        tell(&stream.rest());
+        let finish = stream.finish();
+        self.session.commit()?;
+        told?;
         if json {
             print_json(&json!({"role": "assistant", "content": answer}))?;
         } else {
-            println!();
+            say!()?;
+        }
+        if finish == Some(Finish::ContextFull) {
+            let n_ctx = self.session.n_ctx();
+            note!("the context is full ({n_ctx} tokens): raise --ctx-size to go on");
         }
         self.messages.push(Message::new("assistant", answer));
-        self.session.commit()?;
         Ok(())
     }
 }

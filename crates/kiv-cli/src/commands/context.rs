@@ -1,7 +1,7 @@
 //! `kiv context`: contexts on disk.
 
 use crate::args::{ContextArgs, ContextCommand};
-use crate::output::{bytes, print_json};
+use crate::output::{bytes, print_json, shown};
 use anyhow::{Result, bail};
 use kiv_context::{Info, Manifest};
 use serde_json::{Value, json};
@@ -16,20 +16,20 @@ pub(crate) fn run(args: &ContextArgs) -> Result<ExitCode> {
             if args.json {
                 print_json(&document(&info))?;
             } else {
-                print(&info);
+                print(&info)?;
             }
         }
         ContextCommand::Verify(args) => return verify(&args.kv_dir, args.json),
         ContextCommand::Fork(args) => {
             kiv_context::fork(&args.from.kv_dir, &args.to)?;
             if args.from.json {
-                print_json(&json!({"path": args.to, "from": args.from.kv_dir}))?;
+                print_json(&json!({"path": shown(&args.to), "from": shown(&args.from.kv_dir)}))?;
             }
         }
         ContextCommand::Rm(args) => {
             kiv_context::remove(&args.kv_dir)?;
             if args.json {
-                print_json(&json!({"removed": args.kv_dir}))?;
+                print_json(&json!({"removed": shown(&args.kv_dir)}))?;
             }
         }
     }
@@ -40,23 +40,23 @@ fn list(folder: &Path, json: bool) -> Result<()> {
     for path in kiv_context::list(folder)? {
         match kiv_context::info(&path) {
             Ok(info) if json => print_json(&document(&info))?,
-            Ok(info) => println!(
+            Ok(info) => say!(
                 "{:>10} tokens {:>10}  {}  {}",
                 info.manifest.n_tokens,
                 bytes(info.disk_bytes),
                 info.manifest.identity.model_name,
                 path.display()
-            ),
+            )?,
             Err(error) if json => {
-                print_json(&json!({"path": path, "error": error.to_string()}))?;
+                print_json(&json!({"path": shown(&path), "error": error.to_string()}))?;
             }
-            Err(error) => println!("{error}"),
+            Err(error) => say!("{error}")?,
         }
     }
     Ok(())
 }
 
-fn print(info: &Info) {
+fn print(info: &Info) -> Result<()> {
     let Manifest {
         identity,
         commit,
@@ -65,27 +65,28 @@ fn print(info: &Info) {
         parts,
         ..
     } = &info.manifest;
-    println!("{}", info.path.display());
-    println!("  model            {}", identity.model_name);
-    println!("  tokens           {n_tokens}");
-    println!(
+    say!("{}", info.path.display())?;
+    say!("  model            {}", identity.model_name)?;
+    say!("  tokens           {n_tokens}")?;
+    say!(
         "  sealed blocks    {} of {} tokens, K {}, V {}, in {} files",
         info.manifest.n_blocks(),
         identity.block,
         identity.key_format,
         identity.value_format,
         segments.len()
-    );
-    println!("  commits          {commit}");
-    println!("  on disk          {}", bytes(info.disk_bytes));
-    println!("  --kv-block       {}", identity.block);
-    println!("  --kv-sinks       {}", identity.first_position);
+    )?;
+    say!("  commits          {commit}")?;
+    say!("  on disk          {}", bytes(info.disk_bytes))?;
+    say!("  --kv-block       {}", identity.block)?;
+    say!("  --kv-sinks       {}", identity.first_position)?;
     for (key, value) in &identity.settings {
-        println!("  {key:16} {value}");
+        say!("  {key:16} {value}")?;
     }
     for part in parts {
-        println!("  part             {} ({})", part.name, bytes(part.len));
+        say!("  part             {} ({})", part.name, bytes(part.len))?;
     }
+    Ok(())
 }
 
 fn document(info: &Info) -> Value {
@@ -103,7 +104,7 @@ fn document(info: &Info) -> Value {
         .map(|b| format!("{b:02x}"))
         .collect();
     json!({
-        "path": info.path, "version": kiv_context::VERSION, "model": it.identity.model_name,
+        "path": shown(&info.path), "version": kiv_context::VERSION, "model": it.identity.model_name,
         "fingerprint": hex, "tokens": it.n_tokens, "blocks": it.n_blocks(),
         "block_tokens": it.identity.block, "sinks": it.identity.first_position,
         "key_type": it.identity.key_format.name(), "value_type": it.identity.value_format.name(),
@@ -117,23 +118,25 @@ fn verify(folder: &Path, json: bool) -> Result<ExitCode> {
     let verified = kiv_context::verify(folder)?;
     for fault in &verified.faults {
         if json {
-            print_json(&json!({"path": fault.path, "block": fault.block, "fault": fault.what}))?;
+            print_json(
+                &json!({"path": shown(&fault.path), "block": fault.block, "fault": fault.what}),
+            )?;
         } else {
-            println!("{}: {}", fault.path.display(), fault.what);
+            say!("{}: {}", fault.path.display(), fault.what)?;
         }
     }
     if json {
         print_json(&json!({
-            "summary": true, "path": folder, "blocks": verified.blocks, "bytes": verified.bytes,
+            "summary": true, "path": shown(folder), "blocks": verified.blocks, "bytes": verified.bytes,
             "faults": verified.faults.len(),
         }))?;
     } else if verified.faults.is_empty() {
-        println!(
+        say!(
             "{}: {} blocks and all parts are as they were written ({})",
             folder.display(),
             verified.blocks,
             bytes(verified.bytes)
-        );
+        )?;
     }
     if !verified.faults.is_empty() {
         bail!(

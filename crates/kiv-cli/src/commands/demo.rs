@@ -81,8 +81,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     }
     let mut session = session(builder)?;
     if !args.model.json {
-        eprintln!("{}", kiv_runtime::system_info());
-        eprintln!(
+        note!("{}", kiv_runtime::system_info());
+        note!(
             "{} tokens, {} needles; policy {}, {} tokens resident",
             tokens.len(),
             haystack.needles.len(),
@@ -95,7 +95,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let read = session.read_with(&tokens, Outputs::Last, |_, _| {}, |p| bar.update(p));
     drop(bar);
     if let Err(Error::Interrupted { read, total }) = read {
-        eprintln!("interrupted after {read} of {total} tokens");
+        note!("interrupted after {read} of {total} tokens");
         return Ok(ExitCode::from(130));
     }
     read?;
@@ -112,11 +112,11 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
         if !args.model.json {
             let mark = if pass { "ok  " } else { "MISS" };
             let (depth, name) = (placed.depth * 100.0, &needle.name);
-            println!(
+            say!(
                 "{mark} {depth:5.1} %  {name:22} {}  answered {}",
                 needle.code,
                 got.trim()
-            );
+            )?;
         }
         found.push(Found {
             depth: placed.depth * 100.0,
@@ -145,22 +145,22 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
             peak_rss_bytes: crate::output::peak_rss(),
         })?;
     } else {
-        println!(
+        say!(
             "{right} of {} needles found in {} tokens",
             found.len(),
             tokens.len()
-        );
-        println!(
+        )?;
+        say!(
             "read in {prefill_s:.1} s ({:.0} tokens/s), then {decode_ms_per_token:.1} ms a token",
             tokens.len() as f64 / prefill_s
-        );
-        println!(
+        )?;
+        say!(
             "KV cache: {} resident, {} in host RAM, {} index; stock llama.cpp keeps {} resident",
             bytes(memory.resident_kv as u64),
             bytes(memory.host_kv as u64),
             bytes(memory.index as u64),
             bytes(plan.stock_kv_bytes)
-        );
+        )?;
     }
     // Other rules and other models may miss needles; this must not.
     if !all && opened.bundled && policy == "exact" {

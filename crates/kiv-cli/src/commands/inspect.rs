@@ -42,15 +42,15 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let name = file.name.as_deref().unwrap_or("unnamed");
-    println!("{}", file.path.display());
-    println!(
+    say!("{}", file.path.display())?;
+    say!(
         "{name}: {}, {}, {:.1} M parameters, {} layers, trained for {} tokens",
         file.arch,
         file.file_type,
         file.n_params as f64 / 1e6,
         file.n_layer,
         file.n_ctx_train
-    );
+    )?;
     for (first, last) in runs(file) {
         let l = &file.layers[first];
         let which = if first == last {
@@ -63,15 +63,15 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
             LayerKind::Shared { source } => format!(" with layer {source}"),
             _ => String::new(),
         };
-        println!(
+        say!(
             "  {which}: {}{window}, {} heads, {} KV heads of {}",
             l.kind.name(),
             l.n_head,
             l.n_head_kv,
             l.key_dim
-        );
+        )?;
     }
-    println!("at {n_ctx} tokens with --kv-policy {policy}:");
+    say!("at {n_ctx} tokens with --kv-policy {policy}:")?;
     for (what, n) in [
         ("resident KV cache", plan.resident_kv_bytes),
         ("host tier", plan.host_kv_bytes),
@@ -81,10 +81,10 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
         ("computation (estimate)", plan.compute_bytes),
         ("stock llama.cpp's KV cache", plan.stock_kv_bytes),
     ] {
-        println!("  {what:27} {:>11}", bytes(n));
+        say!("  {what:27} {:>11}", bytes(n))?;
     }
     if let Some(obstacle) = obstacle {
-        println!("not for a tiered cache: {obstacle}");
+        say!("not for a tiered cache: {obstacle}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -54,7 +54,7 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<ExitCode> {
             continue;
         }
         match line {
-            Line::Model { model, verified } => println!(
+            Line::Model { model, verified } => say!(
                 "{:44} {:>10}  {}{}",
                 model.name,
                 bytes(model.bytes),
@@ -64,12 +64,12 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<ExitCode> {
                 } else {
                     ""
                 }
-            ),
-            Line::Broken { name, broken } => println!("{name:44} unusable: {broken}"),
+            )?,
+            Line::Broken { name, broken } => say!("{name:44} unusable: {broken}")?,
         }
     }
     if lines.is_empty() {
-        eprintln!(
+        note!(
             "no downloaded model found (looked for those of ollama, Hugging Face, LM Studio and llama.cpp)"
         );
     }

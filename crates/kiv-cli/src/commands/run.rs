@@ -2,12 +2,11 @@
 
 use crate::args::RunArgs;
 use crate::model::{self, builder, session};
-use crate::output::{ReadBar, peak_rss, print_json};
+use crate::output::{ReadBar, peak_rss, print_json, show};
 use anyhow::{Result, bail};
 use kiv_context::ContextError;
 use kiv_runtime::{Error, Finish, GenerateOptions, Outputs, Session, Token};
 use serde::Serialize;
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -92,7 +91,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         (reused, &tokens[reused..])
     };
     if held > 0 && !args.model.json {
-        eprintln!(
+        note!(
             "{held} tokens in the context, {reused} of them kept, {} to read",
             new.len()
         );
@@ -103,7 +102,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let interrupted = match read {
         Ok(()) => false,
         Err(Error::Interrupted { read, total }) => {
-            eprintln!("interrupted: {read} of {total} tokens read, nothing generated");
+            note!("interrupted: {read} of {total} tokens read, nothing generated");
             true
         }
         Err(error) => return Err(error.into()),
@@ -122,12 +121,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
 
     let sampling = args.sampling.sampling();
     if !args.model.json && args.sampling.seed < 0 && sampling.temperature > 0.0 {
-        eprintln!("seed: {}", sampling.seed);
+        note!("seed: {}", sampling.seed);
     }
     let started = Instant::now();
     let mut text = String::new();
     let mut first_token_s = None;
     let (mut generated, mut finish) = (0, Finish::Interrupted);
+    // What has been read is kept, also if nobody takes the text.
+    let mut told = Ok(());
     if !interrupted {
         let options = GenerateOptions {
             max_tokens: wanted,
@@ -136,24 +137,24 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             ..GenerateOptions::default()
         };
         let mut stream = session.generate(options);
-        let mut show = |piece: &str| -> Result<()> {
+        let mut tell = |piece: &str| {
             text += piece;
-            if !args.model.json {
-                let mut out = std::io::stdout().lock();
-                write!(out, "{piece}")?;
-                out.flush()?;
+            if told.is_ok() && !args.model.json {
+                told = show(format_args!("{piece}"));
             }
-            Ok(())
+            told.is_ok()
         };
         for piece in &mut stream {
             first_token_s.get_or_insert_with(|| begun.elapsed().as_secs_f64());
-            show(&piece?.text)?;
+            if !tell(&piece?.text) {
+                break;
+            }
         }
-        show(&stream.rest())?;
+        tell(&stream.rest());
         generated = stream.generated();
         finish = stream.finish().unwrap_or(Finish::End);
-        if !args.model.json {
-            println!();
+        if told.is_ok() && !args.model.json {
+            told = say!();
         }
     }
     let decode_s = started.elapsed().as_secs_f64();
@@ -162,6 +163,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         session.commit()?;
         commit_s += started.elapsed().as_secs_f64();
     }
+    told?;
     if args.model.json {
         let (memory, stats) = (session.memory(), session.stats());
         print_json(&Report {
@@ -192,7 +194,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             seed: sampling.seed,
         })?;
     } else if finish == Finish::ContextFull {
-        eprintln!("the context is full ({n_ctx} tokens): raise --ctx-size to go on");
+        note!("the context is full ({n_ctx} tokens): raise --ctx-size to go on");
     }
     Ok(ExitCode::from(if finish == Finish::Interrupted {
         130

@@ -2,10 +2,12 @@
 
 use crate::args::ServeArgs;
 use crate::model::{self, builder};
+use crate::output::print_json;
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result};
 use kiv_runtime::{ChatTemplate, Message};
 use kiv_server::{Config, Engine, EngineOptions, KeptContexts};
+use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,7 +33,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
                 "this chat template cannot be used: give another with --chat-template (Jinja, or a name such as chatml)",
             )?;
         }
-        None => eprintln!(
+        None => note!(
             "warning: the model carries no chat template: conversations are refused, plain prompts are not (--chat-template)"
         ),
     }
@@ -60,10 +62,10 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
         kept: args.cache.store.kv_dir.clone().map(|folder| KeptContexts {
             folder,
             most: args.kv_contexts,
-            warn: |what| eprintln!("warning: {what}"),
+            warn: |what| note!("warning: {what}"),
         }),
     };
-    let address = (args.host.clone(), args.port);
+    let (address, json) = ((args.host.clone(), args.port), args.model.json);
     let shared = Arc::new(args);
     let engine = Engine::start(model.clone(), options, move |model, folder| {
         let builder = builder(model, &shared.model, &shared.cache, &policy);
@@ -85,13 +87,17 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
             .with_context(|| {
                 format!("cannot listen on {host}:{port} (--host, --port): is another server there?")
             })?;
-        eprintln!("listening on http://{}", listener.local_addr()?);
+        let url = format!("http://{}", listener.local_addr()?);
+        note!("listening on {url}");
+        if json {
+            print_json(&json!({"listening": url}))?;
+        }
         let flag = interrupt::flag();
         let stop = async move {
             while !flag.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            eprintln!("stopping: running answers come to their end (again: at once)");
+            note!("stopping: running answers come to their end (again: at once)");
         };
         kiv_server::serve(listener, router, stop).await?;
         Ok(ExitCode::SUCCESS)

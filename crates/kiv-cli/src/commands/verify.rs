@@ -50,7 +50,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         return Err(error);
     }
     if !all {
-        eprintln!(
+        note!(
             "error: this model does not pass; use --kv-policy full with it and report the lines above"
         );
     }
@@ -77,9 +77,11 @@ fn print(line: &Line) -> Result<()> {
             line.max_abs_dlogit, line.bound
         ),
     };
-    println!(
+    say!(
         "{word} {:8} cache {:4} ubatch {:3}: {what}",
-        line.check, line.cache_type, line.ubatch
-    );
+        line.check,
+        line.cache_type,
+        line.ubatch
+    )?;
     Ok(())
 }

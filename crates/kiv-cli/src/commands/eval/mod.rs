@@ -35,7 +35,8 @@ pub(crate) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let env = Env {
         model: &model,
         builder: &|contender, n_tokens| session(args, &model, &plan, contender, n_tokens),
-        done: &|it| lines.done.contains(&case(it)),
+        // Nothing more is judged once it cannot be told.
+        done: &|it| lines.failure.borrow().is_some() || lines.done.contains(&case(it)),
         progress: &|_, total, progress| {
             bar.borrow_mut()
                 .get_or_insert_with(|| ReadBar::new(total, 0))
@@ -125,6 +126,16 @@ fn plan(args: &EvalArgs, prompts: &str) -> Result<Plan> {
         bail!(
             "there is nothing to measure: everything is resident under full. \
              Give recall another policy (--kv-policy exact)"
+        );
+    }
+    if let Some(reader) = &args.read_policy
+        && !kiv_eval::reads_for_others(reader)
+    {
+        let mut able = kiv_policies::NAMES.to_vec();
+        able.retain(|name| kiv_eval::reads_for_others(name));
+        bail!(
+            "--read-policy {reader} cannot read for others: there are {}",
+            able.join(", ")
         );
     }
     let prompts = match &args.prompts {
@@ -266,7 +277,7 @@ impl Lines {
                 }
             }
             if !self.json {
-                println!("{text}");
+                say!("{text}")?;
             }
             Ok(())
         })();

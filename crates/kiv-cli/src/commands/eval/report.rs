@@ -15,7 +15,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let page = report.page()?;
     let shown = args.output.display();
     std::fs::write(&args.output, page).with_context(|| format!("cannot write {shown} (-o)"))?;
-    eprintln!("wrote {shown}");
+    note!("wrote {shown}");
     if let Some(dir) = &args.figures {
         let cannot =
             |path: &std::path::Path| format!("cannot write {} (--figures)", path.display());
@@ -25,7 +25,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<ExitCode> {
             let path = dir.join(format!("{}.svg", figure.name));
             std::fs::write(&path, &figure.svg).with_context(|| cannot(&path))?;
         }
-        eprintln!("wrote {} figures to {}", figures.len(), dir.display());
+        note!("wrote {} figures to {}", figures.len(), dir.display());
     }
     Ok(ExitCode::SUCCESS)
 }

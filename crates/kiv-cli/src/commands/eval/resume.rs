@@ -4,15 +4,26 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 
 /// Cases that an earlier run has finished, and the file to append to.
 ///
 /// A prompt's last line may be missing if the run was cut off, so the very last
-/// case is judged again, and half a line is taken away.
+/// case is judged again, and half a line is taken away. A whole one that only lacks its
+/// end, or is of some other file, stays.
 pub(super) fn open(path: &Path) -> Result<(HashSet<String>, File)> {
     let shown = path.display();
-    let text = match std::fs::read(path) {
+    // Others hold no earlier lines, and might have no end.
+    let is_file_or_new = path
+        .metadata()
+        .map_or(true, |found| found.is_file() || found.is_dir());
+    let read = if is_file_or_new {
+        std::fs::read(path)
+    } else {
+        Ok(Vec::new())
+    };
+    let text = match read {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {shown} (--out)")),
@@ -24,11 +35,18 @@ pub(super) fn open(path: &Path) -> Result<(HashSet<String>, File)> {
     let mut options = OpenOptions::new();
     options.create(true).append(true);
     let cannot = || format!("cannot write {shown} (--out)");
-    let file = options.open(path).with_context(cannot)?;
-    if whole < text.len() && text[whole..].starts_with(b"{") {
+    let mut file = options.open(path).with_context(cannot)?;
+    let last = &text[whole..];
+    let is_cut_off = |line: &[u8]| match serde_json::from_slice::<Value>(line) {
+        Ok(_) => false,
+        Err(error) => error.is_eof() && line.starts_with(b"{"),
+    };
+    if is_cut_off(last) {
         file.set_len(whole as u64).with_context(cannot)?;
+    } else if !last.is_empty() {
+        writeln!(file).with_context(cannot)?;
     }
-    Ok((finished(&String::from_utf8_lossy(&text[..whole])), file))
+    Ok((finished(&String::from_utf8_lossy(&text)), file))
 }
 
 fn finished(text: &str) -> HashSet<String> {
@@ -53,7 +71,6 @@ fn finished(text: &str) -> HashSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     #[test]
     fn half_a_line_is_taken_away_and_its_case_judged_again() {
@@ -68,6 +85,23 @@ mod tests {
             std::fs::read_to_string(&path).unwrap(),
             format!("{whole}{{}}\n")
         );
+    }
+
+    #[test]
+    fn a_whole_line_without_its_end_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.jsonl");
+        for text in [
+            "{\"case\":\"a\"}\n{\"case\":\"b\"}",
+            "{\"mine\": 1}",
+            "a note",
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let (_, mut file) = open(&path).unwrap();
+            file.write_all(b"{}\n").unwrap();
+            let now = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(now, format!("{text}\n{{}}\n"));
+        }
     }
 
     #[test]

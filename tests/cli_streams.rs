@@ -1,0 +1,219 @@
+//! What becomes of the program when nobody takes its output, and when it is interrupted.
+#![cfg(all(feature = "cli", unix))]
+
+mod support;
+
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use tempfile::TempDir;
+
+/// A pool of 256 cells.
+const SMALL: &str = "--kv-sinks 4 --kv-window 64 --kv-block 16 --kv-budget 64 -ub 32 -t 1";
+
+/// `kiv LINE` in `dir`, with the tests' own cache folder.
+fn kiv(dir: &Path, line: &str) -> Command {
+    let mut kiv = Command::new(env!("CARGO_BIN_EXE_kiv"));
+    kiv.current_dir(dir)
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .args(line.split_whitespace())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    kiv
+}
+
+fn interrupt(child: &Child, signal: &str) {
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args([signal, &pid]).status();
+    assert!(sent.unwrap().success());
+}
+
+/// The end of it, and what it said on standard error.
+fn end(mut child: Child) -> (ExitStatus, String) {
+    let mut said = String::new();
+    let mut stderr = child.stderr.take().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    (child.wait().unwrap(), said)
+}
+
+/// A folder with a context of a few tokens in it, and a line of every command's kind.
+fn commands() -> (TempDir, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let made = kiv(
+        dir.path(),
+        &format!("run -p Hello --kv-dir made -n 0 {SMALL}"),
+    )
+    .status();
+    assert!(made.unwrap().success());
+    let lines = [
+        "run -p Hello -n 2",
+        "run -p Hello -n 0",
+        "run -p Hello -n 2 --json",
+        "inspect",
+        "inspect --json",
+        "demo --tokens 1024 --depths 50",
+        "bench --ctx 64 -n 2 --kv-policy window",
+        "eval needle --ctx 1024 --depths 50 --kv-policy full",
+    ];
+    let lines = lines.map(|line| format!("{line} {SMALL}"));
+    let of_contexts = [
+        "context list --kv-dir .",
+        "context info --kv-dir made",
+        "context verify --kv-dir made",
+        "verify --ubatches 7 --cache-types f16 --swaps 10 -t 1",
+    ];
+    let all = lines.into_iter().chain(of_contexts.map(str::to_owned));
+    (dir, all.collect())
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let (dir, lines) = commands();
+    for line in lines {
+        let mut child = kiv(dir.path(), &line).spawn().unwrap();
+        drop(child.stdout.take());
+        let (status, said) = end(child);
+        assert_eq!(status.code(), Some(0), "{line}\n{said}");
+        assert!(!said.contains("error:"), "{line}\n{said}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_one_error() {
+    let (dir, lines) = commands();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    for line in lines {
+        let (status, said) = end(kiv(dir.path(), &line).stdout(full()).spawn().unwrap());
+        assert_eq!(status.code(), Some(1), "{line}\n{said}");
+        let why = "error: cannot write to standard output\n  caused by: No space left on device";
+        assert!(said.contains(why), "{line}\n{said}");
+        assert!(!said.contains("panicked"), "{line}\n{said}");
+    }
+    // A log that cannot be written stops nothing.
+    let line = format!("run -p Hello -n 2 {SMALL}");
+    let output = kiv(dir.path(), &line).stderr(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!output.stdout.is_empty());
+}
+
+#[test]
+fn what_was_read_is_kept_though_nobody_takes_the_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!("run -p Hello -n 8 --kv-dir context {SMALL}");
+    let mut child = kiv(dir.path(), &line).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(end(child).0.code(), Some(0));
+    let info = kiv(dir.path(), "context info --kv-dir context --json").output();
+    let info: Value = serde_json::from_slice(&info.unwrap().stdout).unwrap();
+    assert!(info["tokens"].as_u64().unwrap() > 1, "{info}");
+}
+
+#[test]
+fn a_benchmark_is_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!("bench --ctx 64,100000 -n 2 --kv-policy exact {SMALL}");
+    let mut child = kiv(dir.path(), &line).spawn().unwrap();
+    // After the table's head and its first row the long text is read.
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..3 {
+        stdout.read_line(&mut String::new()).unwrap();
+    }
+    interrupt(&child, "-INT");
+    let (status, said) = end(child);
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("\ninterrupted after "), "{said}");
+}
+
+#[test]
+fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    // A template after which the bundled model finds no end.
+    let line = format!("chat --chat-template chatml -c 8192 --temp 0 {SMALL}");
+    let mut child = kiv(dir.path(), &line)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"one\ntwo\nthree\n").unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 8]).unwrap();
+    interrupt(&child, "-INT");
+    // Its input goes on: it does not.
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(end(child).0.code(), Some(130));
+    assert_eq!(
+        rest.matches('\n').count(),
+        rest.trim_end().matches('\n').count() + 1
+    );
+    drop(stdin);
+}
+
+/// `script` lends the program a terminal.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_answer_is_interrupted_at_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!(
+        "{} chat --chat-template chatml -c 8192 --temp 0 {SMALL}",
+        env!("CARGO_BIN_EXE_kiv")
+    );
+    let mut script = Command::new("script");
+    script
+        .args(["-qec", &line, "/dev/null"])
+        .current_dir(dir.path());
+    script.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    script.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = script.spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut said = String::new();
+    let mut wait_until = |done: &dyn Fn(&str) -> bool| {
+        while !done(&said) {
+            let mut some = [0; 1024];
+            let got = stdout.read(&mut some).unwrap();
+            assert!(got > 0, "it ends too early: {said}");
+            said += &String::from_utf8_lossy(&some[..got]);
+        }
+        said.len()
+    };
+    // How often it has begun to take a line: what is pasted is put in brackets then.
+    let lines = |said: &str| said.matches("\u{1b}[?2004h").count();
+    let before = wait_until(&|said| lines(said) == 1);
+    stdin.write_all(b"hello\r").unwrap();
+    wait_until(&|said| said.len() > before + 400);
+    stdin.write_all(&[3]).unwrap();
+    wait_until(&|said| lines(said) == 2);
+    stdin.write_all(&[4]).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!said.contains("the context is full"), "{said}");
+}
+
+#[test]
+fn a_server_says_where_it_listens_and_stops_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!("serve --json --port 0 {SMALL}");
+    let mut child = kiv(dir.path(), &line).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    let told: Value = serde_json::from_str(&line).unwrap();
+    let url = told["listening"].as_str().unwrap();
+    let at = url.strip_prefix("http://").unwrap();
+    std::net::TcpStream::connect(at).unwrap();
+    interrupt(&child, "-TERM");
+    let (status, said) = end(child);
+    assert_eq!(status.code(), Some(0), "{said}");
+}
+
+#[test]
+fn no_folder_is_made_where_one_happens_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut inspect = kiv(dir.path(), "inspect");
+    let output = inspect.env("XDG_CACHE_HOME", "").env("HOME", "").output();
+    assert!(output.unwrap().status.success());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
