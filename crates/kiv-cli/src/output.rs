@@ -14,6 +14,11 @@ pub(crate) fn print_error(error: &anyhow::Error) {
     }
 }
 
+/// Prints what the user should know, on standard error.
+pub(crate) fn print_warning(what: &str) {
+    eprintln!("warning: {what}");
+}
+
 /// Prints one JSON document on a line of its own.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
