@@ -181,9 +181,20 @@ fn inner_none() {
     assert_eq!(told_by_three(), [line]);
 }
 
-/// Where there is a GPU, but the cache is not in its memory.
+/// Where there is a GPU, but the cache is not in its memory. ggml's backend, in a build that has
+/// it, does not take this driver for one.
 #[test]
 #[ignore = "under the emulated driver"]
 fn inner_unasked() {
-    assert_eq!(told_by_three(), [""; 0]);
+    let lines = told_by_three();
+    assert_eq!(
+        lines.len(),
+        usize::from(cfg!(feature = "cuda")),
+        "{lines:?}"
+    );
+    let begins = "CUDA: there is a GPU, but ggml's backend for it computes nothing (";
+    assert!(
+        lines.iter().all(|line| line.starts_with(begins)),
+        "{lines:?}"
+    );
 }

@@ -98,6 +98,9 @@ mod loaded {
         // SAFETY: the path ends with a zero byte; ggml keeps what it loads.
         let backend = unsafe { sys::ggml_backend_load(path.as_ptr()) };
         let why = backend.is_null().then(log::last_error).flatten();
-        why.unwrap_or_else(|| format!("{file} was not loaded"))
+        let why = why.unwrap_or_else(|| format!("{file} was not loaded"));
+        // The loader's own words name the file, too.
+        let said_twice = format!("failed to load {}: ", path.to_string_lossy());
+        why.strip_prefix(&said_twice).unwrap_or(&why).to_owned()
     }
 }
