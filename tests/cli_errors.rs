@@ -471,6 +471,14 @@ fn a_benchmark_of_nothing() {
 }
 
 #[test]
+fn a_benchmark_longer_than_the_context() {
+    refused!(
+        dir(),
+        "bench --ctx 500,4096 -c 4096 -n 8 --kv-policy pq -t 1"
+    );
+}
+
+#[test]
 fn a_benchmark_that_decodes_nothing() {
     refused!(dir(), "bench -n 0");
 }

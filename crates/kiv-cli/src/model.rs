@@ -1,7 +1,7 @@
 //! From flags to a model and a session: looks before it leaps.
 
 use crate::args::{CacheArgs, ModelArgs};
-use crate::output::{DownloadBar, bytes};
+use crate::output::{DownloadBar, bytes, print_warning};
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result, anyhow, bail};
 use kiv_context::{Identity, RecordLayout};
@@ -239,7 +239,7 @@ pub(crate) fn check_memory(plan: &MemoryPlan, args: &ModelArgs) -> Result<()> {
         bytes(plan.compute_bytes),
     );
     if args.force {
-        note!("warning: {text}");
+        print_warning(&text);
         return Ok(());
     }
     bail!("{text}. Take a shorter context, use -ctk q8_0 -ctv q8_0, or go on with --force");
@@ -283,7 +283,7 @@ pub(crate) fn builder(
         .positions(args.kv_pos)
         .rests(args.kv_rest)
         .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
-        .warn(|what| note!("warning: {what}"))
+        .warn(print_warning)
 }
 
 /// Whether a policy has cold rows.

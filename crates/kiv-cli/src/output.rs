@@ -72,6 +72,11 @@ fn one_line(text: &dyn fmt::Display) -> String {
     lines.collect::<Vec<_>>().join(" ")
 }
 
+/// Prints what the user should know, on standard error.
+pub(crate) fn print_warning(what: &str) {
+    note!("warning: {what}");
+}
+
 /// Prints one JSON document on a line of its own.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let document = serde_json::to_string(value)?;

@@ -10,7 +10,7 @@
 //! ggml's own copies.
 
 use crate::error::Error;
-use crate::llama::{CacheTensor, Caches};
+use crate::llama::{CacheTensor, Caches, cuda_missing};
 use kiv_cuda::work::{Cache, Side};
 use kiv_cuda::{
     Absent, CudaDevice, Device, DeviceError, DeviceTier, LayerShape, Pager, PinnedPool,
@@ -49,6 +49,23 @@ enum NoTier {
     Device(#[from] DeviceError),
 }
 
+/// Tells whoever built this for a GPU why none computes, once in a process.
+pub(crate) fn say_if_absent(warn: fn(&str)) {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| match look_or_say(0) {
+        Err(Absent::NotBuilt) => {}
+        Err(absent) => warn(&absent.to_string()),
+        Ok(()) => {
+            if let Some(why) = cuda_missing() {
+                warn(&format!(
+                    "CUDA: there is a GPU, but ggml's backend for it computes nothing ({why}); kiv \
+                     goes on on the CPU"
+                ));
+            }
+        }
+    });
+}
+
 /// A tier for these layers, if the cache is in a GPU's memory and all else allows it.
 pub(crate) fn open(
     geometry: &Geometry,
@@ -72,8 +89,6 @@ fn try_open(
     options: &GpuOptions,
 ) -> Result<Option<GpuTier>, NoTier> {
     let Some(number) = gpu_of(geometry, caches, options.lends_host) else {
-        // Whoever built this for a GPU is told if there is none.
-        look_or_say(0)?;
         return Ok(None);
     };
     let mut gpu = open_or_say(number)?;

@@ -12,6 +12,15 @@ use kiv_policy::LayerGeometry;
 /// llama.cpp's tensor of RoPE factors for contexts within the original length.
 const SHORT_FACTORS: &str = "rope_factors_short.weight";
 
+/// A list of cells that rows are stored by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CellList {
+    /// The device that it was copied to, if it was.
+    pub device: String,
+    /// Tells lists of a device apart.
+    pub id: usize,
+}
+
 /// What the first batch shows of one layer's attention.
 #[derive(Clone, Debug)]
 pub(crate) struct SeenLayer {
@@ -19,8 +28,8 @@ pub(crate) struct SeenLayer {
     /// Cells of its cache.
     pub n_cells: usize,
     /// The list of cells that its rows are stored by; shared by the layers of
-    /// one cache.
-    pub cell_list: usize,
+    /// one cache on one device.
+    pub cell_list: CellList,
     /// How its keys are rotated, as far as the graph shows.
     pub rotation: Option<Rotation>,
     /// Learned sinks by query head, if it has any.
@@ -36,7 +45,9 @@ pub(crate) struct Seen {
     /// Keys are rotated by factors for short contexts (LongRoPE).
     pub short_rope: bool,
     /// Layers, cell lists and rotations of SET_ROWS nodes.
-    stores: Vec<(u32, usize, Option<Rotation>)>,
+    stores: Vec<(u32, CellList, Option<Rotation>)>,
+    /// Queries have been reordered that no reordered V has followed yet.
+    queries: bool,
 }
 
 /// The rotation that ends a chain of operations: the last one of its first operands.
@@ -57,9 +68,17 @@ impl Seen {
             Op::SetRows => {
                 if let (Some(il), Some(list)) = (node.root().cache_layer('k'), node.source(1)) {
                     let rotation = node.source(0).and_then(rotation);
-                    self.stores.push((il, list.id(), rotation));
+                    let list = CellList {
+                        device: list.copied_to().to_owned(),
+                        id: list.id(),
+                    };
+                    self.stores.push((il, list, rotation));
                 }
             }
+            Op::Permute => match node.root().cache_layer('v') {
+                Some(il) => self.look_before_attention(il),
+                None => self.queries |= node.root().cache_layer('k').is_none(),
+            },
             Op::FlashAttention => {
                 if let Err(why) = self.look_at_attention(node) {
                     self.obstacle.get_or_insert(why);
@@ -67,7 +86,7 @@ impl Seen {
             }
             _ if node
                 .source(2)
-                .is_some_and(|f| f.root().name() == SHORT_FACTORS) =>
+                .is_some_and(|f| f.root().original_name() == SHORT_FACTORS) =>
             {
                 self.short_rope = true;
             }
@@ -76,6 +95,17 @@ impl Seen {
                     .get_or_insert_with(|| "a layer attends without flash attention".to_owned());
             }
             _ => {}
+        }
+    }
+
+    /// Where a layer will be served, its queries and new keys must be there. Backends may
+    /// reorder a graph: CUDA's does if `GGML_CUDA_GRAPH_OPT` is set.
+    fn look_before_attention(&mut self, il: u32) {
+        let stored = self.stores.iter().any(|(layer, ..)| *layer == il);
+        if !std::mem::take(&mut self.queries) || !stored {
+            self.obstacle.get_or_insert_with(|| {
+                format!("layer {il} has its values in order before its queries and keys")
+            });
         }
     }
 
@@ -128,13 +158,41 @@ impl Seen {
                 soft_cap: (soft_cap != 0.0).then_some(soft_cap),
             },
             n_cells,
-            cell_list: *cell_list,
+            cell_list: cell_list.clone(),
             rotation: rotation.clone(),
             sinks: (node.source(4).map(|sinks| sinks.read_f32()))
                 .transpose()?
                 .unwrap_or_default(),
         });
         Ok(())
+    }
+
+    /// The layers to be tiered: those of the one cache that spans the context.
+    /// Sliding-window layers have a smaller cache of their own and are left to
+    /// llama.cpp.
+    pub(crate) fn global_layers(self, n_swa: usize) -> Result<Vec<SeenLayer>, Error> {
+        let unhookable = |reason: &str| Error::Unhookable {
+            reason: reason.to_owned(),
+        };
+        let mut sizes: Vec<usize> = self.layers.iter().map(|l| l.n_cells).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let Some(&largest) = sizes.last() else {
+            return Err(unhookable("no layer keeps a KV cache"));
+        };
+        // Caches of one size are told apart by their lists of cells, of which every device
+        // that has some of the layers has a copy.
+        let apart = |a: &SeenLayer, b: &SeenLayer| {
+            a.n_cells == b.n_cells
+                && a.cell_list.device == b.cell_list.device
+                && a.cell_list.id != b.cell_list.id
+        };
+        let several = |a: &SeenLayer| self.layers.iter().any(|b| apart(a, b));
+        if sizes.len() > 1 + usize::from(n_swa > 0) || self.layers.iter().any(several) {
+            return Err(unhookable("it keeps several caches of different kinds"));
+        }
+        let global = self.layers.into_iter().filter(|l| l.n_cells == largest);
+        Ok(global.collect())
     }
 }
 
@@ -259,5 +317,70 @@ impl GraphHook for Engine {
         if self.error.is_none() {
             self.error = self.serve(node, query, device).err();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layers with caches of so many cells, whose lists are on a device and have a number.
+    fn seen(layers: &[(usize, &str, usize)]) -> Seen {
+        let layers = (0..)
+            .zip(layers)
+            .map(|(il, &(n_cells, device, id))| SeenLayer {
+                geometry: LayerGeometry {
+                    il,
+                    n_head: 1,
+                    n_head_kv: 1,
+                    key_dim: 32,
+                    value_dim: 32,
+                    scale: 1.0,
+                    soft_cap: None,
+                },
+                n_cells,
+                cell_list: CellList {
+                    device: device.to_owned(),
+                    id,
+                },
+                rotation: None,
+                sinks: Vec::new(),
+            });
+        Seen {
+            layers: layers.collect(),
+            ..Seen::default()
+        }
+    }
+
+    fn global(layers: &[(usize, &str, usize)], n_swa: usize) -> Option<Vec<u32>> {
+        let global = seen(layers).global_layers(n_swa).ok()?;
+        Some(global.iter().map(|l| l.geometry.il).collect())
+    }
+
+    #[test]
+    fn layers_of_one_cache_may_be_on_several_devices() {
+        let split = [
+            (512, "", 1),
+            (512, "CUDA0", 2),
+            (512, "CUDA1", 3),
+            (512, "CUDA1", 3),
+        ];
+        assert_eq!(global(&split, 0), Some(vec![0, 1, 2, 3]));
+        let sliding = [
+            (512, "", 1),
+            (256, "", 2),
+            (512, "CUDA0", 3),
+            (256, "CUDA0", 4),
+        ];
+        assert_eq!(global(&sliding, 128), Some(vec![0, 2]));
+    }
+
+    #[test]
+    fn several_caches_are_refused() {
+        assert_eq!(global(&[], 0), None);
+        assert_eq!(global(&[(512, "", 1), (512, "", 2)], 128), None);
+        assert_eq!(global(&[(512, "", 1), (256, "", 2)], 0), None);
+        let three = [(512, "", 1), (256, "", 2), (128, "", 3)];
+        assert_eq!(global(&three, 128), None);
     }
 }

@@ -6,7 +6,7 @@ use crate::disk::open_disk;
 use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::gpu::{self, GpuOptions, GpuTier};
-use crate::hook::{Engine, Seen, SeenLayer};
+use crate::hook::{Engine, Seen};
 use crate::llama::{Context, ContextParams};
 use crate::mark::Mark;
 use crate::model::Model;
@@ -113,6 +113,7 @@ impl Session {
         } else {
             options.n_ctx
         };
+        gpu::say_if_absent(options.warn);
         let policy = options.policy.take();
         let pool = options.pool.clone();
         let layout = pool_layout(pool, policy.as_deref(), n_ctx, model.raw().n_swa())?;
@@ -236,7 +237,7 @@ impl Session {
             };
             self.check_rope_factors(longest)?;
         }
-        let layers = global_layers(seen, self.model.raw().n_swa())?;
+        let layers = seen.global_layers(self.model.raw().n_swa())?;
         let remap = if remapped {
             let rotations = rotations(&mut self.context, &layers, options.type_k)?;
             self.check_distances()?;
@@ -740,30 +741,4 @@ fn stock_cache_bytes(
             layout.n_cells
         }
     }))
-}
-
-/// The layers to be tiered: those of the one cache that spans the context.
-/// Sliding-window layers have a smaller cache of their own and are left to
-/// llama.cpp.
-fn global_layers(seen: Seen, n_swa: usize) -> Result<Vec<SeenLayer>, Error> {
-    let unhookable = |reason: &str| Error::Unhookable {
-        reason: reason.to_owned(),
-    };
-    let mut lists: Vec<usize> = seen.layers.iter().map(|l| l.cell_list).collect();
-    lists.sort_unstable();
-    lists.dedup();
-    let largest = seen.layers.iter().map(|l| l.n_cells).max();
-    let largest = largest.ok_or_else(|| unhookable("no layer keeps a KV cache"))?;
-    let all = seen.layers.len();
-    let global: Vec<_> = seen
-        .layers
-        .into_iter()
-        .filter(|l| l.n_cells == largest)
-        .collect();
-    match lists.len() {
-        1 => {}
-        2 if n_swa > 0 && global.len() < all => {}
-        _ => return Err(unhookable("it keeps several caches of different kinds")),
-    }
-    Ok(global)
 }

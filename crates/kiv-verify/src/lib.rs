@@ -45,6 +45,8 @@ pub struct Plan {
     pub window: usize,
     /// Whether `bytes` and `budget` are made, too.
     pub thorough: bool,
+    /// Is told what sessions have to tell, see [`SessionBuilder::warn`].
+    pub warn: fn(&str),
 }
 
 impl Default for Plan {
@@ -57,6 +59,7 @@ impl Default for Plan {
             seed: 1,
             window: WINDOW,
             thorough: true,
+            warn: |_| {},
         }
     }
 }
@@ -125,6 +128,7 @@ pub fn verify(
                 threads: plan.threads,
                 seed: plan.seed,
                 window: plan.window,
+                warn: plan.warn,
             };
             let line = f(&case).map_err(|source| CheckError {
                 check,
@@ -157,6 +161,7 @@ struct Case {
     threads: usize,
     seed: u64,
     window: usize,
+    warn: fn(&str),
 }
 
 /// Logits of every token, `[n_tokens][n_vocab]`.
@@ -193,6 +198,7 @@ impl Case {
             .cache_types(self.cache_type, self.cache_type)
             .threads(self.threads, self.threads)
             .all_logits(true)
+            .warn(self.warn)
     }
 
     fn stock(&self, n_tokens: usize) -> SessionBuilder {

@@ -4,7 +4,7 @@ use crate::args::{BenchArgs, Fill, SyntheticArgs};
 use crate::bundled::cache_folders;
 use crate::model::{self, passing_builder, session};
 use crate::output::{ReadBar, bytes, peak_rss, print_json, reset_peak_rss};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use kiv_gguf::ModelFile;
 use kiv_runtime::{Error, Model, Outputs, Token};
 use kiv_synthetic::Synthetic;
@@ -75,6 +75,19 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let name = name(&opened.file);
     let longest = args.ctx.iter().copied().max().unwrap_or(0);
     let model = opened.load_for(&args.model, &args.cache, &args.kv_policy, longest)?;
+    // Text and what is decoded after it are one context. What is too long is told at once.
+    let decoded = args.predict.min(longest);
+    let room = match args.model.ctx_size {
+        0 => opened.n_ctx(&args.model).max(longest + decoded),
+        given => given,
+    };
+    if longest + decoded > room && args.kv_policy.iter().any(|policy| policy != "full") {
+        bail!(
+            "--ctx {longest} with {decoded} tokens to decode does not fit the context of {room} \
+             tokens: at most {} (--ctx-size)",
+            room.saturating_sub(args.predict)
+        );
+    }
     note!("{}", kiv_runtime::system_info());
     let text = match &synthetic {
         Some(model) => model.tokens(longest, args.seed),
@@ -117,7 +130,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         for round in 0..args.rounds.max(1) {
             for (i, policy) in policies.iter().enumerate() {
                 reset_peak_rss();
-                let (sample, row) = measure(args, &model, &name, policy, &text[..n_ctx])?;
+                let (sample, row) = measure(args, &model, &name, (policy, room), &text[..n_ctx])?;
                 if round == 0 {
                     rows.push((vec![sample], row));
                 } else {
@@ -188,16 +201,17 @@ fn measure<'a>(
     args: &BenchArgs,
     model: &Model,
     name: &'a str,
-    policy: &'a str,
+    (policy, room): (&'a str, usize),
     text: &[Token],
 ) -> Result<(Sample, Row<'a>)> {
     let n_ctx = text.len();
     // Decoding repeats the text's end; there must be room for it.
     let decode = &text[n_ctx.saturating_sub(args.predict)..];
-    let mut builder = passing_builder(model, &args.model, &args.cache, policy);
-    if policy == "full" {
-        builder = builder.ctx_size(n_ctx + decode.len());
-    }
+    let room = match policy {
+        "full" => n_ctx + decode.len(),
+        _ => room,
+    };
+    let builder = passing_builder(model, &args.model, &args.cache, policy).ctx_size(room);
     let mut session = session(builder)?;
     let started = Instant::now();
     match args.fill {

@@ -2,7 +2,7 @@
 
 use crate::args::ServeArgs;
 use crate::model::{self, builder};
-use crate::output::print_json;
+use crate::output::{print_json, print_warning};
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result};
 use kiv_runtime::{ChatTemplate, Message};
@@ -62,7 +62,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
         kept: args.cache.store.kv_dir.clone().map(|folder| KeptContexts {
             folder,
             most: args.kv_contexts,
-            warn: |what| note!("warning: {what}"),
+            warn: print_warning,
         }),
     };
     let (address, json) = ((args.host.clone(), args.port), args.model.json);

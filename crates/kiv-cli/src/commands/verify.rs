@@ -2,7 +2,7 @@
 
 use crate::args::VerifyArgs;
 use crate::model;
-use crate::output::print_json;
+use crate::output::{print_json, print_warning};
 use anyhow::{Context, Result};
 use kiv_gguf::LayerKind;
 use kiv_verify::{Line, Plan};
@@ -33,6 +33,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         swaps: args.swaps,
         threads: model::threads(&args.model),
         seed: args.seed,
+        warn: print_warning,
         ..defaults
     };
     let mut failed = None;

@@ -44,9 +44,14 @@ macro_rules! emulated {
 
 /// Runs a test of this program that is otherwise ignored under the emulated driver.
 pub fn run(test: &str, environment: &[(&str, &str)]) {
+    // Before all that is looked in already: llama.cpp may be in libraries, too.
+    let mut folders = vec![folder().to_owned()];
+    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    folders.extend(std::env::split_paths(&others));
+    let folders = std::env::join_paths(folders).expect("paths without colons");
     let output = Command::new(std::env::current_exe().expect("a test program"))
         .args(["--exact", test, "--ignored", "--nocapture"])
-        .env("LD_LIBRARY_PATH", folder())
+        .env("LD_LIBRARY_PATH", folders)
         .envs(environment.iter().copied())
         .output()
         .expect("it runs");

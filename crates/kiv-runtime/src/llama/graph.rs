@@ -90,6 +90,23 @@ impl<'a> Node<'a> {
         name.to_str().unwrap_or_default()
     }
 
+    /// The device that ggml has copied it to, and the name of what is copied, if it has: where
+    /// layers are on several devices, each gets a copy of what it takes from elsewhere.
+    fn copy_of(&self) -> Option<(&'a str, &'a str)> {
+        let (device, rest) = self.name().split_once('#')?;
+        Some((device, rest.rsplit_once('#')?.0))
+    }
+
+    /// The device that it was copied to, empty if it is no copy.
+    pub(crate) fn copied_to(&self) -> &'a str {
+        self.copy_of().map_or("", |(device, _)| device)
+    }
+
+    /// The name, of a copy that of what is copied.
+    pub(crate) fn original_name(&self) -> &'a str {
+        self.copy_of().map_or_else(|| self.name(), |(_, name)| name)
+    }
+
     /// Layer index, if this is a K (`kind` 'k') or V ('v') cache tensor.
     pub(crate) fn cache_layer(&self, kind: char) -> Option<u32> {
         let rest = self.name().strip_prefix("cache_")?;

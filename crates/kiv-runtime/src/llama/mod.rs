@@ -6,6 +6,7 @@
 //! that the hook needs (see `patches/`).
 #![allow(unsafe_code)]
 
+mod backend;
 mod context;
 mod graph;
 mod log;
@@ -14,10 +15,11 @@ mod quantize;
 mod tensor;
 mod threads;
 
+pub(crate) use backend::{backend, cuda_missing, supports_gpu, system_info};
 pub(crate) use context::{Caches, Context, ContextParams, Device, GraphHook};
 pub(crate) use graph::{Node, Op};
 pub(crate) use log::set_verbose;
-pub(crate) use model::{RawModel, backend, supports_gpu, system_info};
+pub(crate) use model::RawModel;
 pub use quantize::{QuantizeType, quantize};
 pub(crate) use tensor::CacheTensor;
 

@@ -1,45 +1,10 @@
 //! A loaded model.
 
-use super::log;
-use llama_cpp_2::llama_backend::LlamaBackend;
+use super::{backend, log};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
-use std::ffi::CStr;
 use std::path::Path;
-use std::sync::OnceLock;
-
-/// llama.cpp, started once per process and never stopped.
-pub(crate) fn backend() -> &'static LlamaBackend {
-    static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
-    BACKEND.get_or_init(|| {
-        log::install();
-        let backend = LlamaBackend::init().expect("llama.cpp is started here only");
-        // Loadable backends are not there until they are asked for: those of
-        // the build, then those beside the program.
-        #[cfg(feature = "dynamic-backends")]
-        {
-            if let Some(folder) = sys::BACKENDS_DIR {
-                llama_cpp_2::llama_backend::load_backends_from_path(Path::new(folder));
-            }
-            llama_cpp_2::llama_backend::load_backends();
-        }
-        backend
-    })
-}
-
-/// Whether this build can use a GPU that is there.
-pub(crate) fn supports_gpu() -> bool {
-    backend().supports_gpu_offload()
-}
-
-/// llama.cpp's own line on what the build uses of this CPU.
-pub(crate) fn system_info() -> String {
-    backend();
-    // SAFETY: llama.cpp returns a pointer to a null-terminated static buffer.
-    let text = unsafe { CStr::from_ptr(sys::llama_print_system_info()) };
-    text.to_string_lossy().trim().to_owned()
-}
 
 /// Weights and vocabulary.
 #[derive(Debug)]
