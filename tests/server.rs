@@ -139,6 +139,15 @@ fn ollama_clients() {
     let ask = json!({"model": "tiny", "prompt": format!("{FACT}\n{QUESTION}"), "stream": false, "options": options});
     let answer = post(at, "/api/generate", &ask).json();
     assert_eq!(answer["response"], " 48213");
+    // Who asks nothing wants the model loaded.
+    for (path, said) in [
+        ("/api/generate", json!({"model": "tiny", "keep_alive": -1})),
+        ("/api/chat", json!({"model": "tiny", "messages": []})),
+    ] {
+        let answer = post(at, path, &said).json();
+        let is_done = (&answer["done"], &answer["done_reason"]);
+        assert_eq!(is_done, (&json!(true), &json!("load")));
+    }
     assert_eq!(get(at, "/api/tags").json()["models"][0]["name"], "tiny");
     assert_eq!(
         get(at, "/api/ps").json()["models"][0]["context_length"],

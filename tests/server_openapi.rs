@@ -94,6 +94,7 @@ fn requests() -> Vec<(&'static str, Value)> {
             "/api/generate",
             json!({"prompt": QUESTION, "system": FACT, "options": options}),
         ),
+        ("/api/generate", json!({})),
         ("/api/tags", Value::Null),
         ("/api/show", json!({"model": "tiny"})),
         ("/api/ps", Value::Null),

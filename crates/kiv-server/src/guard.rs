@@ -39,8 +39,11 @@ fn refusal(headers: &HeaderMap, hosts: &[String], key: Option<&str>, open: bool)
         }
     }
     let key = key.filter(|_| !open)?;
-    let sent = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
-    if sent.is_some_and(|sent| equal(sent.trim().as_bytes(), key.as_bytes())) {
+    let sent = text(header::AUTHORIZATION).and_then(|value| value.split_once(' '));
+    let is_sent = |(scheme, sent): (&str, &str)| {
+        scheme.eq_ignore_ascii_case("bearer") && equal(sent.trim().as_bytes(), key.as_bytes())
+    };
+    if sent.is_some_and(is_sent) {
         return None;
     }
     let message = "a wrong key or none: send \"Authorization: Bearer KEY\"";
@@ -110,6 +113,8 @@ mod tests {
             refusal(headers, &[], Some("secret"), open).map(|fault| fault.status.as_u16())
         };
         assert_eq!(status(&with("Bearer secret"), false), None);
+        assert_eq!(status(&with("bearer  secret"), false), None);
+        assert_eq!(status(&with("secret"), false), Some(401));
         assert_eq!(status(&with("Bearer secreT"), false), Some(401));
         assert_eq!(status(&with("Bearer secret2"), false), Some(401));
         assert_eq!(status(&with("Basic secret"), false), Some(401));

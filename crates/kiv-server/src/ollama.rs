@@ -116,12 +116,22 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         }
     };
     let grammar = ask::checked(app, grammar, "format")?;
+    let line = Line {
+        model: app.config.name.clone(),
+        is_chat,
+    };
     let (text, param) = if is_chat {
-        let said: Vec<Said> = params.need("messages")?;
+        let said: Vec<Said> = params.take("messages")?.unwrap_or_default();
+        if said.is_empty() {
+            return Ok(Json(line.loaded()).into_response());
+        }
         let text = ask::render_with(app, ask::messages(said)?, &tools)?;
         (text, "messages")
     } else {
-        let prompt: String = params.need("prompt")?;
+        let prompt: String = params.take("prompt")?.unwrap_or_default();
+        if prompt.is_empty() {
+            return Ok(Json(line.loaded()).into_response());
+        }
         let system: Option<String> = params.take("system")?;
         let raw = params.take::<bool>("raw")?.unwrap_or(false);
         let text = if raw || app.config.template.is_none() {
@@ -146,10 +156,6 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         ..GenerateOptions::default()
     };
     let events = ask::submit(app, app.model.tokenize(&text, true), options, param, false)?;
-    let line = Line {
-        model: app.config.name.clone(),
-        is_chat,
-    };
     if stream {
         return Ok(line.stream(events, tools));
     }
@@ -172,6 +178,14 @@ impl Line {
         } else {
             line["response"] = json!(text);
         }
+        line
+    }
+
+    /// To who asks nothing, which is how clients have a model loaded.
+    fn loaded(&self) -> Value {
+        let mut line = self.some("");
+        line["done"] = json!(true);
+        line["done_reason"] = json!("load");
         line
     }
 

@@ -1,0 +1,201 @@
+//! One question: the queries of a step, and the blocks' shares of their softmax.
+
+use super::Head;
+use kiv_fastscan::Isa;
+use kiv_index::{Effort, HeadIndex, groups};
+use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
+use kiv_policy::{BlockId, LayerGeometry, PolicyError, SelectRequest};
+
+/// Keys looked at for a decoded token's queries, and told.
+const DECODE: Effort = Effort {
+    probed: 10240,
+    kept: 1024,
+};
+
+/// The same for one of a micro-batch's groups of queries.
+const PREFILL: Effort = Effort {
+    probed: 2048,
+    kept: 512,
+};
+
+/// Groups that a micro-batch's queries of one head are divided into.
+const GROUPS: usize = 8;
+
+/// Every so many tokens of a micro-batch are shown to the index.
+const OBSERVED: usize = 16;
+
+/// Most queries that are searched for together.
+pub(super) const TOGETHER: usize = 8;
+
+/// Longest query: beyond this, logits are not numbers any more.
+const LONGEST: f32 = 1e9;
+
+/// One question, of one KV head.
+pub(super) struct Ask<'a> {
+    pub request: &'a SelectRequest<'a>,
+    pub layer: &'a LayerGeometry,
+    pub kv_head: usize,
+    pub isa: Isa,
+    pub block: usize,
+}
+
+/// Queries that are searched for together, and the last local position that
+/// each may see.
+#[derive(Default)]
+struct Batch {
+    /// Scaled, `[n, dim]`.
+    queries: Vec<f32>,
+    last: Vec<i32>,
+    /// Learned sinks of their heads, `-inf` if there are none.
+    sinks: Vec<f32>,
+}
+
+impl Ask<'_> {
+    /// Query heads that share the KV head.
+    pub fn query_heads(&self) -> std::ops::Range<usize> {
+        let group = self.layer.group();
+        self.kv_head * group..(self.kv_head + 1) * group
+    }
+
+    pub fn observe(&self, index: &mut HeadIndex) {
+        for token in (0..self.request.queries.n_tokens()).step_by(OBSERVED) {
+            for head in self.query_heads() {
+                index.observe(self.request.queries.get(token, head));
+            }
+        }
+    }
+
+    /// Adds a query to a batch.
+    fn push(&self, batch: &mut Batch, query_head: usize, query: &[f32], last: i32) {
+        // A longer one has the same favourites.
+        let scale = self.layer.scale * self.shrink(query);
+        batch.queries.extend(query.iter().map(|v| v * scale));
+        batch.last.push(last);
+        let sink = self.request.sinks.get(query_head).copied();
+        batch.sinks.push(sink.unwrap_or(f32::NEG_INFINITY));
+    }
+
+    /// The queries of every head of one token.
+    pub fn decode(&mut self, head: &mut Head) -> Result<(), PolicyError> {
+        let positions = self.request.queries.positions;
+        for (token, position) in positions.iter().enumerate() {
+            let mut batch = Batch::default();
+            for query_head in self.query_heads() {
+                let query = self.request.queries.get(token, query_head);
+                self.push(&mut batch, query_head, query, *position);
+            }
+            self.search(head, &batch, DECODE, |share, more| *share += more)?;
+        }
+        Ok(())
+    }
+
+    /// Means of similar queries, head by head.
+    pub fn prefill(&mut self, head: &mut Head) -> Result<(), PolicyError> {
+        let (queries, dim) = (&self.request.queries, self.layer.key_dim);
+        for query_head in self.query_heads() {
+            let all: Vec<f32> = (0..queries.n_tokens())
+                .flat_map(|token| queries.get(token, query_head).iter().copied())
+                .collect();
+            if all.iter().any(|v| !v.is_finite()) {
+                return Err(PolicyError("a query is not a number".to_owned()));
+            }
+            let mut batch = Batch::default();
+            for members in groups(&all, dim, GROUPS) {
+                let mut mean = vec![0f32; dim];
+                let mut position = 0f64;
+                for member in &members {
+                    let at = *member as usize;
+                    let query = &all[at * dim..(at + 1) * dim];
+                    let n = members.len() as f32;
+                    mean.iter_mut().zip(query).for_each(|(m, q)| *m += q / n);
+                    position += f64::from(queries.positions[at]) / f64::from(n);
+                }
+                self.push(&mut batch, query_head, &mean, position as i32);
+            }
+            // The neediest group of each head counts: a block that one of them
+            // needs outranks one that all glance at.
+            self.search(head, &batch, PREFILL, |share, more| {
+                *share = share.max(more)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What a query is multiplied by so that its products are numbers.
+    pub fn shrink(&self, query: &[f32]) -> f32 {
+        let longest = query.iter().fold(0f32, |m, v| m.max(v.abs())) * self.layer.scale.abs();
+        if longest > LONGEST {
+            LONGEST / longest
+        } else {
+            1.0
+        }
+    }
+
+    /// A logit as the softmax sees it.
+    pub fn capped(&self, logit: f32) -> f32 {
+        let cap = self.layer.soft_cap;
+        cap.map_or(logit, |cap| cap * (logit / cap).tanh())
+    }
+
+    /// Adds the blocks' shares of these queries' softmax to the head's shares.
+    fn search(
+        &self,
+        head: &mut Head,
+        batch: &Batch,
+        effort: Effort,
+        add: impl Fn(&mut f32, f32),
+    ) -> Result<(), PolicyError> {
+        let dim = self.layer.key_dim;
+        let Head {
+            index,
+            local,
+            scratch,
+            hits,
+            shares,
+            touched,
+            one,
+            totals,
+        } = head;
+        totals.clear();
+        let mut logits = Vec::new();
+        let together = batch.queries.chunks(TOGETHER * dim);
+        let others = batch
+            .last
+            .chunks(TOGETHER)
+            .zip(batch.sinks.chunks(TOGETHER));
+        for (queries, (last, sinks)) in together.zip(others) {
+            index
+                .search(self.isa, queries, effort, scratch, hits)
+                .map_err(|e| PolicyError(e.to_string()))?;
+            let asked = queries.chunks_exact(dim).zip(last).zip(sinks);
+            for (i, ((query, last), sink)) in asked.enumerate() {
+                logits.clear();
+                let keys = local.until(*last, dim).chunks_exact(dim);
+                logits.extend(keys.map(|key| dot(query, key)));
+                let n_local = logits.len();
+                let (tokens, products) = hits.of(i);
+                logits.extend_from_slice(products);
+                if self.layer.soft_cap.is_some() {
+                    logits.iter_mut().for_each(|l| *l = self.capped(*l));
+                }
+                let total = log_sum_exp(&[log_sum_exp(&logits), *sink]);
+                totals.push(total);
+                for (token, logit) in tokens.iter().zip(&logits[n_local..]) {
+                    // The total is rounded.
+                    one[*token as usize / self.block] += exp_nonpositive((logit - total).min(0.0));
+                }
+                for token in tokens {
+                    let block = *token as usize / self.block;
+                    let more = std::mem::take(&mut one[block]);
+                    if more > 0.0 {
+                        if shares[block] == 0.0 {
+                            touched.push(block as BlockId);
+                        }
+                        add(&mut shares[block], more);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
