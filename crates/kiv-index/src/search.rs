@@ -9,10 +9,6 @@ use kiv_numeric::dot;
 /// Marks numbers of keys that are tokens; others are places.
 const TOKEN: u32 = 1 << 31;
 
-/// Highest byte of keys' tables. Of such two are added before they are widened, a quarter
-/// less work than with 255, and found is the same.
-const HIGHEST: u8 = 127;
-
 /// One of so many newest keys is looked at first.
 const SAMPLED: usize = 16;
 
@@ -164,9 +160,7 @@ impl HeadIndex {
             era.space.map_queries(queries, &mut s.mapped);
             let list_lut = || Lut::new(params.lists_m());
             of_era.list_luts.resize_with(n_queries, list_lut);
-            of_era
-                .luts
-                .resize_with(n_queries, || Lut::with_highest(params.fine, HIGHEST));
+            of_era.luts.resize_with(n_queries, || Lut::new(params.fine));
             of_era.queries.resize_with(n_queries, EraTables::default);
             for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
                 let tables = &mut of_era.queries[i];
@@ -188,7 +182,7 @@ impl HeadIndex {
         newest.space.map_queries(queries, &mut s.mapped);
         s.newest.resize_with(n_queries, NewestTables::default);
         s.newest_luts
-            .resize_with(n_queries, || Lut::with_highest(params.fine, HIGHEST));
+            .resize_with(n_queries, || Lut::new(params.fine));
         for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
             s.table.clear();
             newest.fine.table(query, &mut s.table);
