@@ -3,9 +3,12 @@
 
 mod support;
 
+use kiv::Model;
+use kiv_server::{Engine, EngineOptions};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::http::*;
 
@@ -649,4 +652,34 @@ fn functions_are_called_and_their_results_read() {
     let answer = post(at, "/api/chat", &body);
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert!(answer.json()["message"]["content"].is_string());
+}
+
+#[test]
+fn a_server_that_cannot_answer_any_more_says_so() {
+    let model = Model::load("models/tiny-needle-f16.gguf").unwrap();
+    let options = EngineOptions {
+        sessions: 2,
+        queue: 4,
+        kept: None,
+    };
+    let opened = AtomicUsize::new(0);
+    let engine = Engine::start(model.clone(), options, move |model, _| {
+        let is_first = opened.fetch_add(1, Ordering::SeqCst) == 0;
+        assert!(is_first, "a fault, for the sake of the test");
+        model.session().threads(1, 1).build()
+    });
+    let at = serve(model, engine.unwrap(), None);
+    assert_eq!(get(at, "/health").status, 200);
+    let busy = std::thread::spawn(move || raw(at, "POST", "/completion", "", &endless()));
+    while get(at, "/slots").json()[0]["is_processing"] != true {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // A second session is needed for this one.
+    let body = json!({"prompt": "x", "n_predict": 1});
+    assert_eq!(post(at, "/completion", &body).status, 500);
+    assert!(busy.join().unwrap().body.contains("error"));
+    let answer = post(at, "/completion", &body);
+    assert_eq!(answer.status, 500);
+    assert!(answer.body.contains("start it again"), "{}", answer.body);
+    assert_eq!(get(at, "/health").status, 500);
 }

@@ -94,7 +94,6 @@ fn requests() -> Vec<(&'static str, Value)> {
             "/api/generate",
             json!({"prompt": QUESTION, "system": FACT, "options": options}),
         ),
-        ("/api/generate", json!({})),
         ("/api/tags", Value::Null),
         ("/api/show", json!({"model": "tiny"})),
         ("/api/ps", Value::Null),
@@ -197,6 +196,10 @@ fn answers_are_what_the_document_says() {
         let error = validator(&closed, &error["content"]["application/json"]["schema"]);
         assert_valid(&error, &wrong.json(), path);
     }
+    // Who asks nothing gets one document, streamed or not.
+    let loaded = validator(&closed, &json!({"$ref": "#/components/schemas/OllamaGenerate"}));
+    let answer = post(at, "/api/generate", &json!({"stream": true})).json();
+    assert_valid(&loaded, &answer, "/api/generate");
     for path in document["paths"].as_object().unwrap().keys() {
         let (_, operation) = operation(&document, path);
         let is_json = operation["responses"]["200"]["content"]["application/json"].is_object();

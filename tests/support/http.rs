@@ -24,6 +24,11 @@ pub fn server(sessions: usize, queue: usize, api_key: Option<&str>) -> SocketAdd
         session.ubatch(128).threads(1, 1).build()
     })
     .unwrap();
+    serve(model, engine, api_key)
+}
+
+/// A server of an engine.
+pub fn serve(model: Model, engine: Engine, api_key: Option<&str>) -> SocketAddr {
     let config = Config {
         name: "tiny".to_owned(),
         bytes: 1,

@@ -1,6 +1,6 @@
 //! From a protocol's parameters to a request, and its events.
 
-use crate::engine::{Event, Request, Summary};
+use crate::engine::{Event, Refused, Request, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::tools::Tools;
 use crate::{BODY, Shared};
@@ -12,8 +12,11 @@ use kiv_runtime::{Chosen, GenerateOptions, Grammar, Message, Sampling, Token};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::pin::Pin;
 use std::time::Duration;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 
 /// Time that a body may take to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -381,7 +384,7 @@ pub(crate) fn submit(
     mut options: GenerateOptions,
     param: &'static str,
     retrieved: bool,
-) -> Result<UnboundedReceiver<Event>, Fault> {
+) -> Result<Events, Fault> {
     if prompt.is_empty() {
         return Err(Fault::param(param, format!("{param} has no text in it")));
     }
@@ -401,11 +404,36 @@ pub(crate) fn submit(
         retrieved,
         events,
     };
-    app.engine.submit(request).map_err(|_| {
-        let why = "too many requests wait: try again in some seconds";
-        Fault::new(StatusCode::SERVICE_UNAVAILABLE, why)
-    })?;
-    Ok(receiver)
+    app.engine
+        .submit(request)
+        .map_err(|refused| match refused {
+            Refused::Full => {
+                let why = "too many requests wait: try again in some seconds";
+                Fault::new(StatusCode::SERVICE_UNAVAILABLE, why)
+            }
+            Refused::Ended => ended(),
+        })?;
+    let mut is_over = false;
+    let events = UnboundedReceiverStream::new(receiver).map(Some);
+    let events = events.chain(tokio_stream::once(None));
+    Ok(Box::pin(events.filter_map(move |event| match event {
+        Some(event) => {
+            is_over |= matches!(event, Event::Done(_) | Event::Failed(_));
+            Some(event)
+        }
+        None if is_over => None,
+        // Without it a client would take what it has for the whole answer.
+        None => Some(Event::Failed("the server has stopped".to_owned())),
+    })))
+}
+
+/// What becomes of a request; [`Event::Done`] or [`Event::Failed`] comes last.
+pub(crate) type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+/// Nothing will be answered any more.
+pub(crate) fn ended() -> Fault {
+    let why = "the server has a fault and answers nothing any more: start it again";
+    Fault::new(StatusCode::INTERNAL_SERVER_ERROR, why)
 }
 
 /// All of an answer.
@@ -417,10 +445,10 @@ pub(crate) struct Whole {
 }
 
 /// Waits for all of an answer.
-pub(crate) async fn collect(mut events: UnboundedReceiver<Event>) -> Result<Whole, Fault> {
+pub(crate) async fn collect(mut events: Events) -> Result<Whole, Fault> {
     let mut whole = String::new();
     let mut all = Vec::new();
-    while let Some(event) = events.recv().await {
+    while let Some(event) = events.next().await {
         match event {
             Event::Reading { .. } => {}
             Event::Text { text, chosen } => {
@@ -437,8 +465,7 @@ pub(crate) async fn collect(mut events: UnboundedReceiver<Event>) -> Result<Whol
             Event::Failed(why) => return Err(Fault::failed(why)),
         }
     }
-    let why = "the server is stopping";
-    Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, why))
+    Err(ended())
 }
 
 /// Checks that a request is for the model that is here.

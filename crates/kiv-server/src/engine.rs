@@ -159,9 +159,15 @@ pub struct EngineOptions {
     pub kept: Option<KeptContexts>,
 }
 
-/// Too many requests wait.
-#[derive(Clone, Copy, Debug)]
-pub struct Full;
+/// Why a request was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Too many requests wait.
+    Full,
+    /// The thread has ended, which it does not while there is an [`Engine`] unless kiv or
+    /// llama.cpp has a fault.
+    Ended,
+}
 
 /// The thread's end that others talk to.
 pub struct Engine {
@@ -236,21 +242,32 @@ impl Engine {
     /// Hands a request over.
     ///
     /// # Errors
-    /// [`Full`].
-    pub fn submit(&self, request: Request) -> Result<(), Full> {
+    /// [`Refused`].
+    pub fn submit(&self, request: Request) -> Result<(), Refused> {
+        if !self.is_running() {
+            return Err(Refused::Ended);
+        }
         let open = &self.counters.open;
         if open.fetch_add(1, Ordering::SeqCst) >= self.most {
             open.fetch_sub(1, Ordering::SeqCst);
-            return Err(Full);
+            return Err(Refused::Full);
         }
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let sender = self.sender.as_ref();
         let is_sent = sender.is_some_and(|sender| sender.send(request).is_ok());
         if !is_sent {
             open.fetch_sub(1, Ordering::SeqCst);
-            return Err(Full);
+            return Err(Refused::Ended);
         }
         Ok(())
+    }
+
+    /// Whether requests are answered.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
     }
 
     /// Counts since the start.

@@ -22,7 +22,7 @@ mod tools;
 mod web;
 
 pub use engine::{
-    Counters, Engine, EngineOptions, Event, Full, KeptContexts, Request, SlotState, Summary,
+    Counters, Engine, EngineOptions, Event, KeptContexts, Refused, Request, SlotState, Summary,
 };
 
 pub use retrieved::{Passage, Retrieved};

@@ -16,7 +16,6 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 fn answer(result: Result<Value, Fault>) -> Response {
     match result {
@@ -44,8 +43,12 @@ pub(crate) async fn another_method(request: Request) -> Response {
     fault.answer(Protocol::of(path))
 }
 
-pub(crate) async fn health() -> Response {
-    Json(json!({"status": "ok"})).into_response()
+pub(crate) async fn health(State(app): State<Shared>) -> Response {
+    if app.engine.is_running() {
+        Json(json!({"status": "ok"})).into_response()
+    } else {
+        ask::ended().answer(Protocol::Native)
+    }
 }
 
 pub(crate) async fn props(State(app): State<Shared>) -> Response {
@@ -246,7 +249,7 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
         return Ok(Json(last).into_response());
     }
     let app = Shared::clone(app);
-    let lines = UnboundedReceiverStream::new(events).map(move |event| {
+    let lines = events.map(move |event| {
         let line = match event {
             Event::Reading {
                 read,

@@ -14,9 +14,7 @@ use kiv_runtime::{Finish, GenerateOptions, Grammar};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub(crate) async fn version() -> Response {
     Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
@@ -212,9 +210,9 @@ impl Line {
         line
     }
 
-    fn stream(self, events: UnboundedReceiver<Event>, tools: Tools) -> Response {
+    fn stream(self, events: ask::Events, tools: Tools) -> Response {
         let mut listener = Listener::new(tools);
-        let lines = UnboundedReceiverStream::new(events).filter_map(move |event| {
+        let lines = events.filter_map(move |event| {
             let line = match event {
                 Event::Reading { .. } => return None,
                 // Empty lines, too: a client that has gone is noticed by them.

@@ -16,8 +16,6 @@ use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub(crate) async fn models(State(app): State<Shared>) -> Response {
     let created = seconds(app.started);
@@ -268,7 +266,7 @@ impl Frame {
 
     fn stream(
         mut self,
-        events: UnboundedReceiver<Event>,
+        events: ask::Events,
         tools: Tools,
         include_usage: bool,
         progress: bool,
@@ -276,7 +274,7 @@ impl Frame {
         let mut first = true;
         let plain = tools.is_empty();
         let mut listener = Listener::new(tools);
-        let pieces = UnboundedReceiverStream::new(events).flat_map(move |event| {
+        let pieces = events.flat_map(move |event| {
             let mut lines = Vec::new();
             match event {
                 Event::Reading {

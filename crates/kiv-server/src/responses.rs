@@ -10,7 +10,6 @@ use crate::openai::{fresh_id, seconds};
 use crate::tools::{Call, Listener, Tools};
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::StreamExt;
@@ -18,7 +17,6 @@ use kiv_runtime::{Chosen, Finish, GenerateOptions, Grammar, Message};
 use serde_json::{Map, Value, json};
 use std::convert::Infallible;
 use std::time::SystemTime;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// What `include` may name: how likely tokens were, and what kiv never has.
 const LOGPROBS: &str = "message.output_text.logprobs";
@@ -90,7 +88,7 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     let mut writer = Writer::new(app, told, tools, parallel);
     let mut events = ask::submit(app, prompt, options, "input", false)?;
     if !stream {
-        while let Some(event) = events.recv().await {
+        while let Some(event) = events.next().await {
             if let Event::Failed(why) = event {
                 return Err(Fault::failed(why));
             }
@@ -100,11 +98,10 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
                 return Ok(Json(last["response"].take()).into_response());
             }
         }
-        let why = "the server is stopping";
-        return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, why));
+        return Err(ask::ended());
     }
     let begin = tokio_stream::iter(writer.begin());
-    let rest = UnboundedReceiverStream::new(events).flat_map(move |event| {
+    let rest = events.flat_map(move |event| {
         let mut lines = writer.hear(event);
         if lines.is_empty() {
             // A comment: a client that has gone is noticed by what is written to it.
