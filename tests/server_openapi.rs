@@ -197,7 +197,10 @@ fn answers_are_what_the_document_says() {
         assert_valid(&error, &wrong.json(), path);
     }
     // Who asks nothing gets one document, streamed or not.
-    let loaded = validator(&closed, &json!({"$ref": "#/components/schemas/OllamaGenerate"}));
+    let loaded = validator(
+        &closed,
+        &json!({"$ref": "#/components/schemas/OllamaGenerate"}),
+    );
     let answer = post(at, "/api/generate", &json!({"stream": true})).json();
     assert_valid(&loaded, &answer, "/api/generate");
     for path in document["paths"].as_object().unwrap().keys() {
