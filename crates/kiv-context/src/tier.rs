@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Threads that read ahead. Reads of one step overlap on as many.
-const WORKERS: usize = 4;
+/// Threads that read ahead. They do nothing but wait: disks get faster the more they are
+/// asked for at once.
+const WORKERS: usize = 32;
 
 /// A last file of rows up to this size is copied into the next one, so that
 /// short sessions do not leave one small file each.
@@ -278,6 +279,22 @@ impl DiskTier {
         result.map_err(ContextError::io("write", path))
     }
 
+    /// Has the workers read parts of blocks, as far as they are not in memory.
+    fn fetch(&self, wanted: impl Iterator<Item = (usize, BlockId)>) {
+        let Some(jobs) = &self.jobs else {
+            return;
+        };
+        let mut cache = self.reader.cache.lock();
+        let epoch = cache.epoch();
+        for (part, block) in wanted {
+            let block = block as usize;
+            let job = Job { part, block, epoch };
+            if cache.claim(part, block) && jobs.send(job).is_err() {
+                cache.release(part, block);
+            }
+        }
+    }
+
     fn run(&self, part: usize, block: BlockId, max: usize) -> Result<ColdRun<'_>, ColdError> {
         let block = block as usize;
         assert!(block < self.n_blocks, "block {block} is not sealed");
@@ -321,6 +338,11 @@ impl ColdRows for DiskTier {
         max: usize,
     ) -> Result<ColdRun<'_>, ColdError> {
         self.run(self.reader.layout.part(layer, kv_head, 1), first, max)
+    }
+
+    fn expect_values(&self, layer: usize, kv_head: usize, blocks: &[BlockId]) {
+        let part = self.reader.layout.part(layer, kv_head, 1);
+        self.fetch(blocks.iter().map(|block| (part, *block)));
     }
 }
 
@@ -428,21 +450,9 @@ impl ColdTier for DiskTier {
     }
 
     fn prefetch(&self, wanted: &[Wanted]) {
-        let Some(jobs) = &self.jobs else {
-            return;
-        };
-        let mut cache = self.reader.cache.lock();
-        let epoch = cache.epoch();
-        for want in wanted {
-            for which in [0, 1] {
-                let part = self.reader.layout.part(want.layer, want.kv_head, which);
-                let block = want.block as usize;
-                let job = Job { part, block, epoch };
-                if cache.claim(part, block) && jobs.send(job).is_err() {
-                    cache.release(part, block);
-                }
-            }
-        }
+        let part = |want: &Wanted, which| self.reader.layout.part(want.layer, want.kv_head, which);
+        let both = |want| [0, 1].map(|which| (part(want, which), want.block));
+        self.fetch(wanted.iter().flat_map(both));
     }
 
     fn read_stats(&self) -> ReadStats {

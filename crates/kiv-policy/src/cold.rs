@@ -76,4 +76,11 @@ pub trait ColdRows: Sync {
         first: BlockId,
         max: usize,
     ) -> Result<ColdRun<'_>, ColdError>;
+
+    /// Says that the values of these blocks will be read next. A store that has to get
+    /// them from somewhere gets them side by side from now on; others do nothing.
+    ///
+    /// # Panics
+    /// As [`ColdRows::values`].
+    fn expect_values(&self, _layer: usize, _kv_head: usize, _blocks: &[BlockId]) {}
 }

@@ -55,12 +55,14 @@ impl Ask<'_> {
         wanted.iter().for_each(|b| one[*b as usize] = 0.0);
         // Together, so that every row is read once.
         left.sort_unstable_by_key(|(token, query, _)| (*token, *query));
-        let blocks = left.chunk_by(|a, b| a.0 as usize / self.block == b.0 as usize / self.block);
+        let block_of = |token: u32| token as BlockId / self.block as BlockId;
+        let of_blocks = || left.chunk_by(|a, b| block_of(a.0) == block_of(b.0));
+        let (layer, cold) = (self.request.layer, self.request.cold);
+        let blocks: Vec<BlockId> = of_blocks().map(|keys| block_of(keys[0].0)).collect();
+        cold.expect_values(layer, self.kv_head, &blocks);
         let mut runs = Vec::new();
-        for of_block in blocks {
-            let block = of_block[0].0 as usize / self.block;
-            let cold = self.request.cold;
-            let run = cold.values(self.request.layer, self.kv_head, block as BlockId, 1)?;
+        for (of_block, block) in of_blocks().zip(blocks) {
+            let run = cold.values(layer, self.kv_head, block, 1)?;
             let of_tokens = of_block.chunk_by(|a, b| a.0 == b.0);
             // Rows are everywhere: all of them are on their way before the first is used.
             of_tokens.for_each(|of_token| prefetch(self.row(run.rows(), of_token[0].0)));
