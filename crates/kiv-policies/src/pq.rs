@@ -130,6 +130,10 @@ impl Policy for Pq {
         let n_tokens = n_blocks * state.geometry.block;
         for head in state.heads.iter_mut().flatten() {
             head.index.truncate(n_tokens);
+            if n_blocks == 0 {
+                // What another text's queries were like is forgotten, too.
+                head.index = HeadIndex::new(head.index.params().clone());
+            }
         }
         Ok(())
     }
