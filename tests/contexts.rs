@@ -417,3 +417,20 @@ fn smaller_rows_are_swapped_in_as_they_are_stored() {
     };
     assert!(error.to_string().contains("--kv-store f16"));
 }
+
+#[test]
+fn a_session_that_forgot_all_is_a_new_one() {
+    let model = model();
+    // Long enough for codes, which depend on the queries that were seen.
+    let text = prose(&model, 4400);
+    let read = |session: &mut Session| {
+        session.read(&text).unwrap();
+        bits(session)
+    };
+    let mut session = small(&model, "pq").build().unwrap();
+    let new = read(&mut session);
+    session.clear().unwrap();
+    session.read(&text[2000..2600]).unwrap();
+    session.clear().unwrap();
+    assert!(read(&mut session) == new);
+}
