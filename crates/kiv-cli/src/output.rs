@@ -57,6 +57,33 @@ pub(crate) fn show(text: fmt::Arguments<'_>) -> Result<(), Unwritten> {
     shown.map_err(Unwritten)
 }
 
+/// Generated text: collected, and shown as it comes unless `quiet`. That nobody takes it is
+/// told in the end: what has been read is kept all the same.
+pub(crate) struct Generated {
+    pub text: String,
+    pub told: Result<(), Unwritten>,
+    quiet: bool,
+}
+
+impl Generated {
+    pub fn new(quiet: bool) -> Self {
+        Self {
+            text: String::new(),
+            told: Ok(()),
+            quiet,
+        }
+    }
+
+    /// Whether more is of use.
+    pub fn take(&mut self, piece: &str) -> bool {
+        self.text += piece;
+        if self.told.is_ok() && !self.quiet {
+            self.told = show(format_args!("{piece}"));
+        }
+        self.told.is_ok()
+    }
+}
+
 /// Prints an error with its causes on standard error, a line each.
 pub(crate) fn print_error(error: &anyhow::Error) {
     note!("error: {}", one_line(error));

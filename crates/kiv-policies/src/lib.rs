@@ -14,6 +14,8 @@
 
 mod digest;
 mod exact;
+#[cfg(test)]
+mod fixture;
 mod kiv;
 mod local;
 mod pq;
@@ -48,12 +50,8 @@ pub fn by_name(name: &str) -> Option<Box<dyn Policy>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::local::NoLocal;
-    use kiv_policy::{
-        BlockId, Geometry, LayerGeometry, Phase, Queries, RowFormat, SelectRequest, Selection,
-    };
-    use kiv_store::{ColdTier, HostStore};
-    use rand::{Rng, SeedableRng};
+    use kiv_policy::{BlockId, SelectRequest, Selection};
+    use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
     #[test]
@@ -78,58 +76,20 @@ mod tests {
         size: f32,
         resident: Option<&[BlockId]>,
     ) -> [Vec<BlockId>; 2] {
-        const DIM: usize = 32;
-        let (block, n_blocks) = (16, 40);
-        let g = Geometry {
-            layers: vec![LayerGeometry {
-                il: 0,
-                n_head: 2,
-                n_head_kv: 1,
-                key_dim: DIM,
-                value_dim: DIM,
-                scale: 0.3,
-                soft_cap: None,
-            }],
-            block,
-            n_slots,
-            first_position: 0,
-            key_format: RowFormat::F32,
-            value_format: RowFormat::F32,
-            n_threads: 1,
-        };
         let mut rng = ChaCha8Rng::seed_from_u64(8);
-        let mut random = |n: usize, size: f32| -> Vec<f32> {
-            (0..n).map(|_| rng.random_range(-size..size)).collect()
-        };
-        let rows = RowFormat::F32.encode(&random(n_blocks * block * DIM, size));
-        let queries = random(2 * DIM, 1.5);
-        let mut store = HostStore::new(&g);
-        store.append(0, 0, &rows, &rows).unwrap();
-        store.publish(n_blocks).unwrap();
         let mut policy = by_name(policy).unwrap();
-        policy.start(&g).unwrap();
-        policy.sealed(&store).unwrap();
+        let store = fixture::store(&mut *policy, n_slots, size, &mut rng);
+        let queries = fixture::random(&mut rng, 2 * fixture::DIM, 1.5);
+        let resident = resident.as_slice();
+        let request = SelectRequest {
+            runners,
+            takes_rest: !resident.is_empty(),
+            ..fixture::request(&queries, &store, resident)
+        };
         let mut selection = Selection::default();
         selection.reset(1);
-        let request = SelectRequest {
-            layer: 0,
-            phase: Phase::Decode,
-            step: 0,
-            runners,
-            queries: Queries {
-                values: &queries,
-                n_head: 2,
-                dim: DIM,
-                positions: &[1000],
-            },
-            cold: &store,
-            local: &NoLocal,
-            takes_rest: resident.is_some(),
-            resident: &[resident.unwrap_or_default()],
-            sinks: &[],
-        };
         policy.select(&request, &mut selection).unwrap();
-        selection.validate(n_slots, n_blocks).unwrap();
+        selection.validate(n_slots, fixture::N_BLOCKS).unwrap();
         [selection.head(0).to_vec(), selection.runners(0).to_vec()]
     }
 
@@ -146,6 +106,7 @@ mod tests {
             }
         }
     }
+
     /// With a rest for what is left out, a block is not copied for the sake of next to nothing.
     #[test]
     fn who_is_there_stays_unless_others_have_more() {

@@ -129,8 +129,9 @@ impl Policy for Pq {
         let state = self.state()?;
         let n_tokens = n_blocks * state.geometry.block;
         for head in state.heads.iter_mut().flatten() {
-            head.index.truncate(n_tokens);
-            if n_blocks == 0 {
+            if n_blocks > 0 {
+                head.index.truncate(n_tokens);
+            } else {
                 // What another text's queries were like is forgotten, too.
                 head.index = HeadIndex::new(head.index.params().clone());
             }

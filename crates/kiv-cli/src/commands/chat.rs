@@ -2,7 +2,7 @@
 
 use crate::args::ChatArgs;
 use crate::model::{self, builder};
-use crate::output::{ReadBar, print_json, show};
+use crate::output::{Generated, ReadBar, print_json};
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result};
 use kiv_runtime::{
@@ -185,29 +185,20 @@ impl Chat<'_> {
             },
             ..GenerateOptions::default()
         };
-        let mut answer = String::new();
-        let mut stream = self.session.generate(options);
         let json = self.args.model.json;
-        // What has been read is kept, also if nobody takes the answer.
-        let mut told = Ok(());
-        let mut tell = |piece: &str| {
-            answer += piece;
-            if told.is_ok() && !json {
-                told = show(format_args!("{piece}"));
-            }
-            told.is_ok()
-        };
+        let mut answer = Generated::new(json);
+        let mut stream = self.session.generate(options);
         for piece in &mut stream {
-            if !tell(&piece?.text) {
+            if !answer.take(&piece?.text) {
                 break;
             }
         }
-        tell(&stream.rest());
+        answer.take(&stream.rest());
         let finish = stream.finish();
         self.session.commit()?;
-        told?;
+        answer.told?;
         if json {
-            print_json(&json!({"role": "assistant", "content": answer}))?;
+            print_json(&json!({"role": "assistant", "content": answer.text}))?;
         } else {
             say!()?;
         }
@@ -215,7 +206,7 @@ impl Chat<'_> {
             let n_ctx = self.session.n_ctx();
             note!("the context is full ({n_ctx} tokens): raise --ctx-size to go on");
         }
-        self.messages.push(Message::new("assistant", answer));
+        self.messages.push(Message::new("assistant", answer.text));
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::args::RunArgs;
 use crate::model::{self, builder, session};
-use crate::output::{ReadBar, peak_rss, print_json, show};
+use crate::output::{Generated, ReadBar, peak_rss, print_json};
 use anyhow::{Result, bail};
 use kiv_context::ContextError;
 use kiv_runtime::{Error, Finish, GenerateOptions, Outputs, Session, Token};
@@ -124,11 +124,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         note!("seed: {}", sampling.seed);
     }
     let started = Instant::now();
-    let mut text = String::new();
+    let mut answer = Generated::new(args.model.json);
     let mut first_token_s = None;
     let (mut generated, mut finish) = (0, Finish::Interrupted);
-    // What has been read is kept, also if nobody takes the text.
-    let mut told = Ok(());
     if !interrupted {
         let options = GenerateOptions {
             max_tokens: wanted,
@@ -137,24 +135,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             ..GenerateOptions::default()
         };
         let mut stream = session.generate(options);
-        let mut tell = |piece: &str| {
-            text += piece;
-            if told.is_ok() && !args.model.json {
-                told = show(format_args!("{piece}"));
-            }
-            told.is_ok()
-        };
         for piece in &mut stream {
             first_token_s.get_or_insert_with(|| begun.elapsed().as_secs_f64());
-            if !tell(&piece?.text) {
+            if !answer.take(&piece?.text) {
                 break;
             }
         }
-        tell(&stream.rest());
+        answer.take(&stream.rest());
         generated = stream.generated();
         finish = stream.finish().unwrap_or(Finish::End);
-        if told.is_ok() && !args.model.json {
-            told = say!();
+        if answer.told.is_ok() && !args.model.json {
+            answer.told = say!();
         }
     }
     let decode_s = started.elapsed().as_secs_f64();
@@ -163,11 +154,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         session.commit()?;
         commit_s += started.elapsed().as_secs_f64();
     }
-    told?;
+    answer.told?;
     if args.model.json {
         let (memory, stats) = (session.memory(), session.stats());
         print_json(&Report {
-            text: &text,
+            text: &answer.text,
             finish: finish_name(finish),
             prompt_tokens: tokens.len(),
             generated_tokens: generated,

@@ -1,13 +1,9 @@
 use super::*;
-use crate::local::NoLocal;
-use kiv_policy::{ColdError, ColdRun, Queries, Rest, RowFormat};
-use kiv_store::{ColdTier, HostStore};
-use rand::{Rng, SeedableRng};
+use crate::fixture;
+use kiv_policy::{ColdError, ColdRun, Rest};
+use kiv_store::HostStore;
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-
-const DIM: usize = 32;
-const BLOCK: usize = 16;
-const N_BLOCKS: usize = 40;
 
 /// Rows whose values cannot be read any more after so many times.
 struct Failing {
@@ -35,41 +31,17 @@ impl ColdRows for Failing {
 
 /// A policy that knows all blocks of a store, and the store.
 fn prepared() -> (Pq, Failing) {
-    let geometry = Geometry {
-        layers: vec![LayerGeometry {
-            il: 0,
-            n_head: 2,
-            n_head_kv: 1,
-            key_dim: DIM,
-            value_dim: DIM,
-            scale: 0.3,
-            soft_cap: None,
-        }],
-        block: BLOCK,
-        n_slots: 6,
-        first_position: 0,
-        key_format: RowFormat::F32,
-        value_format: RowFormat::F32,
-        n_threads: 1,
-    };
-    let rows = RowFormat::F32.encode(&random(1, N_BLOCKS * BLOCK * DIM));
-    let mut store = HostStore::new(&geometry);
-    store.append(0, 0, &rows, &rows).unwrap();
-    store.publish(N_BLOCKS).unwrap();
     let mut policy = Pq::default();
-    policy.start(&geometry).unwrap();
-    policy.sealed(&store).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let rows = fixture::store(&mut policy, 6, 1.5, &mut rng);
     let reads_left = Mutex::new(usize::MAX);
-    let store = Failing {
-        rows: store,
-        reads_left,
-    };
-    (policy, store)
+    (policy, Failing { rows, reads_left })
 }
 
-fn random(seed: u64, n: usize) -> Vec<f32> {
+/// A token's queries.
+fn queries(seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..n).map(|_| rng.random_range(-1.5..1.5)).collect()
+    fixture::random(&mut rng, 2 * fixture::DIM, 1.5)
 }
 
 /// What is wanted for a token's queries, and what the rest adds.
@@ -80,30 +52,14 @@ fn ask(
 ) -> Result<(Vec<BlockId>, Rest), PolicyError> {
     let mut selection = Selection::default();
     selection.reset(1);
-    let request = SelectRequest {
-        layer: 0,
-        phase: Phase::Decode,
-        step: 0,
-        runners: 0,
-        queries: Queries {
-            values: queries,
-            n_head: 2,
-            dim: DIM,
-            positions: &[1000],
-        },
-        cold,
-        local: &NoLocal,
-        takes_rest: true,
-        resident: &[],
-        sinks: &[],
-    };
+    let request = fixture::request(queries, cold, &[]);
     policy.select(&request, &mut selection)?;
     Ok((selection.head(0).to_vec(), selection.rest(0).clone()))
 }
 
 #[test]
 fn a_row_that_cannot_be_read_leaves_no_trace() {
-    let (before, after) = (random(2, 2 * DIM), random(3, 2 * DIM));
+    let (before, after) = (queries(2), queries(3));
     let (mut policy, store) = prepared();
     let (undisturbed, _) = ask(&mut policy, &store, &before).unwrap();
     let wanted = ask(&mut policy, &store, &after).unwrap();
