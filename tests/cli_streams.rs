@@ -158,8 +158,9 @@ fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
 #[cfg(target_os = "linux")]
 fn an_answer_is_interrupted_at_a_terminal() {
     let dir = tempfile::tempdir().unwrap();
+    // Some shells would stay beside the program, and end of the same Ctrl-C.
     let line = format!(
-        "{} chat --chat-template chatml -c 8192 --temp 0 {SMALL}",
+        "exec {} chat --chat-template chatml -c 8192 --temp 0 {SMALL}",
         env!("CARGO_BIN_EXE_kiv")
     );
     let mut script = Command::new("script");
@@ -167,6 +168,7 @@ fn an_answer_is_interrupted_at_a_terminal() {
         .args(["-qec", &line, "/dev/null"])
         .current_dir(dir.path());
     script.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    script.env("SHELL", "/bin/sh").env("TERM", "xterm");
     script.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = script.spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());

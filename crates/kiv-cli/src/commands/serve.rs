@@ -88,11 +88,12 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
                 format!("cannot listen on {host}:{port} (--host, --port): is another server there?")
             })?;
         let url = format!("http://{}", listener.local_addr()?);
+        // Before anyone is told that it runs, and may stop it.
+        let flag = interrupt::flag();
         note!("listening on {url}");
         if json {
             print_json(&json!({"listening": url}))?;
         }
-        let flag = interrupt::flag();
         let stop = async move {
             while !flag.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
