@@ -1,13 +1,14 @@
 //! Share of the true attention that the resident rows cover.
 //!
 //! While the questions of a prompt are read, every layer's queries are scored
-//! against every key, cold or resident, in f64. *Mass recall* of a query is the
+//! against every key, cold or resident. *Mass recall* of a query is the
 //! share of its softmax that falls on resident rows (sinks, window, slots);
 //! *top-k recall* the share of its `k` best keys among all that are resident
 //! (k = [`TOP`], as Quest measures it). Both are told per layer and query head,
 //! and over all of them.
 
 use crate::ask::Reader;
+use kiv_numeric::dot;
 use kiv_policy::ColdError;
 use kiv_runtime::{Attended, AttentionTap, Error};
 use parking_lot::Mutex;
@@ -16,6 +17,9 @@ use std::sync::Arc;
 
 /// Keys that count as a query's best.
 pub const TOP: usize = 10;
+
+/// Blocks whose keys are decoded together.
+const DECODED: usize = 128;
 
 /// Recall over queries, and by layer and head.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -73,20 +77,17 @@ struct Measure(Arc<Mutex<Vec<Sample>>>);
 
 impl AttentionTap for Measure {
     fn attended(&mut self, view: &mut Attended<'_>) -> Result<(), ColdError> {
-        let g = view.geometry;
         let mut samples = Vec::new();
-        for kv_head in 0..g.n_head_kv {
-            let keys = Keys::collect(view, kv_head)?;
-            for token in 0..view.queries.n_tokens() {
-                for head in kv_head * g.group()..(kv_head + 1) * g.group() {
-                    let (mass, topk) = keys.recall(view, token, head);
-                    samples.push(Sample {
-                        layer: view.layer,
-                        head,
-                        mass,
-                        topk,
-                    });
-                }
+        for kv_head in 0..view.geometry.n_head_kv {
+            let scores = Scores::collect(view, kv_head)?;
+            for (head, logits) in &scores.logits {
+                let (mass, topk) = recall(logits, &scores.resident);
+                samples.push(Sample {
+                    layer: view.layer,
+                    head: *head,
+                    mass,
+                    topk,
+                });
             }
         }
         self.0.lock().extend(samples);
@@ -94,92 +95,83 @@ impl AttentionTap for Measure {
     }
 }
 
-/// Every key of one KV head, each with whether it is resident.
-struct Keys {
-    dim: usize,
-    rows: Vec<f32>,
+/// The logits of every key of one KV head, and whether each key is resident.
+struct Scores {
+    /// Of every query: its head, and its logits.
+    logits: Vec<(usize, Vec<f32>)>,
     resident: Vec<bool>,
-    /// The first that is sealed.
-    cold_from: usize,
 }
 
-impl Keys {
+impl Scores {
     fn collect(view: &Attended<'_>, kv_head: usize) -> Result<Self, ColdError> {
-        let dim = view.geometry.key_dim;
-        let (mut rows, mut resident) = (Vec::new(), Vec::new());
+        let g = view.geometry;
+        let heads = kv_head * g.group()..(kv_head + 1) * g.group();
+        let (mut asked, mut logits) = (Vec::new(), Vec::new());
+        for token in 0..view.queries.n_tokens() {
+            for head in heads.clone() {
+                let queries = [&view.queries, &view.cold_queries];
+                asked.push(queries.map(|of| of.get(token, head)));
+                logits.push((head, Vec::new()));
+            }
+        }
+        let mut score = |key: &[f32], is_sealed: bool| {
+            for (queries, (_, logits)) in asked.iter().zip(&mut logits) {
+                let logit = dot(queries[usize::from(is_sealed)], key) * g.scale;
+                logits.push(g.soft_cap.map_or(logit, |cap| cap * (logit / cap).tanh()));
+            }
+        };
         // Sinks, window and micro-batch; what is in the slots is cold as well
         // and counted there. Before anything is sealed the slots hold their
         // own tokens, and all is resident.
         let sealed = view.cold.n_blocks() > 0;
-        for (key, position) in view.keys(kv_head).chunks_exact(dim).zip(view.positions()) {
+        let mut resident = Vec::new();
+        for (key, position) in (view.keys(kv_head).chunks_exact(g.key_dim)).zip(view.positions()) {
             if !(sealed && view.is_slot(*position)) {
-                rows.extend_from_slice(key);
+                score(key, false);
                 resident.push(true);
             }
         }
-        let cold_from = resident.len();
         let block = view.block();
         let mut wanted = vec![false; view.cold.n_blocks()];
         for block in view.resident_blocks(kv_head) {
             wanted[block as usize] = true;
         }
-        let (mut at, mut decoded) = (0, Vec::new());
+        // Some blocks at a time: decoded keys of a long text would need gigabytes.
+        let (mut at, mut keys) = (0, Vec::new());
         while at < wanted.len() {
-            let run = view
-                .cold
-                .keys(view.layer, kv_head, at as u32, wanted.len() - at)?;
+            let n = (wanted.len() - at).min(DECODED);
+            let run = view.cold.keys(view.layer, kv_head, at as u32, n)?;
             let run = run.rows();
-            run.decode_into(&mut decoded);
-            rows.extend_from_slice(&decoded);
+            run.decode_into(&mut keys);
+            keys.chunks_exact(g.key_dim)
+                .for_each(|key| score(key, true));
             let blocks = run.n_rows() / block;
             for is_wanted in &wanted[at..at + blocks] {
                 resident.extend(std::iter::repeat_n(*is_wanted, block));
             }
             at += blocks;
         }
-        Ok(Self {
-            dim,
-            rows,
-            resident,
-            cold_from,
-        })
+        Ok(Self { logits, resident })
     }
+}
 
-    /// Mass and top-k recall of one query. All keys are older than it: these
-    /// are single tokens being read.
-    fn recall(&self, view: &Attended<'_>, token: usize, head: usize) -> (f64, f64) {
-        let g = view.geometry;
-        let query = view.queries.get(token, head);
-        let cold_query = view.cold_queries.get(token, head);
-        let logits: Vec<f64> = (self.rows.chunks_exact(self.dim).enumerate())
-            .map(|(i, key)| {
-                let query = if i < self.cold_from {
-                    query
-                } else {
-                    cold_query
-                };
-                let dot: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();
-                let logit = f64::from(dot) * f64::from(g.scale);
-                g.soft_cap.map_or(logit, |cap| {
-                    f64::from(cap) * (logit / f64::from(cap)).tanh()
-                })
-            })
-            .collect();
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let (mut all, mut covered) = (0.0, 0.0);
-        for (logit, resident) in logits.iter().zip(&self.resident) {
-            let p = (logit - max).exp();
-            all += p;
-            covered += if *resident { p } else { 0.0 };
-        }
-        let mut best: Vec<usize> = (0..logits.len()).collect();
-        let k = TOP.min(best.len());
-        if k < best.len() {
-            best.select_nth_unstable_by(k, |a, b| logits[*b].total_cmp(&logits[*a]));
-        }
-        let found = best[..k].iter().filter(|i| self.resident[**i]).count();
-        (covered / all, found as f64 / k.max(1) as f64)
+/// Mass and top-k recall of one query. All keys are older than it: these
+/// are single tokens being read.
+fn recall(logits: &[f32], resident: &[bool]) -> (f64, f64) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (mut all, mut covered) = (0.0, 0.0);
+    for (logit, resident) in logits.iter().zip(resident) {
+        let p = f64::from(logit - max).exp();
+        all += p;
+        covered += if *resident { p } else { 0.0 };
     }
+    let mut best: Vec<usize> = (0..logits.len()).collect();
+    let k = TOP.min(best.len());
+    if k < best.len() {
+        best.select_nth_unstable_by(k, |a, b| logits[*b].total_cmp(&logits[*a]));
+    }
+    let found = best[..k].iter().filter(|i| resident[**i]).count();
+    (covered / all, found as f64 / k.max(1) as f64)
 }
 
 /// Reads the prompt's probes token by token and measures meanwhile. `None` if
