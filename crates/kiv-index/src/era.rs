@@ -57,11 +57,12 @@ pub(crate) struct Era {
 
 impl Era {
     /// Divides and codes keys, `[n, dim]`, whose first token is `first`.
-    pub fn new(params: &Params, moments: &QueryMoments, keys: &[f32], first: usize) -> Self {
+    pub fn new(params: &Params, moments: &QueryMoments, keys: Vec<f32>, first: usize) -> Self {
         let dim = params.dim;
-        let space = Space::new(moments, keys);
+        let space = Space::new(moments, &keys);
         let mut mapped = Vec::new();
-        space.map_keys(keys, &mut mapped);
+        space.map_keys(&keys, &mut mapped);
+        drop(keys);
         let length = mapped.iter().map(|v| v * v).sum::<f32>();
         let centre = mean(&mapped, dim);
         subtract(&mut mapped, &centre);
@@ -102,10 +103,16 @@ impl Era {
             .copied()
             .collect();
         let fine = Codebook::train(&sample, space.split(params.fine));
-        let (mut codes, mut decoded) = (Vec::new(), Vec::new());
+        let mut codes = Vec::new();
         fine.encode(&rests, &mut codes);
-        fine.decode(&codes, &mut decoded);
-        let errors: Vec<f32> = squared_errors(&rests, &decoded, dim).collect();
+        // Some at a time: all of them take as much memory as the keys.
+        let (mut errors, mut decoded) = (Vec::with_capacity(order.len()), Vec::new());
+        let some = rests.chunks(SAMPLE * dim);
+        for (rests, codes) in some.zip(codes.chunks(SAMPLE * params.fine)) {
+            decoded.clear();
+            fine.decode(codes, &mut decoded);
+            errors.extend(squared_errors(rests, &decoded, dim));
+        }
         // Keys that are all alike have no error but rounding.
         let total = errors.iter().sum::<f32>().max(length * 1e-9);
         let most = total / errors.len().max(1) as f32 * ERROR_RATIO;

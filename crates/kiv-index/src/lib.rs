@@ -21,6 +21,7 @@
 mod best;
 mod cluster;
 mod codebook;
+mod division;
 mod era;
 mod head;
 mod marks;
@@ -34,6 +35,7 @@ mod vectors;
 
 pub use cluster::{groups, lists};
 pub use codebook::Codebook;
+pub use division::Division;
 pub use head::{HeadIndex, IndexError, Params};
 pub use search::{Effort, Hits, Scratch};
 pub use space::{QueryMoments, Space, Split};

@@ -5,6 +5,7 @@
 //! bit by bit; bytes that no index would have written are refused, so that
 //! searching never meets them. Fields that change need another [`VERSION`].
 
+use crate::division::Dividing;
 use crate::era::Era;
 use crate::head::{HeadIndex, Params, Tail};
 use crate::newest::Newest;
@@ -13,6 +14,10 @@ use kiv_wire::{Put, Take, WireError};
 
 /// Version of what is written.
 pub const VERSION: u32 = 2;
+
+/// Bits of what there is beside eras.
+const NEWEST: u32 = 1;
+const DIVIDING: u32 = 2;
 
 /// Something that can be written and read back under the same sizes.
 pub(crate) trait Saved: Sized {
@@ -41,6 +46,8 @@ impl Params {
             segment,
             list,
             era,
+            // An era that is in the making is told of: it need not be the same.
+            late: _,
         } = self;
         out.put_u32(VERSION);
         for n in [dim, fine, coarse, segment, list, era] {
@@ -72,9 +79,16 @@ impl HeadIndex {
         out.put_u64(self.n_tokens as u64);
         out.put_u64(self.eras.len() as u64);
         self.moments.put(out);
-        out.put_u32(u32::from(self.newest.is_some()));
+        let newest = if self.newest.is_some() { NEWEST } else { 0 };
+        let dividing = if self.dividing.is_some() { DIVIDING } else { 0 };
+        out.put_u32(newest | dividing);
         if let Some(newest) = &self.newest {
             newest.put(out);
+        }
+        // Not the work itself: that is done anew.
+        if let Some(dividing) = &self.dividing {
+            dividing.newest.put(out);
+            dividing.moments.put(out);
         }
         self.tail.put(out);
     }
@@ -97,16 +111,25 @@ impl HeadIndex {
         let (n_tokens, n_eras) = (rest.u64()?, rest.u64()?);
         expect(n_eras == eras.len() as u64, "another number of eras")?;
         let moments = QueryMoments::take(&params, rest)?;
-        let newest = match rest.u32()? {
-            0 => None,
-            1 => Some(Newest::take(&params, rest)?),
-            _ => return Err(WireError::invalid("neither newest keys nor none")),
+        let parts = rest.u32()?;
+        expect(parts & !(NEWEST | DIVIDING) == 0, "unknown parts")?;
+        let newest = if parts & NEWEST == 0 {
+            None
+        } else {
+            Some(Newest::take(&params, rest)?)
+        };
+        let dividing = if parts & DIVIDING == 0 {
+            None
+        } else {
+            let newest = Newest::take(&params, rest)?;
+            Some(Dividing::new(newest, QueryMoments::take(&params, rest)?))
         };
         let tail = Tail::take(&params, rest)?;
         let eras = eras.iter_mut().map(|take| Era::take(&params, take));
         let index = Self {
             moments,
             eras: eras.collect::<Result<_, _>>()?,
+            dividing,
             newest,
             tail,
             n_tokens: usize::try_from(n_tokens).map_err(|_| WireError::Short)?,
@@ -122,8 +145,14 @@ impl HeadIndex {
             let adjoins = era.first == i * self.params.era_len();
             expect(adjoins, "eras that do not adjoin")?;
         }
+        if let Some(Dividing { newest, .. }) = &self.dividing {
+            let adjoins = newest.first == self.eras.len() * self.params.era_len()
+                && newest.n_segments() == self.params.era;
+            expect(adjoins, "an era in the making that does not adjoin")?;
+        }
         let kept = if let Some(newest) = &self.newest {
-            let adjoins = newest.first == self.eras.len() * self.params.era_len();
+            let adjoins =
+                newest.first == self.newest_first() && newest.n_segments() < self.params.era;
             expect(adjoins, "newest keys that do not adjoin")?;
             expect(self.tail.keys.is_empty(), "keys beside codes")?;
             self.tail.codes.len()
