@@ -1,11 +1,11 @@
 //! The index of one layer and KV head.
 
-use crate::division::{Dividing, Division};
 use crate::era::{EXTRA, Era};
 use crate::newest::Newest;
 use crate::outliers::Outliers;
 use crate::packed::PackedCodes;
 use crate::space::QueryMoments;
+use crate::work::{Making, Work};
 use kiv_fastscan::{GROUP, MAX_M};
 use std::ops::Range;
 use thiserror::Error;
@@ -28,7 +28,7 @@ pub struct Params {
     /// Segments in an era, of 65,536 tokens at most together.
     pub era: usize,
     /// Segments that come after those of an era before it takes their place, `era` at most:
-    /// time to divide them ([`HeadIndex::divide`]). An index may be saved with another
+    /// time to divide them ([`HeadIndex::give_away`]). An index may be saved with another
     /// number than it is loaded with.
     pub late: usize,
 }
@@ -91,7 +91,7 @@ impl Params {
     /// Bytes that an index takes on its way to `n_tokens`, about.
     #[must_use]
     pub fn planned_bytes(&self, n_tokens: usize) -> usize {
-        // An era that is made is there beside what it will take the place of.
+        // An era in the making is there beside what it will take the place of.
         let last_before = (self.era_len() * (n_tokens / self.era_len()) + self.late * self.segment)
             .saturating_sub(1);
         let now = self.bytes_at(n_tokens);
@@ -123,7 +123,12 @@ impl Params {
             newest(rest)
         };
         let dividing = (whole - eras) * (newest(self.era_len()) + moments);
-        whole * per_era + dividing + now + moments
+        let training = if whole > 0 {
+            newest(self.segment) + moments
+        } else {
+            0
+        };
+        whole * per_era + dividing + now + training + moments
     }
 }
 
@@ -140,10 +145,10 @@ pub enum IndexError {
     /// numbers.
     #[error("a query's scores are not numbers")]
     BadQuery,
-    /// Whoever was to divide the keys of an era gave up, by a panic most likely.
-    #[error("the keys from {token} on were not divided: the thread that was to has given up")]
-    Undivided {
-        /// The era's first token, counted from the first in the index.
+    /// Whoever was given work gave up, by a panic most likely.
+    #[error("keys from {token} on were not indexed: the thread that was to has given up")]
+    Undone {
+        /// Their first token, counted from the first in the index.
         token: usize,
     },
     /// Keys that were given before could not be read again.
@@ -181,6 +186,13 @@ impl Tail {
     }
 }
 
+/// The newest keys once they are enough for an era, until it takes their place.
+#[derive(Clone, Debug)]
+pub(crate) struct Dividing {
+    pub newest: Newest,
+    pub era: Making<Era>,
+}
+
 /// Keys of one layer and KV head; see the crate's description.
 #[derive(Clone, Debug)]
 pub struct HeadIndex {
@@ -191,6 +203,9 @@ pub struct HeadIndex {
     pub(crate) dividing: Option<Dividing>,
     /// Whole segments after all that, once there was one.
     pub(crate) newest: Option<Newest>,
+    /// While that is a single segment under the codebook of those before: its own, in the
+    /// making.
+    pub(crate) training: Option<Making<Newest>>,
     pub(crate) tail: Tail,
     pub(crate) n_tokens: usize,
 }
@@ -210,6 +225,7 @@ impl HeadIndex {
             eras: Vec::new(),
             dividing: None,
             newest: None,
+            training: None,
             n_tokens: 0,
         }
     }
@@ -240,13 +256,13 @@ impl HeadIndex {
 
     /// Appends keys `[n, dim]`. Whenever a segment is whole, `read` is asked for its keys,
     /// `[segment, dim]`, from this token on, and for those of a whole era segment by
-    /// segment if nobody divides them ([`HeadIndex::divide`]); it answers whether it could
-    /// read them: the index does not keep them.
+    /// segment if nobody divides them ([`HeadIndex::give_away`]); it answers whether it
+    /// could read them: the index does not keep them.
     ///
-    /// Where an era takes its place, this waits for whoever divides it.
+    /// Where something takes its place that was given away, this waits for it.
     ///
     /// # Errors
-    /// [`IndexError::BadKey`], [`IndexError::NoMemory`], [`IndexError::Undivided`] or
+    /// [`IndexError::BadKey`], [`IndexError::NoMemory`], [`IndexError::Undone`] or
     /// [`IndexError::Unread`]; the index holds what it held then.
     pub fn append(
         &mut self,
@@ -275,12 +291,16 @@ impl HeadIndex {
             if self.tail_len() == segment {
                 room.clear();
                 let sealed = if read(self.tail_first(), &mut room) {
-                    self.seal_segment(&room);
-                    self.turn_eras(read)
+                    self.seal_segment(&room, read)
+                        .and_then(|()| self.turn_eras(read))
                 } else {
                     Err(IndexError::Unread)
                 };
                 if sealed.is_err() {
+                    // Told now, if it is lost, too.
+                    if let Some(dividing) = &mut self.dividing {
+                        dividing.era.forget_lost();
+                    }
                     self.truncate(before);
                     return sealed;
                 }
@@ -319,15 +339,32 @@ impl HeadIndex {
         self.newest_first() + self.n_newest_segments() * self.params.segment
     }
 
-    fn seal_segment(&mut self, keys: &[f32]) {
+    fn seal_segment(
+        &mut self,
+        keys: &[f32],
+        read: &mut dyn FnMut(usize, &mut Vec<f32>) -> bool,
+    ) -> Result<(), IndexError> {
         let first = self.newest_first();
+        let trained = || Newest::train(&self.params, &self.moments, keys, first);
         match &mut self.newest {
-            Some(newest) if newest.n_segments() > 0 => newest.push(keys),
-            newest => newest
-                .insert(Newest::train(&self.params, &self.moments, keys, first))
-                .push(keys),
+            Some(newest) if newest.n_segments() > 0 => {
+                if let Some(training) = &mut self.training {
+                    let tokens = first..first + self.params.segment;
+                    *newest = training.finish(&self.params, tokens, read)?;
+                    self.training = None;
+                }
+                newest.push(keys);
+            }
+            // The codebook of those before is good for one segment more: time to make
+            // another.
+            Some(newest) if self.params.era > 1 => {
+                newest.push(keys);
+                self.training = Some(Making::new(self.moments.clone()));
+            }
+            newest => newest.insert(trained()).push(keys),
         }
         self.tail = Tail::new(&self.params);
+        Ok(())
     }
 
     /// Puts an era in its place if its turn has come, and begins another if the newest
@@ -340,12 +377,11 @@ impl HeadIndex {
         if let Some(newest) = &self.newest
             && newest.n_segments() == self.params.era
         {
-            // The next keys are like these: the codebook is good until the next segment is
-            // whole.
+            // The next keys are like these.
             let next = newest.successor();
             let whole = self.newest.replace(next);
-            let moments = self.moments.clone();
-            self.dividing = whole.map(|newest| Dividing::new(newest, moments));
+            let era = Making::new(self.moments.clone());
+            self.dividing = whole.map(|newest| Dividing { newest, era });
             // With no time given it is its turn at once.
             self.install_era(read)?;
         }
@@ -360,26 +396,39 @@ impl HeadIndex {
         if let Some(dividing) = &mut self.dividing
             && segments >= self.params.late
         {
-            self.eras.push(dividing.finish(&self.params, read)?);
+            let first = dividing.newest.first;
+            let tokens = first..first + self.params.era_len();
+            let era = dividing.era.finish(&self.params, tokens, read)?;
+            self.eras.push(era);
             self.dividing = None;
         }
         Ok(())
     }
 
-    /// Tokens whose keys are to be divided, if nobody does it yet.
+    /// Tokens whose keys are to be worked on, if nobody does it yet.
     #[must_use]
-    pub fn undivided(&self) -> Option<Range<usize>> {
-        let dividing = self.dividing.as_ref().filter(|d| !d.is_given_away())?;
-        let first = dividing.newest.first;
-        Some(first..first + self.params.era_len())
+    pub fn undone(&self) -> Option<Range<usize>> {
+        let first = self.newest_first();
+        let training = self.training.as_ref().filter(|t| !t.is_given_away());
+        // It is soon done, and wanted sooner.
+        if training.is_some() {
+            return Some(first..first + self.params.segment);
+        }
+        let dividing = self.dividing.as_ref();
+        dividing.filter(|d| !d.era.is_given_away())?;
+        Some(first - self.params.era_len()..first)
     }
 
-    /// Gives away the work that [`HeadIndex::undivided`] tells of: another thread can do it
+    /// Gives away the work that [`HeadIndex::undone`] tells of: another thread can do it
     /// while keys are searched and appended. If nobody takes it, [`HeadIndex::append`] does
     /// it itself in the end; the index is the same.
-    pub fn divide(&mut self) -> Option<Division> {
-        let dividing = self.dividing.as_mut().filter(|d| !d.is_given_away())?;
-        Some(dividing.give_away(&self.params))
+    pub fn give_away(&mut self) -> Option<Work> {
+        let tokens = self.undone()?;
+        if let Some(training) = self.training.as_mut().filter(|t| !t.is_given_away()) {
+            return Some(training.give_newest_away(&self.params, tokens));
+        }
+        let dividing = self.dividing.as_mut()?;
+        Some(dividing.era.give_era_away(&self.params, tokens))
     }
 
     /// Forgets every key from `n_tokens` on, and some before if that is in the middle of
@@ -395,11 +444,13 @@ impl HeadIndex {
             // They are the newest ones again. Whoever divides them does it in vain.
             let newest = self.dividing.take().map(|dividing| dividing.newest);
             self.newest = newest;
+            self.training = None;
             self.tail = Tail::new(&self.params);
             self.n_tokens = self.tail_first();
         }
         if n_tokens < self.newest_first() {
             self.dividing = None;
+            self.training = None;
             self.eras.truncate(n_tokens / self.params.era_len());
             self.newest = None;
             self.tail = Tail::new(&self.params);
@@ -411,7 +462,10 @@ impl HeadIndex {
             self.tail = Tail::new(&self.params);
             match &mut self.newest {
                 Some(newest) if kept > 0 => newest.truncate(kept),
-                newest => *newest = None,
+                newest => {
+                    *newest = None;
+                    self.training = None;
+                }
             }
             self.n_tokens = self.tail_first();
             return;
@@ -427,8 +481,10 @@ impl HeadIndex {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let eras: usize = self.eras.iter().map(Era::bytes).sum();
-        let dividing = self.dividing.as_ref().map_or(0, Dividing::bytes);
+        let dividing = self.dividing.as_ref();
+        let dividing = dividing.map_or(0, |d| d.newest.bytes() + d.era.bytes());
         let newest = self.newest.as_ref().map_or(0, Newest::bytes);
-        eras + dividing + newest + self.tail.bytes() + self.moments.bytes()
+        let training = self.training.as_ref().map_or(0, Making::bytes);
+        eras + dividing + newest + training + self.tail.bytes() + self.moments.bytes()
     }
 }

@@ -21,7 +21,6 @@
 mod best;
 mod cluster;
 mod codebook;
-mod division;
 mod era;
 mod head;
 mod marks;
@@ -32,10 +31,11 @@ mod saved;
 mod search;
 mod space;
 mod vectors;
+mod work;
 
 pub use cluster::{groups, lists};
 pub use codebook::Codebook;
-pub use division::Division;
 pub use head::{HeadIndex, IndexError, Params};
 pub use search::{Effort, Hits, Scratch};
 pub use space::{QueryMoments, Space, Split};
+pub use work::Work;

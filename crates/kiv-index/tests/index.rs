@@ -330,9 +330,9 @@ fn plans_are_near_the_truth() {
     let mut most = 0;
     for n in [2000, 40_000, 65_536, 73_727, 80_000] {
         append(&mut index, &keys[..n * dim], 512).unwrap();
-        if let Some(division) = index.divide() {
-            let tokens = division.tokens();
-            division.run(keys[tokens.start * dim..tokens.end * dim].to_vec());
+        if let Some(work) = index.give_away() {
+            let tokens = work.tokens();
+            work.run(keys[tokens.start * dim..tokens.end * dim].to_vec());
         }
         // What it took for an era in the making is planned for whoever has come further.
         most = index.bytes().max(most);

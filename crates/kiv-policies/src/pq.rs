@@ -11,13 +11,12 @@
 //! the whole past, at a cost that does not grow with its length.
 
 mod ask;
-mod divide;
 mod rest;
+mod work;
 
 use crate::local::LocalKeys;
 use crate::top::{next_of, top_of};
 use ask::Ask;
-use divide::Divider;
 use kiv_fastscan::Isa;
 use kiv_index::{HeadIndex, Hits, IndexError, Params, Scratch};
 use kiv_policy::{
@@ -28,6 +27,7 @@ use kiv_wire::{Put, Take};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+use work::Workers;
 
 /// Share of a query's softmax that a block must have over one that is in a slot already to
 /// be copied instead of it: what is left out for so little is in the rest.
@@ -41,7 +41,7 @@ pub struct Pq {
     state: Option<State>,
     /// Sizes of an index of keys of so many values, under a scale.
     sizes: fn(usize, f32) -> Params,
-    /// Done before an era is divided.
+    /// Done before work that an index gives away.
     before_each: fn(),
 }
 
@@ -58,9 +58,9 @@ impl Default for Pq {
 struct State {
     geometry: Geometry,
     threads: rayon::ThreadPool,
-    divider: Divider,
-    /// Whether some index may have keys that are to be divided.
-    undivided: bool,
+    workers: Workers,
+    /// Whether some index may have work to give away.
+    undone: bool,
     isa: Isa,
     /// `[layer][kv_head]`.
     heads: Vec<Vec<Head>>,
@@ -116,8 +116,8 @@ impl Policy for Pq {
         self.state = Some(State {
             geometry: geometry.clone(),
             threads,
-            divider: Divider::new(geometry.n_threads, self.before_each)?,
-            undivided: false,
+            workers: Workers::new(geometry.n_threads, self.before_each)?,
+            undone: false,
             isa,
             heads: heads.collect::<Result<_, PolicyError>>()?,
         });
@@ -137,7 +137,7 @@ impl Policy for Pq {
             });
         let heads: Vec<_> = heads.collect();
         // Whatever comes of it.
-        state.undivided = true;
+        state.undone = true;
         // All of them, also after an error: each may have one of its own to tell, and none
         // should come up later.
         let taken_up: Vec<_> = state.threads.install(|| {
@@ -288,7 +288,7 @@ impl Policy for Pq {
         for (head, index) in state.heads.iter_mut().flatten().zip(indices) {
             head.index = index;
         }
-        state.undivided = true;
+        state.undone = true;
         Ok(true)
     }
 
@@ -313,10 +313,9 @@ impl Pq {
 }
 
 impl State {
-    /// Gives heads whose newest keys are enough for an era to the threads that divide them,
-    /// as many as these can take now.
+    /// Gives away what heads leave to others, as much as these can take now.
     fn give_out(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
-        while self.undivided && self.divider.is_free() {
+        while self.undone && self.workers.is_free() {
             let heads = self
                 .heads
                 .iter_mut()
@@ -326,9 +325,9 @@ impl State {
                     heads.map(move |(kv_head, head)| ((layer, kv_head), head))
                 });
             let mut heads = heads.map(|(at, head)| (at, &mut head.index));
-            match heads.find(|(_, index)| index.undivided().is_some()) {
-                Some((at, index)) => self.divider.give(index, cold, &self.geometry, at)?,
-                None => self.undivided = false,
+            match heads.find(|(_, index)| index.undone().is_some()) {
+                Some((at, index)) => self.workers.give(index, cold, &self.geometry, at)?,
+                None => self.undone = false,
             }
         }
         Ok(())

@@ -1,7 +1,8 @@
-//! Eras that are divided elsewhere: the same index, whoever divides them and when.
+//! Work that is done elsewhere, dividing eras and training codebooks: the same index, whoever
+//! does it and when.
 
 use kiv_fastscan::Isa;
-use kiv_index::{Division, Effort, HeadIndex, Hits, IndexError, Params, Scratch};
+use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, Work};
 use kiv_wire::Take;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,10 +32,10 @@ fn random(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// Who divides eras.
+/// Who does the work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Who {
-    /// The index itself, where an era takes its place.
+    /// The index itself, where it needs it.
     Nobody,
     /// Another thread, before anything else happens.
     AtOnce,
@@ -60,8 +61,8 @@ impl Session {
         }
     }
 
-    fn keys_of(&self, division: &Division) -> Vec<f32> {
-        let tokens = division.tokens();
+    fn keys_of(&self, work: &Work) -> Vec<f32> {
+        let tokens = work.tokens();
         self.keys[tokens.start * DIM..tokens.end * DIM].to_vec()
     }
 
@@ -83,25 +84,25 @@ impl Session {
     }
 
     fn give_out(&mut self) {
-        if self.who == Who::Nobody {
-            return;
-        }
-        let Some(division) = self.index.divide() else {
-            return;
-        };
-        assert_eq!(self.index.undivided(), None);
-        let (keys, who) = (self.keys_of(&division), self.who);
-        let worker = spawn(move || {
-            if who == Who::Slowly {
-                sleep(Duration::from_millis(30));
+        while self.who != Who::Nobody
+            && let Some(tokens) = self.index.undone()
+        {
+            let work = self.index.give_away().unwrap();
+            assert_eq!(work.tokens(), tokens);
+            let (keys, who) = (self.keys_of(&work), self.who);
+            let worker = spawn(move || {
+                if who == Who::Slowly {
+                    sleep(Duration::from_millis(30));
+                }
+                work.run(keys);
+            });
+            if who == Who::AtOnce {
+                worker.join().unwrap();
+            } else {
+                self.at_work.push(worker);
             }
-            division.run(keys);
-        });
-        if who == Who::AtOnce {
-            worker.join().unwrap();
-        } else {
-            self.at_work.push(worker);
         }
+        assert!(self.index.undone().is_none() || self.who == Who::Nobody);
     }
 
     /// All of it as bytes.
@@ -164,7 +165,7 @@ enum Step {
 use Step::{Cut, Reopen, To};
 
 #[test]
-fn it_does_not_matter_who_divides_and_when() {
+fn it_does_not_matter_who_does_it_and_when() {
     // An era is whole, and takes its place `late` segments later.
     let whole = ERA;
     for late in [1, 2, 4] {
@@ -202,13 +203,15 @@ fn it_does_not_matter_who_divides_and_when() {
         let cut =
             cuts.map(|(from, to)| vec![To(from), Cut(to), Reopen, To(place + 7), To(3 * ERA)]);
         for steps in plain.into_iter().chain(cut) {
-            let whos = [Who::Nobody, Who::AtOnce, Who::Slowly];
+            let whos = [Who::Nobody, Who::AtOnce, Who::Slowly, Who::Nobody];
             let mut sessions = whos.map(|who| Session::new(who, late));
             for step in &steps {
-                for session in &mut sessions {
+                for (number, session) in sessions.iter_mut().enumerate() {
                     match *step {
                         To(n) => session.go_on(n),
                         Cut(n) => session.index.truncate(n),
+                        // The last one never stops.
+                        Reopen if number == 3 => (),
                         Reopen => session.reopen(),
                     }
                 }
@@ -250,45 +253,50 @@ fn an_era_takes_its_place_when_its_turn_comes() {
     // With no time given it is divided at once.
     let mut session = Session::new(Who::Nobody, 0);
     session.go_on(ERA);
-    assert_eq!(
-        (session.index.n_eras(), session.index.undivided()),
-        (1, None)
-    );
+    assert_eq!((session.index.n_eras(), session.index.undone()), (1, None));
 }
 
 /// Whoever gives up says so, even by a panic: nothing waits for ever, and the index does
 /// the work itself the next time.
 #[test]
 fn work_that_is_lost_is_an_error_and_is_done_again() {
-    for panics in [false, true] {
-        let mut session = Session::new(Who::Nobody, 2);
-        session.go_on(ERA + 3);
-        let division = session.index.divide().unwrap();
-        assert_eq!(division.tokens(), 0..ERA);
-        let worker = spawn(move || {
-            let _lost = division;
-            assert!(!panics, "as a broken machine would");
-        });
-        assert_eq!(worker.join().is_err(), panics);
-        let keys = session.keys.clone();
-        let mut read = |first: usize, out: &mut Vec<f32>| {
-            out.extend_from_slice(&keys[first * DIM..(first + SEGMENT) * DIM]);
-            true
-        };
-        session.go_on(ERA + 2 * SEGMENT - 1);
-        let n = session.index.len();
-        let failed = session
-            .index
-            .append(&keys[n * DIM..(n + 1) * DIM], &mut read);
-        assert_eq!(failed, Err(IndexError::Undivided { token: 0 }));
-        assert!(session.index.len() <= n && session.index.n_eras() == 0);
-        session.go_on(2 * ERA);
-        let mut whole = Session::new(Who::Nobody, 2);
-        whole.go_on(ERA + 3);
-        whole.go_on(2 * ERA);
-        assert_eq!(session.index.n_eras(), 1);
-        // The same era; later codebooks have seen other queries, since some came twice.
-        assert!(session.saved()[1] == whole.saved()[1]);
+    let place = ERA + 2 * SEGMENT;
+    for (begun, tokens) in [
+        (ERA + 3, vec![0..ERA]),
+        (ERA + SEGMENT + 3, vec![ERA..ERA + SEGMENT, 0..ERA]),
+    ] {
+        for panics in [false, true] {
+            let mut session = Session::new(Who::Nobody, 2);
+            session.go_on(begun);
+            for tokens in &tokens {
+                let work = session.index.give_away().unwrap();
+                assert_eq!(work.tokens(), *tokens);
+                let worker = spawn(move || {
+                    let _lost = work;
+                    assert!(!panics, "as a broken machine would");
+                });
+                assert_eq!(worker.join().is_err(), panics);
+            }
+            let keys = session.keys.clone();
+            let mut read = |first: usize, out: &mut Vec<f32>| {
+                out.extend_from_slice(&keys[first * DIM..(first + SEGMENT) * DIM]);
+                true
+            };
+            session.go_on(place - 1);
+            let n = session.index.len();
+            let failed = (session.index).append(&keys[n * DIM..(n + 1) * DIM], &mut read);
+            let token = tokens[0].start;
+            assert_eq!(failed, Err(IndexError::Undone { token }));
+            assert!(session.index.len() <= n && session.index.n_eras() == 0);
+            // Once is enough.
+            session.go_on(2 * ERA);
+            let mut whole = Session::new(Who::Nobody, 2);
+            whole.go_on(begun);
+            whole.go_on(2 * ERA);
+            assert_eq!(session.index.n_eras(), 1);
+            // The same era; later ones have seen other queries, since some came twice.
+            assert!(session.saved()[1] == whole.saved()[1]);
+        }
     }
 }
 
@@ -297,20 +305,20 @@ fn work_that_is_lost_is_an_error_and_is_done_again() {
 fn work_on_what_is_forgotten_is_not_wanted() {
     let mut session = Session::new(Who::Nobody, 2);
     session.go_on(ERA + 3);
-    let division = session.index.divide().unwrap();
+    let work = session.index.give_away().unwrap();
     session.index.truncate(ERA + 1);
-    assert!(division.is_wanted());
+    assert!(work.is_wanted());
     session.index.truncate(ERA - 1);
-    assert!(!division.is_wanted() && session.index.undivided().is_none());
+    assert!(!work.is_wanted() && session.index.undone().is_none());
     session.go_on(ERA);
-    assert!(!division.is_wanted() && session.index.undivided() == Some(0..ERA));
-    let keys = session.keys_of(&division);
-    division.run(keys);
+    assert!(!work.is_wanted() && session.index.undone() == Some(0..ERA));
+    let keys = session.keys_of(&work);
+    work.run(keys);
     session.go_on(2 * ERA);
-    let division = session.index.divide().unwrap();
+    let work = session.index.give_away().unwrap();
     // A copy waits for nobody.
     let copy = session.index.clone();
-    assert_eq!(copy.undivided(), Some(ERA..2 * ERA));
+    assert_eq!(copy.undone(), Some(ERA..2 * ERA));
     drop((session, copy));
-    assert!(!division.is_wanted());
+    assert!(!work.is_wanted());
 }

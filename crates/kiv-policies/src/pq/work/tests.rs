@@ -62,7 +62,7 @@ fn random(seed: usize, n: usize) -> Vec<f32> {
 struct Session {
     policy: Pq,
     store: HostStore,
-    /// Whether every era is waited for as soon as it is given away.
+    /// Whether all work is waited for as soon as it is given away.
     waits: bool,
 }
 
@@ -99,7 +99,7 @@ impl Session {
     }
 
     fn wait(&mut self) {
-        while self.waits && self.policy.state.as_ref().unwrap().divider.at_work() > 0 {
+        while self.waits && self.policy.state.as_ref().unwrap().workers.at_work() > 0 {
             sleep(Duration::from_micros(50));
         }
     }
@@ -175,7 +175,7 @@ impl Session {
     }
 }
 
-/// Three sessions whose eras are divided before anything else happens, at leisure, and too
+/// Three sessions whose work is done before anything else happens, at leisure, and too
 /// slowly for their turns.
 fn sessions() -> [Session; 3] {
     [
@@ -190,7 +190,7 @@ fn all_same<T: PartialEq>(of_each: &[T]) -> bool {
 }
 
 #[test]
-fn answers_do_not_depend_on_how_fast_eras_are_divided() {
+fn answers_do_not_depend_on_how_fast_work_is_done() {
     let mut sessions = sessions();
     for (cut, reopen, to) in [
         // Straight on, from between an era's end and its turn, and cut back to before,
@@ -218,7 +218,7 @@ fn answers_do_not_depend_on_how_fast_eras_are_divided() {
         assert!(all_same(&answers), "{what}");
         assert!(all_same(&sessions.each_ref().map(Session::saved)), "{what}");
     }
-    // There was something to divide.
+    // There was some.
     let heads = sessions.iter().flat_map(|s| &s.policy.state);
     let mut heads = heads.flat_map(|state| state.heads.iter().flatten());
     assert!(heads.all(|head| head.index.n_eras() == 2));
@@ -234,9 +234,9 @@ fn as_many_are_given_away_as_there_are_threads() {
     let mut session = Session::new(|| sleep(Duration::from_millis(200)), false);
     session.go_on(ERA);
     let state = session.policy.state.as_mut().unwrap();
-    assert_eq!(state.divider.at_work(), 8 / SHARE);
-    assert!(!state.divider.is_free() && state.undivided);
-    let wait = |head: &Head| head.index.undivided().is_some();
+    assert_eq!(state.workers.at_work(), 8 / SHARE);
+    assert!(!state.workers.is_free() && state.undone);
+    let wait = |head: &Head| head.index.undone().is_some();
     let waiting = state.heads.iter().flatten().filter(|head| wait(head));
     assert_eq!(waiting.count(), LAYERS * HEADS - 2);
     // A session that goes leaves nothing to wait for.
@@ -245,7 +245,7 @@ fn as_many_are_given_away_as_there_are_threads() {
 
 /// The session says so once, and goes on as if it had not been.
 #[test]
-fn a_panic_while_dividing_is_an_error_of_the_session() {
+fn a_panic_at_work_is_an_error_of_the_session() {
     static PANICS: AtomicBool = AtomicBool::new(true);
     let panics = || assert!(!PANICS.load(Ordering::SeqCst), "as a broken machine would");
     let mut session = Session::new(panics, true);
@@ -254,7 +254,7 @@ fn a_panic_while_dividing_is_an_error_of_the_session() {
     whole.go_on(PLACE - 1);
     let failed = session.seal().unwrap_err().to_string();
     assert!(
-        failed.starts_with("layer ") && failed.contains("were not divided"),
+        failed.starts_with("layer ") && failed.contains("were not indexed"),
         "{failed}"
     );
     assert_eq!(session.store.n_blocks(), PLACE - 1);

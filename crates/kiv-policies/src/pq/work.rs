@@ -1,28 +1,29 @@
-//! Eras are divided beside everything else, by threads of their own.
+//! What takes an index long is done beside everything else, by threads of its own: eras are
+//! divided, and codebooks made for the newest keys.
 
 use super::keys_of;
-use kiv_index::{Division, HeadIndex};
+use kiv_index::{HeadIndex, Work};
 use kiv_policy::{ColdRows, Geometry, PolicyError, RowFormat};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// One of so many of the threads that a policy may use divides eras: the model computes
+/// One of so many of the threads that a policy may use does this: the model computes
 /// meanwhile, and has use for all of them.
 const SHARE: usize = 4;
 
-/// Threads that divide eras.
+/// These threads.
 ///
-/// They are given a copy of an era's keys, of one KV head each: rows may move, and be cut
-/// off, while they work. Those of very many heads would take as much memory as their rows,
-/// so there are only as many as there are threads, and the next are given when one is done.
-pub(super) struct Divider {
+/// They are given a copy of keys, of one KV head each: rows may move, and be cut off, while
+/// they work. Those of very many heads would take as much memory as their rows, so there are
+/// only as many as there are threads, and the next are given when one is done.
+pub(super) struct Workers {
     threads: rayon::ThreadPool,
     at_work: Arc<AtomicUsize>,
     /// Tests make haste or waste time here.
     before_each: fn(),
 }
 
-/// Counts one era less when it goes, however that comes.
+/// Counts one at work less when it goes, however that comes.
 struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
@@ -31,11 +32,11 @@ impl Drop for Place {
     }
 }
 
-impl Divider {
+impl Workers {
     pub fn new(n_threads: usize, before_each: fn()) -> Result<Self, PolicyError> {
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads((n_threads / SHARE).max(1))
-            .thread_name(|i| format!("kiv-eras-{i}"))
+            .thread_name(|i| format!("kiv-index-{i}"))
             // The index is told; nobody else need be.
             .panic_handler(|_| ())
             .build();
@@ -52,12 +53,12 @@ impl Divider {
         self.at_work() < self.threads.current_num_threads()
     }
 
-    /// Eras that are being divided.
+    /// Heads whose keys are worked on.
     pub fn at_work(&self) -> usize {
         self.at_work.load(Ordering::Acquire)
     }
 
-    /// Has an index's newest keys divided, if they want to be.
+    /// Has that done which an index leaves to others, if there is anything.
     pub fn give(
         &self,
         index: &mut HeadIndex,
@@ -65,7 +66,7 @@ impl Divider {
         geometry: &Geometry,
         (layer, kv_head): (usize, usize),
     ) -> Result<(), PolicyError> {
-        let Some(tokens) = index.undivided() else {
+        let Some(tokens) = index.undone() else {
             return Ok(());
         };
         let (mut format, mut bytes) = (geometry.key_format, Vec::new());
@@ -74,28 +75,28 @@ impl Divider {
             bytes.extend_from_slice(rows.bytes);
         })?;
         // Only now: what is given away and lost would be an error.
-        let Some(division) = index.divide() else {
+        let Some(work) = index.give_away() else {
             return Ok(());
         };
-        let n_values = division.tokens().len() * geometry.layers[layer].key_dim;
+        let n_values = work.tokens().len() * geometry.layers[layer].key_dim;
         self.at_work.fetch_add(1, Ordering::AcqRel);
         let place = Place(Arc::clone(&self.at_work));
         let before = self.before_each;
         self.threads.spawn(move || {
             let _place = place;
             before();
-            divide(division, format, bytes, n_values);
+            do_it(work, format, bytes, n_values);
         });
         Ok(())
     }
 }
 
-fn divide(division: Division, format: RowFormat, bytes: Vec<u8>, n_values: usize) {
-    if division.is_wanted() {
+fn do_it(work: Work, format: RowFormat, bytes: Vec<u8>, n_values: usize) {
+    if work.is_wanted() {
         let mut keys = vec![0.0; n_values];
         format.decode(&bytes, &mut keys);
         drop(bytes);
-        division.run(keys);
+        work.run(keys);
     }
 }
 
