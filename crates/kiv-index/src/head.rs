@@ -4,6 +4,7 @@ use crate::era::{EXTRA, Era};
 use crate::newest::Newest;
 use crate::outliers::Outliers;
 use crate::packed::PackedCodes;
+use crate::pages::Pages;
 use crate::space::QueryMoments;
 use crate::work::{Making, Work};
 use kiv_fastscan::{GROUP, MAX_M};
@@ -47,7 +48,7 @@ impl Params {
             segment: 4096,
             list: 8,
             era: 16,
-            late: 2,
+            late: 4,
         }
     }
 
@@ -108,10 +109,12 @@ impl Params {
         // Measured: lists come out shorter than they should; outliers are one in 20 to 200.
         let lists = self.era_len() * 5 / 4 / self.list;
         let outliers = |n: usize| n / 12 * (self.dim + size_of::<u32>());
+        let codes = self.era_len() * self.fine / 2 + lists * self.lists_m() / 2;
         let per_era = space
             + 2 * book
-            + self.era_len() * (self.fine / 2 + size_of::<u16>())
-            + lists * (self.lists_m() / 2 + size_of::<u32>())
+            + Pages::taken(codes)
+            + self.era_len() * size_of::<u16>()
+            + lists * size_of::<u32>()
             + outliers(self.era_len());
         let newest = |n: usize| {
             let centres = (n / self.segment + 1) * self.dim * size_of::<f32>();

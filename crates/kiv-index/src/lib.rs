@@ -27,6 +27,7 @@ mod marks;
 mod newest;
 mod outliers;
 mod packed;
+mod pages;
 mod saved;
 mod search;
 mod space;
