@@ -313,7 +313,8 @@ impl Pq {
 }
 
 impl State {
-    /// Gives away what heads leave to others, as much as these can take now.
+    /// Gives away what heads leave to others, as much as these can take now: what is sooner
+    /// done first, as it is wanted sooner.
     fn give_out(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
         while self.undone && self.workers.is_free() {
             let heads = self
@@ -322,11 +323,11 @@ impl State {
                 .enumerate()
                 .flat_map(|(layer, heads)| {
                     let heads = heads.iter_mut().enumerate();
-                    heads.map(move |(kv_head, head)| ((layer, kv_head), head))
+                    heads.map(move |(kv_head, head)| ((layer, kv_head), &mut head.index))
                 });
-            let mut heads = heads.map(|(at, head)| (at, &mut head.index));
-            match heads.find(|(_, index)| index.undone().is_some()) {
-                Some((at, index)) => self.workers.give(index, cold, &self.geometry, at)?,
+            let undone = heads.filter_map(|(at, index)| Some((index.undone()?.len(), at, index)));
+            match undone.min_by_key(|(n_tokens, ..)| *n_tokens) {
+                Some((_, at, index)) => self.workers.give(index, cold, &self.geometry, at)?,
                 None => self.undone = false,
             }
         }
