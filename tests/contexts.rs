@@ -434,3 +434,30 @@ fn a_session_that_forgot_all_is_a_new_one() {
     session.clear().unwrap();
     assert!(read(&mut session) == new);
 }
+
+/// The keys of an era are divided beside the reading; who stops in the middle of that and
+/// comes back finds what who went straight on does.
+#[test]
+#[ignore = "reads 84,000 tokens and some of them again: a minute"]
+fn an_era_in_the_making_outlives_its_session() {
+    let model = model();
+    let text = prose(&model, 84_000);
+    let (stop, end) = (512 * 132, 512 * 163);
+    let build = || small(&model, "pq").ubatch(512);
+    let mut plain = build().build().unwrap();
+    plain.read(&text[..end]).unwrap();
+    let more = &text[end..end + 20];
+    let want = follow(&mut plain, more);
+    drop(plain);
+    let folder = tempfile::tempdir().unwrap();
+    let on_disk = || build().context_dir(folder.path()).build().unwrap();
+    let mut session = on_disk();
+    session.read(&text[..stop]).unwrap();
+    session.commit().unwrap();
+    // At work, or not even begun.
+    drop(session);
+    let mut session = on_disk();
+    assert_eq!(session.tokens().len(), stop);
+    session.read(&text[stop..end]).unwrap();
+    assert!(follow(&mut session, more) == want, "other logits");
+}

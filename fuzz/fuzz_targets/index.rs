@@ -12,6 +12,7 @@ fn params() -> Params {
     Params {
         segment: 32,
         era: 2,
+        late: 1,
         ..Params::new(DIM, 0.5)
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! Names: `budget` (tokens), `block` (tokens), `scale`, `n` (keys), `queries`,
 //! `probed`, `kept` (see `Effort`), `fine`, `coarse`, `segment`, `list`,
-//! `era` (see `Params`), `timed` (searches besides, for a profiler), `observe` (0: codebooks never see a query). A row for
+//! `era`, `late` (see `Params`; 0, unlike in a session: what is whole is divided), `timed` (searches besides, for a profiler), `observe` (0: codebooks never see a query). A row for
 //! every layer and KV head:
 //!
 //! - `exact`: share of the softmax over these keys that the best blocks hold
@@ -70,6 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         segment: int("segment", base.segment),
         list: int("list", base.list),
         era: int("era", base.era),
+        late: int("late", 0),
     };
     let reuse = get("reuse", 0.0) > 0.0;
     let isa = Isa::detect();

@@ -11,7 +11,8 @@ use crate::codebook::Codebook;
 use crate::head::Params;
 use crate::marks::Marks;
 use crate::outliers::{ERROR_RATIO, Grid, Outliers};
-use crate::packed::PackedCodes;
+use crate::packed::{FixedCodes, PackedCodes};
+use crate::pages::Pages;
 use crate::saved::{Saved, expect};
 use crate::space::{QueryMoments, Space};
 use crate::vectors::{mean, squared_errors, subtract};
@@ -41,14 +42,14 @@ pub(crate) struct Era {
     pub centre: Vec<f32>,
     /// Root mean squared distances from a list's mean that its code tells apart.
     widths: [f32; CENTROIDS],
-    lists: PackedCodes,
+    lists: FixedCodes,
     /// The code of each list's width, which is in `lists`, too, but scattered there.
     width_codes: Vec<u8>,
     /// Where each list ends, in places.
     ends: Vec<u32>,
     /// Token of each place, from the first.
     order: Vec<u16>,
-    keys: PackedCodes,
+    keys: FixedCodes,
     /// By place.
     pub outliers: Outliers,
     /// Which places are theirs.
@@ -57,11 +58,12 @@ pub(crate) struct Era {
 
 impl Era {
     /// Divides and codes keys, `[n, dim]`, whose first token is `first`.
-    pub fn new(params: &Params, moments: &QueryMoments, keys: &[f32], first: usize) -> Self {
+    pub fn new(params: &Params, moments: &QueryMoments, keys: Vec<f32>, first: usize) -> Self {
         let dim = params.dim;
-        let space = Space::new(moments, keys);
+        let space = Space::new(moments, &keys);
         let mut mapped = Vec::new();
-        space.map_keys(keys, &mut mapped);
+        space.map_keys(&keys, &mut mapped);
+        drop(keys);
         let length = mapped.iter().map(|v| v * v).sum::<f32>();
         let centre = mean(&mapped, dim);
         subtract(&mut mapped, &centre);
@@ -102,10 +104,16 @@ impl Era {
             .copied()
             .collect();
         let fine = Codebook::train(&sample, space.split(params.fine));
-        let (mut codes, mut decoded) = (Vec::new(), Vec::new());
+        let mut codes = Vec::new();
         fine.encode(&rests, &mut codes);
-        fine.decode(&codes, &mut decoded);
-        let errors: Vec<f32> = squared_errors(&rests, &decoded, dim).collect();
+        // Some at a time: all of them take as much memory as the keys.
+        let (mut errors, mut decoded) = (Vec::with_capacity(order.len()), Vec::new());
+        let some = rests.chunks(SAMPLE * dim);
+        for (rests, codes) in some.zip(codes.chunks(SAMPLE * params.fine)) {
+            decoded.clear();
+            fine.decode(codes, &mut decoded);
+            errors.extend(squared_errors(rests, &decoded, dim));
+        }
         // Keys that are all alike have no error but rounding.
         let total = errors.iter().sum::<f32>().max(length * 1e-9);
         let most = total / errors.len().max(1) as f32 * ERROR_RATIO;
@@ -118,6 +126,7 @@ impl Era {
         }
         let mut keys = PackedCodes::with_capacity(params.fine, order.len());
         keys.push(&codes);
+        let [keys, packed] = keys.fixed(packed);
         let ends = sets.iter().scan(0, |end, set| {
             *end += set.len() as u32;
             Some(*end)
@@ -140,11 +149,11 @@ impl Era {
         }
     }
 
-    pub fn lists(&self) -> &PackedCodes {
+    pub fn lists(&self) -> &FixedCodes {
         &self.lists
     }
 
-    pub fn keys(&self) -> &PackedCodes {
+    pub fn keys(&self) -> &FixedCodes {
         &self.keys
     }
 
@@ -184,11 +193,10 @@ impl Era {
             + self.coarse.bytes()
             + self.fine.bytes()
             + self.centre.len() * size_of::<f32>()
-            + self.lists.bytes()
+            + Pages::taken(self.keys.bytes() + self.lists.bytes())
             + self.width_codes.len()
             + self.ends.len() * size_of::<u32>()
             + self.order.len() * size_of::<u16>()
-            + self.keys.bytes()
             + self.outliers.bytes()
             + self.is_outlier.bytes()
     }
@@ -199,7 +207,7 @@ fn vector(vectors: &[f32], dim: usize, number: u32) -> &[f32] {
 }
 
 /// The codes of all lists' widths.
-fn width_codes(lists: &PackedCodes) -> Vec<u8> {
+fn width_codes(lists: &FixedCodes) -> Vec<u8> {
     let width = |list| lists.code(list, lists.m() - EXTRA);
     (0..lists.len()).map(width).collect()
 }
@@ -248,10 +256,10 @@ impl Saved for Era {
         grid.put(out);
         out.put_f32s(centre);
         out.put_f32s(widths);
-        lists.put(out);
+        lists.put_codes(out);
         out.put_u32s(ends);
         out.put_u16s(order);
-        keys.put(out);
+        keys.put_codes(out);
         outliers.put(out);
     }
 
@@ -265,6 +273,9 @@ impl Saved for Era {
         );
         let (centre, widths) = (take.f32s()?, take.f32s()?);
         let wrong = |_| WireError::invalid("another number of widths");
+        let lists = PackedCodes::take(params, take)?;
+        let (ends, order) = (take.u32s()?, take.u16s()?);
+        let [keys, lists] = PackedCodes::take(params, take)?.fixed(lists);
         let mut era = Self {
             first,
             space,
@@ -273,11 +284,11 @@ impl Saved for Era {
             grid,
             centre,
             widths: widths.try_into().map_err(wrong)?,
-            lists: Saved::take(params, take)?,
+            lists,
             width_codes: Vec::new(),
-            ends: take.u32s()?,
-            order: take.u16s()?,
-            keys: Saved::take(params, take)?,
+            ends,
+            order,
+            keys,
             outliers: Saved::take(params, take)?,
             is_outlier: Marks::default(),
         };

@@ -4,8 +4,11 @@ use crate::era::{EXTRA, Era};
 use crate::newest::Newest;
 use crate::outliers::Outliers;
 use crate::packed::PackedCodes;
+use crate::pages::Pages;
 use crate::space::QueryMoments;
+use crate::work::{Making, Work};
 use kiv_fastscan::{GROUP, MAX_M};
+use std::ops::Range;
 use thiserror::Error;
 
 /// Sizes of an index.
@@ -25,6 +28,10 @@ pub struct Params {
     pub list: usize,
     /// Segments in an era, of 65,536 tokens at most together.
     pub era: usize,
+    /// Segments that come after those of an era before it takes their place, `era` at most:
+    /// time to divide them ([`HeadIndex::give_away`]). An index may be saved with another
+    /// number than it is loaded with.
+    pub late: usize,
 }
 
 impl Params {
@@ -41,6 +48,7 @@ impl Params {
             segment: 4096,
             list: 8,
             era: 16,
+            late: 4,
         }
     }
 
@@ -72,32 +80,58 @@ impl Params {
                 self.list, self.era
             ));
         }
+        if self.late > self.era {
+            return Err(format!(
+                "eras of {} segments, {} segments late",
+                self.era, self.late
+            ));
+        }
         Ok(())
     }
 
-    /// Bytes that an index of `n_tokens` takes, about.
+    /// Bytes that an index takes on its way to `n_tokens`, about.
     #[must_use]
     pub fn planned_bytes(&self, n_tokens: usize) -> usize {
-        let eras = n_tokens / self.era_len();
+        // An era in the making is there beside what it will take the place of.
+        let last_before = (self.era_len() * (n_tokens / self.era_len()) + self.late * self.segment)
+            .saturating_sub(1);
+        let now = self.bytes_at(n_tokens);
+        now.max(self.bytes_at(last_before.min(n_tokens)))
+    }
+
+    fn bytes_at(&self, n_tokens: usize) -> usize {
+        let whole = n_tokens / self.era_len();
+        let eras = n_tokens.saturating_sub(self.late * self.segment) / self.era_len();
         let rest = n_tokens % self.era_len();
         let book = self.dim * 16 * size_of::<f32>();
         let space = 2 * self.dim * self.dim * size_of::<f32>() + self.dim * size_of::<f64>();
+        let moments = self.dim * self.dim * size_of::<f64>();
         // Measured: lists come out shorter than they should; outliers are one in 20 to 200.
         let lists = self.era_len() * 5 / 4 / self.list;
         let outliers = |n: usize| n / 12 * (self.dim + size_of::<u32>());
+        let codes = self.era_len() * self.fine / 2 + lists * self.lists_m() / 2;
         let per_era = space
             + 2 * book
-            + self.era_len() * (self.fine / 2 + size_of::<u16>())
-            + lists * (self.lists_m() / 2 + size_of::<u32>())
+            + Pages::taken(codes)
+            + self.era_len() * size_of::<u16>()
+            + lists * size_of::<u32>()
             + outliers(self.era_len());
-        let newest = if rest + eras * self.era_len() < self.segment {
+        let newest = |n: usize| {
+            let centres = (n / self.segment + 1) * self.dim * size_of::<f32>();
+            space + book + n * self.fine / 2 + outliers(n) + centres
+        };
+        let now = if n_tokens < self.segment {
             rest * self.dim * size_of::<f32>()
         } else {
-            space + book + rest * self.fine / 2 + outliers(rest)
+            newest(rest)
         };
-        let centres = rest / self.segment * self.dim * size_of::<f32>();
-        let moments = self.dim * self.dim * size_of::<f64>();
-        eras * per_era + newest + centres + moments
+        let dividing = (whole - eras) * (newest(self.era_len()) + moments);
+        let training = if whole > 0 {
+            newest(self.segment) + moments
+        } else {
+            0
+        };
+        whole * per_era + dividing + now + training + moments
     }
 }
 
@@ -114,6 +148,12 @@ pub enum IndexError {
     /// numbers.
     #[error("a query's scores are not numbers")]
     BadQuery,
+    /// Whoever was given work gave up, by a panic most likely.
+    #[error("keys from {token} on were not indexed: the thread that was to has given up")]
+    Undone {
+        /// Their first token, counted from the first in the index.
+        token: usize,
+    },
     /// Keys that were given before could not be read again.
     #[error("keys could not be read again")]
     Unread,
@@ -149,14 +189,26 @@ impl Tail {
     }
 }
 
+/// The newest keys once they are enough for an era, until it takes their place.
+#[derive(Clone, Debug)]
+pub(crate) struct Dividing {
+    pub newest: Newest,
+    pub era: Making<Era>,
+}
+
 /// Keys of one layer and KV head; see the crate's description.
 #[derive(Clone, Debug)]
 pub struct HeadIndex {
     pub(crate) params: Params,
     pub(crate) moments: QueryMoments,
     pub(crate) eras: Vec<Era>,
-    /// Whole segments after the last era, once there was one.
+    /// The next era, in the making.
+    pub(crate) dividing: Option<Dividing>,
+    /// Whole segments after all that, once there was one.
     pub(crate) newest: Option<Newest>,
+    /// While that is a single segment under the codebook of those before: its own, in the
+    /// making.
+    pub(crate) training: Option<Making<Newest>>,
     pub(crate) tail: Tail,
     pub(crate) n_tokens: usize,
 }
@@ -174,7 +226,9 @@ impl HeadIndex {
             tail: Tail::new(&params),
             params,
             eras: Vec::new(),
+            dividing: None,
             newest: None,
+            training: None,
             n_tokens: 0,
         }
     }
@@ -205,10 +259,13 @@ impl HeadIndex {
 
     /// Appends keys `[n, dim]`. Whenever a segment is whole, `read` is asked for its keys,
     /// `[segment, dim]`, from this token on, and for those of a whole era segment by
-    /// segment; it answers whether it could read them: the index does not keep them.
+    /// segment if nobody divides them ([`HeadIndex::give_away`]); it answers whether it
+    /// could read them: the index does not keep them.
+    ///
+    /// Where something takes its place that was given away, this waits for it.
     ///
     /// # Errors
-    /// [`IndexError::BadKey`], [`IndexError::NoMemory`] or
+    /// [`IndexError::BadKey`], [`IndexError::NoMemory`], [`IndexError::Undone`] or
     /// [`IndexError::Unread`]; the index holds what it held then.
     pub fn append(
         &mut self,
@@ -236,13 +293,19 @@ impl HeadIndex {
             self.n_tokens += n;
             if self.tail_len() == segment {
                 room.clear();
-                let is_read = read(self.tail_first(), &mut room) && {
-                    self.seal_segment(&room);
-                    self.close_era(&mut room, read)
+                let sealed = if read(self.tail_first(), &mut room) {
+                    self.seal_segment(&room, read)
+                        .and_then(|()| self.turn_eras(read))
+                } else {
+                    Err(IndexError::Unread)
                 };
-                if !is_read {
+                if sealed.is_err() {
+                    // Told now, if it is lost, too.
+                    if let Some(dividing) = &mut self.dividing {
+                        dividing.era.forget_lost();
+                    }
                     self.truncate(before);
-                    return Err(IndexError::Unread);
+                    return sealed;
                 }
             }
             keys = later;
@@ -265,56 +328,110 @@ impl HeadIndex {
         self.n_tokens - self.tail_first()
     }
 
-    /// First token after the last era.
-    fn newest_first(&self) -> usize {
-        self.eras.len() * self.params.era_len()
+    /// First token after all keys that are in an era or will be in the next.
+    pub(crate) fn newest_first(&self) -> usize {
+        (self.eras.len() + usize::from(self.dividing.is_some())) * self.params.era_len()
+    }
+
+    fn n_newest_segments(&self) -> usize {
+        self.newest.as_ref().map_or(0, Newest::n_segments)
     }
 
     /// First token of the tail.
     pub(crate) fn tail_first(&self) -> usize {
-        let segments = self.newest.as_ref().map_or(0, Newest::n_segments);
-        self.newest_first() + segments * self.params.segment
+        self.newest_first() + self.n_newest_segments() * self.params.segment
     }
 
-    fn seal_segment(&mut self, keys: &[f32]) {
+    fn seal_segment(
+        &mut self,
+        keys: &[f32],
+        read: &mut dyn FnMut(usize, &mut Vec<f32>) -> bool,
+    ) -> Result<(), IndexError> {
         let first = self.newest_first();
+        let trained = || Newest::train(&self.params, &self.moments, keys, first);
         match &mut self.newest {
-            Some(newest) if newest.n_segments() > 0 => newest.push(keys),
-            newest => newest
-                .insert(Newest::train(&self.params, &self.moments, keys, first))
-                .push(keys),
+            Some(newest) if newest.n_segments() > 0 => {
+                if let Some(training) = &mut self.training {
+                    let tokens = first..first + self.params.segment;
+                    *newest = training.finish(&self.params, tokens, read)?;
+                    self.training = None;
+                }
+                newest.push(keys);
+            }
+            // The codebook of those before is good for one segment more: time to make
+            // another.
+            Some(newest) if self.params.era > 1 => {
+                newest.push(keys);
+                self.training = Some(Making::new(self.moments.clone()));
+            }
+            newest => newest.insert(trained()).push(keys),
         }
         self.tail = Tail::new(&self.params);
+        Ok(())
     }
 
-    /// Makes an era of the newest segments if they are enough; whether all could be
-    /// read.
-    fn close_era(
+    /// Puts an era in its place if its turn has come, and begins another if the newest
+    /// segments are enough.
+    fn turn_eras(
         &mut self,
-        room: &mut Vec<f32>,
         read: &mut dyn FnMut(usize, &mut Vec<f32>) -> bool,
-    ) -> bool {
-        let Some(newest) = &self.newest else {
-            return true;
-        };
-        if newest.n_segments() < self.params.era {
-            return true;
+    ) -> Result<(), IndexError> {
+        self.install_era(read)?;
+        if let Some(newest) = &self.newest
+            && newest.n_segments() == self.params.era
+        {
+            // The next keys are like these.
+            let next = newest.successor();
+            let whole = self.newest.replace(next);
+            let era = Making::new(self.moments.clone());
+            self.dividing = whole.map(|newest| Dividing { newest, era });
+            // With no time given it is its turn at once.
+            self.install_era(read)?;
         }
-        let (mut all, first) = (Vec::new(), newest.first);
-        for segment in 0..self.params.era {
-            room.clear();
-            if !read(first + segment * self.params.segment, room) {
-                return false;
-            }
-            all.append(room);
+        Ok(())
+    }
+
+    fn install_era(
+        &mut self,
+        read: &mut dyn FnMut(usize, &mut Vec<f32>) -> bool,
+    ) -> Result<(), IndexError> {
+        let segments = self.n_newest_segments();
+        if let Some(dividing) = &mut self.dividing
+            && segments >= self.params.late
+        {
+            let first = dividing.newest.first;
+            let tokens = first..first + self.params.era_len();
+            let era = dividing.era.finish(&self.params, tokens, read)?;
+            self.eras.push(era);
+            self.dividing = None;
         }
-        self.eras
-            .push(Era::new(&self.params, &self.moments, &all, first));
-        // The next keys are like these: the codebook is good until the next segment is
-        // whole.
-        let newest = self.newest.take();
-        self.newest = newest.map(|newest| newest.emptied(first + self.params.era_len()));
-        true
+        Ok(())
+    }
+
+    /// Tokens whose keys are to be worked on, if nobody does it yet.
+    #[must_use]
+    pub fn undone(&self) -> Option<Range<usize>> {
+        let first = self.newest_first();
+        let training = self.training.as_ref().filter(|t| !t.is_given_away());
+        // It is soon done, and wanted sooner.
+        if training.is_some() {
+            return Some(first..first + self.params.segment);
+        }
+        let dividing = self.dividing.as_ref();
+        dividing.filter(|d| !d.era.is_given_away())?;
+        Some(first - self.params.era_len()..first)
+    }
+
+    /// Gives away the work that [`HeadIndex::undone`] tells of: another thread can do it
+    /// while keys are searched and appended. If nobody takes it, [`HeadIndex::append`] does
+    /// it itself in the end; the index is the same.
+    pub fn give_away(&mut self) -> Option<Work> {
+        let tokens = self.undone()?;
+        if let Some(training) = self.training.as_mut().filter(|t| !t.is_given_away()) {
+            return Some(training.give_newest_away(&self.params, tokens));
+        }
+        let dividing = self.dividing.as_mut()?;
+        Some(dividing.era.give_era_away(&self.params, tokens))
     }
 
     /// Forgets every key from `n_tokens` on, and some before if that is in the middle of
@@ -324,7 +441,19 @@ impl HeadIndex {
             return;
         }
         let Params { dim, segment, .. } = self.params;
+        if let Some(dividing) = &self.dividing
+            && (dividing.newest.first..self.newest_first()).contains(&n_tokens)
+        {
+            // They are the newest ones again. Whoever divides them does it in vain.
+            let newest = self.dividing.take().map(|dividing| dividing.newest);
+            self.newest = newest;
+            self.training = None;
+            self.tail = Tail::new(&self.params);
+            self.n_tokens = self.tail_first();
+        }
         if n_tokens < self.newest_first() {
+            self.dividing = None;
+            self.training = None;
             self.eras.truncate(n_tokens / self.params.era_len());
             self.newest = None;
             self.tail = Tail::new(&self.params);
@@ -336,7 +465,10 @@ impl HeadIndex {
             self.tail = Tail::new(&self.params);
             match &mut self.newest {
                 Some(newest) if kept > 0 => newest.truncate(kept),
-                newest => *newest = None,
+                newest => {
+                    *newest = None;
+                    self.training = None;
+                }
             }
             self.n_tokens = self.tail_first();
             return;
@@ -352,7 +484,10 @@ impl HeadIndex {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let eras: usize = self.eras.iter().map(Era::bytes).sum();
+        let dividing = self.dividing.as_ref();
+        let dividing = dividing.map_or(0, |d| d.newest.bytes() + d.era.bytes());
         let newest = self.newest.as_ref().map_or(0, Newest::bytes);
-        eras + newest + self.tail.bytes() + self.moments.bytes()
+        let training = self.training.as_ref().map_or(0, Making::bytes);
+        eras + dividing + newest + training + self.tail.bytes() + self.moments.bytes()
     }
 }

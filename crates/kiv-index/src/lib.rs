@@ -27,13 +27,16 @@ mod marks;
 mod newest;
 mod outliers;
 mod packed;
+mod pages;
 mod saved;
 mod search;
 mod space;
 mod vectors;
+mod work;
 
 pub use cluster::{groups, lists};
 pub use codebook::Codebook;
 pub use head::{HeadIndex, IndexError, Params};
 pub use search::{Effort, Hits, Scratch};
 pub use space::{QueryMoments, Space, Split};
+pub use work::Work;

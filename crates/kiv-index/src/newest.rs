@@ -113,13 +113,34 @@ impl Newest {
         self.centres.extend(centre);
     }
 
-    /// The same codebook without keys, for those from `first` on.
-    pub fn emptied(mut self, first: usize) -> Self {
-        let next = self.centre(self.n_segments()).to_vec();
-        self.truncate(0);
-        self.centres = next;
-        self.first = first;
-        self
+    /// The same codebook without keys, for those after the last segment.
+    pub fn successor(&self) -> Self {
+        let Self {
+            first,
+            dim,
+            segment,
+            space,
+            fine,
+            grid,
+            outlier_error,
+            centres: _,
+            keys,
+            outliers: _,
+            is_outlier: _,
+        } = self;
+        Self {
+            first: first + keys.len(),
+            dim: *dim,
+            segment: *segment,
+            space: space.clone(),
+            fine: fine.clone(),
+            grid: grid.clone(),
+            outlier_error: *outlier_error,
+            centres: self.centre(self.n_segments()).to_vec(),
+            keys: PackedCodes::with_capacity(keys.m(), keys.len()),
+            outliers: Outliers::new(*dim),
+            is_outlier: Marks::default(),
+        }
     }
 
     /// Keeps the first `n` segments.
@@ -197,7 +218,7 @@ impl Saved for Newest {
         let whole = newest.fine.is_of(params.fine, params.dim)
             && newest.keys.is_of(params.fine)
             && newest.keys.len() == n * params.segment
-            && n < params.era
+            && n <= params.era
             && newest.centres.len() == (n + 1) * params.dim
             && newest.outliers.are_below(newest.keys.len());
         expect(whole, "newest keys that do not fit together")?;

@@ -1,19 +1,23 @@
-//! A growing list of packed codes.
+//! A list of packed codes.
 
 use crate::head::Params;
+use crate::pages::Pages;
 use crate::saved::{Saved, expect};
 use kiv_fastscan::{GROUP, MAX_M, group_bytes, pack, unpack_key, unpack_one};
 use kiv_wire::{Put, Take, WireError};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 /// Codes of `n` vectors with `m` subquantizers each, in groups of 32, the last
 /// one filled up.
 #[derive(Clone, Debug)]
-pub(crate) struct PackedCodes {
+pub(crate) struct PackedCodes<B = Vec<u8>> {
     m: usize,
     n: usize,
-    bytes: Vec<u8>,
+    bytes: B,
 }
+
+/// Those that do not change any more.
+pub(crate) type FixedCodes = PackedCodes<Pages>;
 
 impl PackedCodes {
     pub fn new(m: usize) -> Self {
@@ -32,15 +36,6 @@ impl PackedCodes {
         }
     }
 
-    /// Subquantizers.
-    pub fn m(&self) -> usize {
-        self.m
-    }
-
-    pub fn len(&self) -> usize {
-        self.n
-    }
-
     /// Appends codes `[n, m]`.
     pub fn push(&mut self, codes: &[u8]) {
         let whole = self.n / GROUP;
@@ -56,6 +51,39 @@ impl PackedCodes {
         self.n += codes.len() / self.m;
     }
 
+    /// Keeps the first `n`.
+    pub fn truncate(&mut self, n: usize) {
+        if n < self.n {
+            self.n = n;
+            self.bytes.truncate(n.div_ceil(GROUP) * group_bytes(self.m));
+        }
+    }
+
+    /// Both of them as they stay, side by side.
+    pub fn fixed(self, other: Self) -> [FixedCodes; 2] {
+        let [own, others] = Pages::of([&self.bytes, &other.bytes]);
+        [self.with(own), other.with(others)]
+    }
+
+    fn with<B>(&self, bytes: B) -> PackedCodes<B> {
+        PackedCodes {
+            m: self.m,
+            n: self.n,
+            bytes,
+        }
+    }
+}
+
+impl<B: Deref<Target = [u8]>> PackedCodes<B> {
+    /// Subquantizers.
+    pub fn m(&self) -> usize {
+        self.m
+    }
+
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
     /// Codes of some vectors, `[n, m]`.
     pub fn unpack(&self, vectors: Range<usize>) -> Vec<u8> {
         let mut codes = vec![0; vectors.len() * self.m];
@@ -68,14 +96,6 @@ impl PackedCodes {
     /// One subquantizer's code of one vector.
     pub fn code(&self, vector: usize, subquantizer: usize) -> u8 {
         unpack_one(&self.bytes, self.m, vector, subquantizer)
-    }
-
-    /// Keeps the first `n`.
-    pub fn truncate(&mut self, n: usize) {
-        if n < self.n {
-            self.n = n;
-            self.bytes.truncate(n.div_ceil(GROUP) * group_bytes(self.m));
-        }
     }
 
     /// Groups as kernels want them. What fills up the last one scores as
@@ -99,21 +119,26 @@ impl PackedCodes {
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
-}
 
-impl PackedCodes {
     /// Whether its codes are of `m` subquantizers.
     pub fn is_of(&self, m: usize) -> bool {
         self.m == m
     }
 }
 
-impl Saved for PackedCodes {
-    fn put(&self, out: &mut Vec<u8>) {
+impl<B: Deref<Target = [u8]>> PackedCodes<B> {
+    /// As [`Saved::put`].
+    pub fn put_codes(&self, out: &mut Vec<u8>) {
         let Self { m, n, bytes } = self;
         out.put_u32(*m as u32);
         out.put_u64(*n as u64);
         out.put_u8s(bytes);
+    }
+}
+
+impl Saved for PackedCodes {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.put_codes(out);
     }
 
     fn take(_: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {

@@ -6,13 +6,19 @@
 //! searching never meets them. Fields that change need another [`VERSION`].
 
 use crate::era::Era;
-use crate::head::{HeadIndex, Params, Tail};
+use crate::head::{Dividing, HeadIndex, Params, Tail};
 use crate::newest::Newest;
 use crate::space::QueryMoments;
+use crate::work::Making;
 use kiv_wire::{Put, Take, WireError};
 
 /// Version of what is written.
 pub const VERSION: u32 = 2;
+
+/// Bits of what there is beside eras.
+const NEWEST: u32 = 1;
+const DIVIDING: u32 = 2;
+const TRAINING: u32 = 4;
 
 /// Something that can be written and read back under the same sizes.
 pub(crate) trait Saved: Sized {
@@ -41,6 +47,8 @@ impl Params {
             segment,
             list,
             era,
+            // What is in the making is told of: it need not be the same.
+            late: _,
         } = self;
         out.put_u32(VERSION);
         for n in [dim, fine, coarse, segment, list, era] {
@@ -72,9 +80,22 @@ impl HeadIndex {
         out.put_u64(self.n_tokens as u64);
         out.put_u64(self.eras.len() as u64);
         self.moments.put(out);
-        out.put_u32(u32::from(self.newest.is_some()));
+        let parts = [
+            (self.newest.is_some(), NEWEST),
+            (self.dividing.is_some(), DIVIDING),
+            (self.training.is_some(), TRAINING),
+        ];
+        out.put_u32(parts.into_iter().map(|(is, bit)| u32::from(is) * bit).sum());
         if let Some(newest) = &self.newest {
             newest.put(out);
+        }
+        // Not the work itself: that is done anew.
+        if let Some(dividing) = &self.dividing {
+            dividing.newest.put(out);
+            dividing.era.moments.put(out);
+        }
+        if let Some(training) = &self.training {
+            training.moments.put(out);
         }
         self.tail.put(out);
     }
@@ -97,17 +118,36 @@ impl HeadIndex {
         let (n_tokens, n_eras) = (rest.u64()?, rest.u64()?);
         expect(n_eras == eras.len() as u64, "another number of eras")?;
         let moments = QueryMoments::take(&params, rest)?;
-        let newest = match rest.u32()? {
-            0 => None,
-            1 => Some(Newest::take(&params, rest)?),
-            _ => return Err(WireError::invalid("neither newest keys nor none")),
+        let parts = rest.u32()?;
+        expect(
+            parts & !(NEWEST | DIVIDING | TRAINING) == 0,
+            "unknown parts",
+        )?;
+        let newest = if parts & NEWEST == 0 {
+            None
+        } else {
+            Some(Newest::take(&params, rest)?)
+        };
+        let dividing = if parts & DIVIDING == 0 {
+            None
+        } else {
+            let newest = Newest::take(&params, rest)?;
+            let era = Making::new(QueryMoments::take(&params, rest)?);
+            Some(Dividing { newest, era })
+        };
+        let training = if parts & TRAINING == 0 {
+            None
+        } else {
+            Some(Making::new(QueryMoments::take(&params, rest)?))
         };
         let tail = Tail::take(&params, rest)?;
         let eras = eras.iter_mut().map(|take| Era::take(&params, take));
         let index = Self {
             moments,
             eras: eras.collect::<Result<_, _>>()?,
+            dividing,
             newest,
+            training,
             tail,
             n_tokens: usize::try_from(n_tokens).map_err(|_| WireError::Short)?,
             params,
@@ -122,8 +162,18 @@ impl HeadIndex {
             let adjoins = era.first == i * self.params.era_len();
             expect(adjoins, "eras that do not adjoin")?;
         }
+        if let Some(Dividing { newest, .. }) = &self.dividing {
+            let adjoins = newest.first == self.eras.len() * self.params.era_len()
+                && newest.n_segments() == self.params.era;
+            expect(adjoins, "an era in the making that does not adjoin")?;
+        }
+        if self.training.is_some() {
+            let single = self.newest.as_ref().is_some_and(|n| n.n_segments() == 1);
+            expect(single, "a codebook in the making for nothing")?;
+        }
         let kept = if let Some(newest) = &self.newest {
-            let adjoins = newest.first == self.eras.len() * self.params.era_len();
+            let adjoins =
+                newest.first == self.newest_first() && newest.n_segments() < self.params.era;
             expect(adjoins, "newest keys that do not adjoin")?;
             expect(self.tail.keys.is_empty(), "keys beside codes")?;
             self.tail.codes.len()

@@ -2,6 +2,7 @@
 
 use crate::best::{Best, Candidate};
 use crate::head::{HeadIndex, IndexError};
+use crate::newest::Newest;
 use crate::outliers::OutlierTables;
 use kiv_fastscan::{CENTROIDS, GROUP, Isa, Lut, LutError, at_least, scan_groups, scan_many, top_k};
 use kiv_numeric::dot;
@@ -69,8 +70,7 @@ pub struct Scratch {
     /// Of an era's keys.
     groups: Vec<u32>,
     eras: Vec<EraScratch>,
-    newest: Vec<NewestTables>,
-    newest_luts: Vec<Lut>,
+    newest: Vec<NewestScratch>,
     /// By query.
     best: Vec<Best>,
 }
@@ -93,6 +93,13 @@ struct EraTables {
     /// What a list's score has for its width.
     above: [f32; CENTROIDS],
     outliers: OutlierTables,
+}
+
+/// The newest keys' part of a search, by query.
+#[derive(Clone, Debug, Default)]
+struct NewestScratch {
+    luts: Vec<Lut>,
+    tables: Vec<NewestTables>,
 }
 
 /// What one query is to the newest keys.
@@ -175,25 +182,33 @@ impl HeadIndex {
                 tables.outliers.fill(&era.grid, query, &mut s.table)?;
             }
         }
-        let Some(newest) = &self.newest else {
-            return Ok(());
-        };
-        s.mapped.clear();
-        newest.space.map_queries(queries, &mut s.mapped);
-        s.newest.resize_with(n_queries, NewestTables::default);
-        s.newest_luts
-            .resize_with(n_queries, || Lut::new(params.fine));
-        for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
-            s.table.clear();
-            newest.fine.table(query, &mut s.table);
-            s.newest_luts[i].quantize(&s.table)?;
-            let tables = &mut s.newest[i];
-            tables.centres.clear();
-            let centres = (0..=newest.n_segments()).map(|i| dot(query, newest.centre(i)));
-            tables.centres.extend(centres);
-            tables.outliers.fill(&newest.grid, query, &mut s.table)?;
+        s.newest
+            .resize_with(self.newest_parts().count(), NewestScratch::default);
+        for (newest, of_part) in self.newest_parts().zip(&mut s.newest) {
+            s.mapped.clear();
+            newest.space.map_queries(queries, &mut s.mapped);
+            of_part.tables.resize_with(n_queries, NewestTables::default);
+            of_part
+                .luts
+                .resize_with(n_queries, || Lut::new(params.fine));
+            for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
+                s.table.clear();
+                newest.fine.table(query, &mut s.table);
+                of_part.luts[i].quantize(&s.table)?;
+                let tables = &mut of_part.tables[i];
+                tables.centres.clear();
+                let centres = (0..=newest.n_segments()).map(|i| dot(query, newest.centre(i)));
+                tables.centres.extend(centres);
+                tables.outliers.fill(&newest.grid, query, &mut s.table)?;
+            }
         }
         Ok(())
+    }
+
+    /// Keys in no era: those that the next one is made of, and those after them.
+    fn newest_parts(&self) -> impl Iterator<Item = &Newest> {
+        let dividing = self.dividing.iter().map(|dividing| &dividing.newest);
+        dividing.chain(&self.newest)
     }
 
     /// Scores the means of all lists: `scratch.best` are the best of each query,
@@ -360,65 +375,66 @@ impl HeadIndex {
 
     /// Scores all of the newest keys.
     fn score_newest(&self, isa: Isa, kept: usize, best: &mut [Best], scratch: &mut Scratch) {
-        let Some(newest) = &self.newest else {
-            return;
-        };
         let Scratch {
             sums,
             ids,
             products,
-            newest: tables,
-            newest_luts: luts,
+            newest: parts,
             ..
         } = scratch;
         let segment = self.params().segment;
-        let mut score = |number: usize, few: bool, best: &mut [Best]| {
-            let first = number * segment;
-            // Some from the middle of each segment.
-            let (from, to) = if few {
-                let half = (segment / SAMPLED / 2).next_multiple_of(GROUP);
-                (segment / 2 - half.min(segment / 2), segment / 2 + half)
-            } else {
-                (0, segment)
-            };
-            let (from, to) = (from / GROUP * GROUP, to.min(segment));
-            let groups = (first + from) / GROUP..(first + to) / GROUP;
-            let n = groups.len() * GROUP;
-            let sums = first_sums(sums, luts.len() * n);
-            scan_many(isa, luts, newest.keys().some(groups), sums);
-            for (query, best) in best.iter_mut().enumerate() {
-                let scores = Scores {
-                    lut: &luts[query],
-                    offset: tables[query].centres[number],
-                    sums: &sums[query * n..][..n],
+        for (number, (newest, NewestScratch { luts, tables })) in
+            self.newest_parts().zip(parts).enumerate()
+        {
+            let mut score = |number: usize, few: bool, best: &mut [Best]| {
+                let first = number * segment;
+                // Some from the middle of each segment.
+                let (from, to) = if few {
+                    let half = (segment / SAMPLED / 2).next_multiple_of(GROUP);
+                    (segment / 2 - half.min(segment / 2), segment / 2 + half)
+                } else {
+                    (0, segment)
                 };
-                scores.compete(isa, best, ids, |i| {
-                    let token = first + from + i as usize;
-                    let is_usual = !newest.is_outlier.has(token);
-                    is_usual.then_some(TOKEN | (newest.first + token) as u32)
-                });
+                let (from, to) = (from / GROUP * GROUP, to.min(segment));
+                let groups = (first + from) / GROUP..(first + to) / GROUP;
+                let n = groups.len() * GROUP;
+                let sums = first_sums(sums, luts.len() * n);
+                scan_many(isa, luts, newest.keys().some(groups), sums);
+                for (query, best) in best.iter_mut().enumerate() {
+                    let scores = Scores {
+                        lut: &luts[query],
+                        offset: tables[query].centres[number],
+                        sums: &sums[query * n..][..n],
+                    };
+                    scores.compete(isa, best, ids, |i| {
+                        let token = first + from + i as usize;
+                        let is_usual = !newest.is_outlier.has(token);
+                        is_usual.then_some(TOKEN | (newest.first + token) as u32)
+                    });
+                }
+            };
+            let is_first = self.eras.is_empty() && number == 0;
+            if is_first && newest.n_segments() * segment > 4 * kept {
+                // Where the best begin is learnt from a few, so that few others are moved.
+                // Half as many more than there should be: the sample is rough.
+                let some = kept * 3 / 2 / SAMPLED + GROUP;
+                best.iter_mut().for_each(|best| best.want(some));
+                (0..newest.n_segments()).for_each(|number| score(number, true, best));
+                for best in &mut *best {
+                    best.settle();
+                    best.want_above(kept);
+                }
             }
-        };
-        if self.eras.is_empty() && newest.n_segments() * segment > 4 * kept {
-            // Where the best begin is learnt from a few, so that few others are moved.
-            // Half as many more than there should be: the sample is rough.
-            let some = kept * 3 / 2 / SAMPLED + GROUP;
-            best.iter_mut().for_each(|best| best.want(some));
-            (0..newest.n_segments()).for_each(|number| score(number, true, best));
-            for best in &mut *best {
-                best.settle();
-                best.want_above(kept);
+            (0..newest.n_segments()).for_each(|number| score(number, false, best));
+            for (tables, best) in tables.iter().zip(&mut *best) {
+                products.clear();
+                newest.outliers.score(isa, &tables.outliers, sums, products);
+                for (token, product) in newest.outliers.tokens().zip(&*products) {
+                    let centre = tables.centres[token as usize / segment];
+                    best.push(product + centre, TOKEN | (newest.first as u32 + token));
+                }
+                best.thin();
             }
-        }
-        (0..newest.n_segments()).for_each(|number| score(number, false, best));
-        for (tables, best) in tables.iter().zip(best) {
-            products.clear();
-            newest.outliers.score(isa, &tables.outliers, sums, products);
-            for (token, product) in newest.outliers.tokens().zip(&*products) {
-                let centre = tables.centres[token as usize / segment];
-                best.push(product + centre, TOKEN | (newest.first as u32 + token));
-            }
-            best.thin();
         }
     }
 
@@ -439,10 +455,13 @@ impl HeadIndex {
             sums,
             ids,
             products,
-            newest: tables,
-            newest_luts: luts,
+            newest: parts,
             ..
         } = scratch;
+        // The tail's codebook is the last one's.
+        let Some(NewestScratch { luts, tables }) = parts.last() else {
+            return;
+        };
         let codes = &self.tail.codes;
         let outliers = &self.tail.outliers;
         let n = codes.n_sums();

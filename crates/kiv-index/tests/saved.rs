@@ -17,6 +17,7 @@ fn params() -> Params {
     Params {
         segment: 256,
         era: 2,
+        late: 1,
         ..Params::new(DIM, 0.2)
     }
 }
@@ -103,7 +104,9 @@ fn the_same_index_comes_back_and_goes_on() {
         (100, 60),
         (255, 255),
         (256, 256),
+        (600, 600),
         (700, 700),
+        (767, 500),
         (1500, 1100),
         (600, 520),
         (600, 3),
@@ -127,7 +130,7 @@ fn the_same_index_comes_back_and_goes_on() {
 /// Eras that are whole stay what they are: they need not be written again.
 #[test]
 fn whole_eras_do_not_change() {
-    let (mut index, keys) = index(1100, 2);
+    let (mut index, keys) = index(1300, 2);
     let before = save(&index).1;
     append(&mut index, &keys, 1900);
     let after = save(&index).1;

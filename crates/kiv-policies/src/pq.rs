@@ -12,6 +12,7 @@
 
 mod ask;
 mod rest;
+mod work;
 
 use crate::local::LocalKeys;
 use crate::top::{next_of, top_of};
@@ -20,11 +21,13 @@ use kiv_fastscan::Isa;
 use kiv_index::{HeadIndex, Hits, IndexError, Params, Scratch};
 use kiv_policy::{
     BlockId, ColdRows, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy, PolicyError,
-    SelectRequest, Selection,
+    Rows, SelectRequest, Selection,
 };
 use kiv_wire::{Put, Take};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+use work::Workers;
 
 /// Share of a query's softmax that a block must have over one that is in a slot already to
 /// be copied instead of it: what is left out for so little is in the rest.
@@ -34,14 +37,30 @@ const HEAD_START: f32 = 1.5e-4;
 const PARALLEL: usize = 1 << 18;
 
 /// The policy; see the module's description.
-#[derive(Default)]
 pub struct Pq {
     state: Option<State>,
+    /// Sizes of an index of keys of so many values, under a scale.
+    sizes: fn(usize, f32) -> Params,
+    /// Done before work that an index gives away.
+    before_each: fn(),
+}
+
+impl Default for Pq {
+    fn default() -> Self {
+        Self {
+            state: None,
+            sizes: Params::new,
+            before_each: || (),
+        }
+    }
 }
 
 struct State {
     geometry: Geometry,
     threads: rayon::ThreadPool,
+    workers: Workers,
+    /// Whether some index may have work to give away.
+    undone: bool,
     isa: Isa,
     /// `[layer][kv_head]`.
     heads: Vec<Vec<Head>>,
@@ -78,7 +97,7 @@ impl Policy for Pq {
             Err(error) => return Err(PolicyError(error.to_string())),
         };
         let heads = geometry.layers.iter().map(|layer| {
-            let params = Params::new(layer.key_dim, layer.scale);
+            let params = (self.sizes)(layer.key_dim, layer.scale);
             params
                 .check()
                 .map_err(|why| PolicyError(format!("layer {}: {why}", layer.il)))?;
@@ -97,6 +116,8 @@ impl Policy for Pq {
         self.state = Some(State {
             geometry: geometry.clone(),
             threads,
+            workers: Workers::new(geometry.n_threads, self.before_each)?,
+            undone: false,
             isa,
             heads: heads.collect::<Result<_, PolicyError>>()?,
         });
@@ -115,14 +136,21 @@ impl Policy for Pq {
                 heads.map(move |(kv_head, head)| (layer, kv_head, head))
             });
         let heads: Vec<_> = heads.collect();
-        state.threads.install(|| {
+        // Whatever comes of it.
+        state.undone = true;
+        // All of them, also after an error: each may have one of its own to tell, and none
+        // should come up later.
+        let taken_up: Vec<_> = state.threads.install(|| {
             heads
                 .into_par_iter()
                 .with_max_len(1)
-                .try_for_each(|(layer, kv_head, head)| {
+                .map(|(layer, kv_head, head)| {
                     take_up(&mut head.index, cold, geometry, layer, kv_head)
                 })
-        })
+                .collect()
+        });
+        taken_up.into_iter().collect::<Result<(), _>>()?;
+        state.give_out(cold)
     }
 
     fn truncate(&mut self, n_blocks: usize) -> Result<(), PolicyError> {
@@ -145,6 +173,7 @@ impl Policy for Pq {
         selection: &mut Selection,
     ) -> Result<(), PolicyError> {
         let state = self.state()?;
+        state.give_out(request.cold)?;
         let layer = &state.geometry.layers[request.layer];
         let (block, n_slots) = (state.geometry.block, state.geometry.n_slots);
         let n_blocks = request.cold.n_blocks();
@@ -211,6 +240,10 @@ impl Policy for Pq {
         let heads = || state.heads.iter().flatten().map(|head| &head.index);
         let mut bytes = Vec::new();
         let n_eras = heads().map(HeadIndex::n_eras).max().unwrap_or(0);
+        if heads().any(|index| index.n_eras() != n_eras) {
+            // Taking up has failed in between: better made anew than half.
+            return Ok(false);
+        }
         bytes.put_u64(n_eras as u64);
         heads().for_each(|index| index.put_rest(&mut bytes));
         keep("rest", &bytes)?;
@@ -255,6 +288,7 @@ impl Policy for Pq {
         for (head, index) in state.heads.iter_mut().flatten().zip(indices) {
             head.index = index;
         }
+        state.undone = true;
         Ok(true)
     }
 
@@ -265,7 +299,7 @@ impl Policy for Pq {
 
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
         let of = |l: &LayerGeometry| {
-            l.n_head_kv * Params::new(l.key_dim, l.scale).planned_bytes(n_tokens)
+            l.n_head_kv * (self.sizes)(l.key_dim, l.scale).planned_bytes(n_tokens)
         };
         geometry.layers.iter().map(of).sum()
     }
@@ -275,6 +309,29 @@ impl Pq {
     fn state(&mut self) -> Result<&mut State, PolicyError> {
         let missing = || PolicyError("used before start".to_owned());
         self.state.as_mut().ok_or_else(missing)
+    }
+}
+
+impl State {
+    /// Gives away what heads leave to others, as much as these can take now: what is sooner
+    /// done first, as it is wanted sooner.
+    fn give_out(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
+        while self.undone && self.workers.is_free() {
+            let heads = self
+                .heads
+                .iter_mut()
+                .enumerate()
+                .flat_map(|(layer, heads)| {
+                    let heads = heads.iter_mut().enumerate();
+                    heads.map(move |(kv_head, head)| ((layer, kv_head), &mut head.index))
+                });
+            let undone = heads.filter_map(|(at, index)| Some((index.undone()?.len(), at, index)));
+            match undone.min_by_key(|(n_tokens, ..)| *n_tokens) {
+                Some((_, at, index)) => self.workers.give(index, cold, &self.geometry, at)?,
+                None => self.undone = false,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -330,6 +387,28 @@ fn for_all<T: Send>(
     results.into_iter().collect()
 }
 
+/// Shows the keys of some tokens to `each`, run by run.
+fn keys_of(
+    cold: &dyn ColdRows,
+    geometry: &Geometry,
+    (layer, kv_head): (usize, usize),
+    tokens: Range<usize>,
+    mut each: impl FnMut(Rows<'_>),
+) -> Result<(), PolicyError> {
+    let block = geometry.block;
+    let mut at = tokens.start;
+    while at < tokens.end {
+        let (from, skip) = (at / block, at % block);
+        let blocks = (tokens.end - from * block).div_ceil(block);
+        let run = cold.keys(layer, kv_head, from as BlockId, blocks)?;
+        let rows = run.rows();
+        let n = (rows.n_rows() - skip).min(tokens.end - at);
+        each(rows.slice(skip, n));
+        at += n;
+    }
+    Ok(())
+}
+
 /// Brings one index up to date with the cold store.
 fn take_up(
     index: &mut HeadIndex,
@@ -338,32 +417,21 @@ fn take_up(
     layer: usize,
     kv_head: usize,
 ) -> Result<(), PolicyError> {
-    let block = geometry.block;
-    let end = cold.n_blocks() * block;
-    let segment = index.params().segment;
-    let read = |first: usize, end: usize, out: &mut Vec<f32>| -> Result<(), PolicyError> {
+    let end = cold.n_blocks() * geometry.block;
+    let Params { dim, segment, .. } = *index.params();
+    let read = |tokens: Range<usize>, out: &mut Vec<f32>| {
         out.clear();
-        let dim = geometry.layers[layer].key_dim;
-        let mut at = first;
-        while at < end {
-            let (from, skip) = (at / block, at % block);
-            let blocks = (end - from * block).div_ceil(block);
-            let run = cold.keys(layer, kv_head, from as BlockId, blocks)?;
-            let rows = run.rows();
-            let n = (rows.n_rows() - skip).min(end - at);
-            let rows = rows.slice(skip, n);
+        keys_of(cold, geometry, (layer, kv_head), tokens, |rows| {
             let start = out.len();
-            out.resize(start + n * dim, 0.0);
+            out.resize(start + rows.n_rows() * dim, 0.0);
             rows.format.decode(rows.bytes, &mut out[start..]);
-            at += n;
-        }
-        Ok(())
+        })
     };
     let mut keys = Vec::new();
-    read(index.len(), end, &mut keys)?;
+    read(index.len()..end, &mut keys)?;
     let mut unread = None;
     let mut read_back = |first: usize, out: &mut Vec<f32>| {
-        let result = read(first, first + segment, out);
+        let result = read(first..first + segment, out);
         let is_read = result.is_ok();
         unread = unread.take().or(result.err());
         is_read

@@ -88,7 +88,8 @@ pub struct Geometry {
     pub key_format: RowFormat,
     /// Type of cold V rows.
     pub value_format: RowFormat,
-    /// Threads that a policy may use while the model waits for it.
+    /// Threads that a policy may use while the model waits for it; while it computes, a few
+    /// of its own, for what need not be done at once.
     pub n_threads: usize,
 }
 
