@@ -295,6 +295,25 @@ fn llama_cpp_spellings_of_flags_are_accepted() {
     assert_eq!(short["resident_kv_bytes"], long["resident_kv_bytes"]);
 }
 
+/// Flags that another one makes mean nothing, and values that mean nothing.
+#[test]
+fn what_would_not_be_heeded_is_refused() {
+    let dir = empty();
+    for line in [
+        "run -p hi -m M --hf-file x",
+        "bench -m M --layers 2",
+        "bench -m M --vocab 300",
+        "bench -m M --synthetic-dir d",
+        "bench --rounds 0",
+        "run -p hi --top-p 1.5",
+        "run -p hi --min-p 2",
+    ] {
+        let args: Vec<&str> = line.split(' ').collect();
+        let output = kiv(dir.path(), &args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{line}");
+    }
+}
+
 #[test]
 fn texts_may_begin_with_a_hyphen_and_threads_be_all() {
     let dir = empty();

@@ -183,13 +183,13 @@ fn a_host_limit_changes_no_answer() {
     assert_eq!((logits, memory.host_kv), (want, 0));
 }
 
-/// Cutting back past the window gives what a session that never went on would
-/// have, once its slots hold their first blocks again.
+/// Cutting back past the window, or to where little of it would be left (1344, 1376), gives
+/// what a session that never went on would have, once its slots hold their first blocks again.
 #[test]
 fn a_deep_cut_is_exact() {
     let model = model();
     let text = prose(&model, 3000);
-    for n in [20, 68, 200, 256, 544, 1024] {
+    for n in [20, 68, 200, 256, 544, 1024, 1344, 1376] {
         let mut fresh = small(&model, "exact").build().unwrap();
         fresh.read(&text[..n]).unwrap();
         fresh.rewind(n).unwrap();

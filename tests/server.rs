@@ -159,6 +159,7 @@ fn ollama_clients() {
     assert!(get(at, "/api/version").json()["version"].is_string());
     let shown = post(at, "/api/show", &json!({"model": "tiny"})).json();
     assert_eq!(shown["model_info"]["general.architecture"], "qwen3");
+    assert_eq!(shown["capabilities"], json!(["completion", "tools"]));
 }
 
 #[test]
@@ -175,6 +176,12 @@ fn llama_server_clients() {
     )
     .json();
     assert_eq!(prompt["prompt"], format!("A.\n{QUESTION}\nAnswer:"));
+    let with_tools = json!({"messages": conversation("A."), "tools": [safe()]});
+    let prompt = post(at, "/apply-template", &with_tools).json();
+    assert!(
+        prompt["prompt"].as_str().unwrap().contains("open_safe"),
+        "{prompt}"
+    );
     let ask = json!({"prompt": format!("{FACT}\n{QUESTION}\nAnswer:"), "n_predict": 6, "temperature": 0, "stream": true});
     let pieces = data(&post(at, "/completion", &ask));
     let text: String = pieces
@@ -198,6 +205,34 @@ fn llama_server_clients() {
         metrics.contains("# TYPE kiv_requests_open gauge\nkiv_requests_open 0\n"),
         "{metrics}"
     );
+}
+
+/// llama-server takes either protocol's name of the limit; one that is not heeded is an answer
+/// as long as the context.
+#[test]
+fn limits_have_several_names() {
+    let at = server(1, 4, None);
+    let said = conversation(FACT);
+    for (path, body, count) in [
+        (
+            "/v1/chat/completions",
+            json!({"messages": said, "n_predict": 3, "ignore_eos": true}),
+            "/usage/completion_tokens",
+        ),
+        (
+            "/v1/completions",
+            json!({"prompt": FACT, "n_predict": 3, "ignore_eos": true}),
+            "/usage/completion_tokens",
+        ),
+        (
+            "/completion",
+            json!({"prompt": FACT, "max_tokens": 3, "ignore_eos": true}),
+            "/tokens_predicted",
+        ),
+    ] {
+        let answer = post(at, path, &body).json();
+        assert_eq!(answer.pointer(count), Some(&json!(3)), "{path}: {answer}");
+    }
 }
 
 #[test]
@@ -323,6 +358,61 @@ fn what_cannot_be_is_refused_in_each_protocol_s_form() {
         let error = &answer.json()["error"];
         assert_eq!(error.is_string(), path.starts_with("/api"), "{error}");
         assert!(error.to_string().contains("does not take GET"), "{error}");
+    }
+    let chat = [
+        ("modalities", json!(["text", "audio"]), json!(["text"])),
+        ("add_generation_prompt", json!(false), json!(true)),
+        (
+            "chat_template_kwargs",
+            json!({"enable_thinking": false}),
+            json!({}),
+        ),
+        ("top_n_sigma", json!(1.5), json!(-1)),
+    ];
+    let native = [
+        ("n", json!(2), json!(1)),
+        ("lora", json!([{"id": 0, "scale": 1.0}]), json!([])),
+        ("return_tokens", json!(true), json!(false)),
+        ("t_max_predict_ms", json!(100), json!(0)),
+        ("min_keep", json!(4), json!(0)),
+        (
+            "samplers",
+            json!(["temperature", "top_k"]),
+            json!("edkypmxt"),
+        ),
+        ("samplers", json!(["top_k", "top_p", "temperature"]), {
+            json!([
+                "penalties",
+                "dry",
+                "top_k",
+                "typ_p",
+                "top_p",
+                "min_p",
+                "xtc",
+                "temperature"
+            ])
+        }),
+    ];
+    let tokenize = [
+        ("with_pieces", json!(true), json!(false)),
+        ("parse_special", json!(false), json!(true)),
+    ];
+    let chat_body = json!({"messages": message, "max_tokens": 1});
+    let native_body = json!({"prompt": "x", "n_predict": 1});
+    for (path, body, cases) in [
+        ("/v1/chat/completions", chat_body, &chat[..]),
+        ("/completion", native_body, &native[..]),
+        ("/tokenize", json!({"content": "x"}), &tokenize[..]),
+    ] {
+        for (name, other, harmless) in cases {
+            let status = |value: &Value| {
+                let mut body = body.clone();
+                body[*name] = value.clone();
+                post(at, path, &body).status
+            };
+            assert_eq!(status(other), 400, "{path}: {name} = {other}");
+            assert_eq!(status(harmless), 200, "{path}: {name} = {harmless}");
+        }
     }
     // A body of 100 MB is not even read.
     let header = "Content-Type: application/json\r\n";

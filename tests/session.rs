@@ -5,7 +5,9 @@ mod support;
 use kiv::policy::{
     BlockId, Geometry, Policy, PolicyError, SealedBlocks, SelectRequest, Selection, conformance,
 };
-use kiv::{Error, Finish, GenerateOptions, Model, Outputs, Sampling, Session};
+use kiv::{
+    ChatTemplate, Error, Finish, GenerateOptions, Message, Model, Outputs, Sampling, Session,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::{model, prose, small};
@@ -414,6 +416,61 @@ fn greedy_text(session: &mut Session, stop: &[&str]) -> (String, Finish) {
     }
     text += &stream.rest();
     (text, stream.finish().unwrap())
+}
+
+/// Who goes on after an answer goes on after all of it.
+#[test]
+fn the_last_token_can_be_read_too() {
+    let model = model();
+    let tokens = prose(&model, 300);
+    let mut session = small(&model).policy("exact").build().unwrap();
+    session.read(&tokens).unwrap();
+    let options = GenerateOptions {
+        max_tokens: Some(5),
+        sampling: Sampling::greedy(),
+        ignore_end: true,
+        ..GenerateOptions::default()
+    };
+    let stop = session.interrupt_flag();
+    let mut stream = session.generate(options.clone());
+    let mut generated: Vec<i32> = stream.by_ref().map(|p| p.unwrap().token).collect();
+    // Also of one who has been asked to stop.
+    stop.store(true, Ordering::Relaxed);
+    stream.read_last().unwrap();
+    stream.read_last().unwrap();
+    stop.store(false, Ordering::Relaxed);
+    assert_eq!(session.tokens(), [&tokens[..], &generated].concat());
+    // It goes on as one longer answer does.
+    generated.extend(session.generate(options).map(|p| p.unwrap().token));
+    let mut other = small(&model).policy("exact").build().unwrap();
+    other.read(&tokens).unwrap();
+    let longer = GenerateOptions {
+        max_tokens: Some(10),
+        sampling: Sampling::greedy(),
+        ignore_end: true,
+        ..GenerateOptions::default()
+    };
+    let whole: Vec<i32> = other.generate(longer).map(|p| p.unwrap().token).collect();
+    assert_eq!(generated, whole);
+}
+
+/// Templates begin with the start token, and so does what the tokenizer makes of them.
+#[test]
+fn a_conversation_has_one_start_token() {
+    let model = model();
+    let said = [Message::new("user", "In the beginning")];
+    let tokens = |template: &str| {
+        let text = ChatTemplate::parse(template).apply(&model, &said).unwrap();
+        model.tokenize(&text, true)
+    };
+    let plain = tokens("{% for m in messages %}{{ m.content }}{% endfor %}");
+    let start = plain[0];
+    assert_eq!(model.tokenize("", true), [start]);
+    let twice = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}";
+    assert_eq!(tokens(twice), plain);
+    // Elsewhere it stays.
+    let within = tokens("{% for m in messages %}{{ m.content }}{{ bos_token }}{% endfor %}");
+    assert_eq!(within, [&plain[..], &[start]].concat());
 }
 
 #[test]

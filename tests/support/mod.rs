@@ -75,6 +75,8 @@ pub fn kiv(dir: &std::path::Path, args: &[&str]) -> assert_cmd::Command {
     kiv.current_dir(dir)
         .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .env_remove("COLUMNS")
+        .env_remove("CLICOLOR_FORCE")
+        .env_remove("KIV_API_KEY")
         .args(args);
     kiv
 }

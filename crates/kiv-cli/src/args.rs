@@ -100,7 +100,13 @@ pub(crate) struct ModelArgs {
     #[arg(long, conflicts_with = "model", value_name = "REPO")]
     pub hf_repo: Option<String>,
     /// File of the repository, instead of a quant [-hff]
-    #[arg(long, requires = "hf_repo", value_name = "FILE")]
+    // Clap asks for no flag that another one excludes.
+    #[arg(
+        long,
+        requires = "hf_repo",
+        conflicts_with = "model",
+        value_name = "FILE"
+    )]
     pub hf_file: Option<String>,
     /// Most tokens of text; 0 is what the model was trained for
     #[arg(short, long, default_value_t = 0, value_name = "N")]
@@ -229,10 +235,10 @@ pub(crate) struct SamplingArgs {
     #[arg(long, default_value_t = 40, value_name = "N")]
     pub top_k: i32,
     /// Keep the likeliest tokens that make up this probability
-    #[arg(long, default_value_t = 0.95, value_parser = real, value_name = "X")]
+    #[arg(long, default_value_t = 0.95, value_parser = share, value_name = "X")]
     pub top_p: f32,
     /// Keep tokens at least this likely relative to the likeliest
-    #[arg(long, default_value_t = 0.05, value_parser = real, value_name = "X")]
+    #[arg(long, default_value_t = 0.05, value_parser = share, value_name = "X")]
     pub min_p: f32,
     /// Seed of the random choice; -1 picks one and says which
     #[arg(short, long, default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)), allow_negative_numbers = true, value_name = "N")]
@@ -393,7 +399,7 @@ pub(crate) struct BenchArgs {
     #[arg(short = 'n', long = "predict", alias = "n-predict", default_value_t = 64, value_parser = positive, value_name = "N")]
     pub predict: usize,
     /// Interleaved repetitions; rows give medians
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_parser = positive, value_name = "N")]
     pub rounds: usize,
     /// Seed of the text
     #[arg(short, long, default_value_t = 1, value_name = "N")]
@@ -561,6 +567,12 @@ fn real(text: &str) -> Result<f32, String> {
         Ok(x) if f32::is_finite(x) && x >= 0.0 => Ok(x),
         _ => Err("not a number of 0 or more".to_owned()),
     }
+}
+
+/// A share of a probability.
+fn share(text: &str) -> Result<f32, String> {
+    let in_range = real(text).ok().filter(|x| *x <= 1.0);
+    in_range.ok_or_else(|| "not a number from 0 to 1".to_owned())
 }
 
 /// As in llama.cpp, 0 and less are all that the machine has.

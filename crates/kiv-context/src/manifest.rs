@@ -87,7 +87,7 @@ impl Identity {
         let (stored, given) = (own(self), own(given));
         let value_in = |settings: &[(String, String)], key: &str| {
             let setting = settings.iter().find(|(k, _)| k == key);
-            setting.map_or("nothing".to_owned(), |(_, v)| v.clone())
+            setting.map_or("at its default".to_owned(), |(_, v)| v.clone())
         };
         for (key, _) in stored.iter().chain(&given) {
             let (stored, given) = (value_in(&stored, key), value_in(&given, key));

@@ -2,9 +2,13 @@
 
 use crate::error::Error;
 use crate::model::Model;
+use crate::session::Token;
 use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
 use minijinja::{Environment, ErrorKind, context};
 use serde_json::{Map, Value, json};
+
+const BOS: &str = "tokenizer.ggml.bos_token_id";
+const EOS: &str = "tokenizer.ggml.eos_token_id";
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +60,8 @@ impl ChatTemplate {
     }
 
     /// The conversation as text, with the opening of the assistant's answer
-    /// at its end.
+    /// at its end. For [`Model::tokenize`] with `start`: a start token that many templates
+    /// begin with is left out if the model gets one from there.
     ///
     /// # Errors
     /// [`Error::Template`] if the template is unknown or does not render.
@@ -75,7 +80,7 @@ impl ChatTemplate {
         messages: &[Message],
         tools: &Value,
     ) -> Result<String, Error> {
-        match self {
+        let text = match self {
             Self::Jinja(source) => render(model, source, messages, tools)
                 // llama.cpp recognizes common templates without running them.
                 .or_else(|why| builtin(model, source, messages).map_err(|_| Error::Template(why))),
@@ -86,8 +91,27 @@ impl ChatTemplate {
             Self::Named(name) => builtin(model, name, messages).map_err(|_| {
                 Error::Template(format!("`{name}` is neither Jinja nor a known name"))
             }),
-        }
+        };
+        text.map(|text| without_start(model, text))
     }
+}
+
+/// The text of a special token.
+fn special(model: &Model, key: &str) -> Option<(Token, String)> {
+    let id = model.metadata(key)?.parse().ok()?;
+    let text = String::from_utf8_lossy(&model.piece(id, true)).into_owned();
+    Some((id, text))
+}
+
+/// Without the start token in front, if the model would get it twice.
+fn without_start(model: &Model, mut text: String) -> String {
+    let Some((id, start)) = special(model, BOS) else {
+        return text;
+    };
+    if text.starts_with(&start) && model.tokenize("", true).first() == Some(&id) {
+        text.drain(..start.len());
+    }
+    text
 }
 
 fn render(
@@ -107,10 +131,7 @@ fn render(
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
         },
     );
-    let token = |key: &str| {
-        let id = model.metadata(key)?.parse().ok()?;
-        Some(String::from_utf8_lossy(&model.piece(id, true)).into_owned())
-    };
+    let token = |key: &str| special(model, key).map_or(String::new(), |(_, text)| text);
     let messages = messages.iter().map(|m| {
         let mut all = m.more.clone();
         all.insert("role".to_owned(), json!(m.role));
@@ -126,8 +147,8 @@ fn render(
             messages,
             tools,
             add_generation_prompt => true,
-            bos_token => token("tokenizer.ggml.bos_token_id").unwrap_or_default(),
-            eos_token => token("tokenizer.ggml.eos_token_id").unwrap_or_default(),
+            bos_token => token(BOS),
+            eos_token => token(EOS),
         },
     )
     .map_err(|e| e.to_string())

@@ -1,22 +1,47 @@
 //! Going back: cuts within the window, and those that reach what has left it.
 
 use crate::cells::CellMap;
-use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::hot::{self, Hot};
 use crate::session::{Session, Token};
 use crate::slot::row_bytes;
+use std::collections::BTreeMap;
 
 impl Session {
     /// Cuts the sequence back to its first `n` tokens. What has left the recent
     /// window comes back into it from the cold store, bit by bit if that keeps
-    /// the cache's own types.
+    /// the cache's own types: it is as long again as was asked for.
     ///
     /// # Errors
     /// [`Error::TruncateTooFar`] if the tokens have left the window and the
     /// policy drops rows, or sliding-window layers lack some; [`Error::CannotTruncate`]
     /// of recurrent layers. [`Session::mark`] helps with both kinds of layers.
     pub fn truncate(&mut self, n: usize) -> Result<(), Error> {
+        // What is left of the window may be next to nothing.
+        let whole = self.layout.window;
+        self.cut(n, whole)
+    }
+
+    /// Cuts the sequence back to its first `n` tokens, and puts into every
+    /// slot the block that was there first. What is read next then gives the
+    /// same whatever was read and taken back before, bit by bit, as long as
+    /// that needed no more room than there was. (For that what has left the
+    /// window in favour of what is taken back does not come back into it.)
+    ///
+    /// # Errors
+    /// As [`Session::truncate`].
+    pub fn rewind(&mut self, n: usize) -> Result<(), Error> {
+        self.cut(n, 0)?;
+        let (engine, caches) = self.context.parts();
+        match (&mut engine.tiers, &engine.cells) {
+            (Some(tiers), Some(cells)) if tiers.selects() => tiers.reset_slots(caches, cells),
+            _ => Ok(()),
+        }
+    }
+
+    /// Cuts back to the first `n` tokens. If less than `whole` tokens of the window would be
+    /// left, it is filled from the cold store as far as there is one that can do that.
+    fn cut(&mut self, n: usize, whole: usize) -> Result<(), Error> {
         if n >= self.tokens.len() {
             return Ok(());
         }
@@ -37,7 +62,8 @@ impl Session {
             .tiers
             .as_ref()
             .is_some_and(|t| t.n_sealed() > 0);
-        if sealed && n < window_first {
+        let short = n < window_first + whole && self.can_refill(partial.is_some());
+        if sealed && (n < window_first || short) {
             self.cut_deep(n, partial)?;
             self.forget_later_mark();
             return Ok(());
@@ -55,20 +81,14 @@ impl Session {
         Ok(())
     }
 
-    /// Cuts the sequence back to its first `n` tokens, and puts into every
-    /// slot the block that was there first. What is read next then gives the
-    /// same whatever was read and taken back before, bit by bit, as long as
-    /// that needed no more room than there was.
-    ///
-    /// # Errors
-    /// As [`Session::truncate`].
-    pub fn rewind(&mut self, n: usize) -> Result<(), Error> {
-        self.truncate(n)?;
-        let (engine, caches) = self.context.parts();
-        match (&mut engine.tiers, &engine.cells) {
-            (Some(tiers), Some(cells)) if tiers.selects() => tiers.reset_slots(caches, cells),
-            _ => Ok(()),
-        }
+    /// Whether rows can come back into the window from the cold store; what layers held
+    /// that do not keep every token is known or not.
+    fn can_refill(&self, is_marked: bool) -> bool {
+        let tiers = self.context.hook_ref().tiers.as_ref();
+        let form = self.form.as_ref();
+        self.invented == 0
+            && tiers.is_some_and(|tiers| tiers.policy().retrieves())
+            && form.is_some_and(|form| is_marked || !form.has_rest())
     }
 
     /// If sliding-window layers lack tokens that the one after the first `n` sees: the
@@ -100,13 +120,13 @@ impl Session {
     /// that do not keep every token must be given.
     pub(crate) fn cut_deep(&mut self, n: usize, partial: Option<Vec<u8>>) -> Result<(), Error> {
         let layout = self.layout.clone();
+        let can_refill = self.can_refill(partial.is_some());
+        let form = self.form.clone().filter(|_| can_refill);
         let (engine, caches) = self.context.parts();
         let (Some(tiers), Some(cells)) = (&mut engine.tiers, &engine.cells) else {
             return Err(Error::CannotTruncate);
         };
-        let is_kept =
-            |form: &DumpForm| tiers.policy().retrieves() && (partial.is_some() || !form.has_rest());
-        let Some(form) = self.form.clone().filter(is_kept) else {
+        let Some(form) = form else {
             return Err(Error::TruncateTooFar {
                 to: n,
                 window_first: cells.window_first(),
@@ -115,8 +135,8 @@ impl Session {
         let new = CellMap::replay(&layout, n);
         let used = hot::by_cell(&new);
         tiers.sinks_go_home(caches, cells)?;
-        // Sinks have never been in other cells.
-        let sinks = cells.cells(0, layout.sinks.min(n));
+        // Sinks have never been in other cells; what is in the window is in no block yet.
+        let local: BTreeMap<usize, u32> = cells.local(layout.sinks).collect();
         let geometry = tiers.geometry().clone();
         let mut rows = Vec::new();
         for (layer, l) in geometry.layers.iter().enumerate() {
@@ -124,9 +144,8 @@ impl Session {
             let mut both = [Vec::new(), Vec::new()];
             for (which, (cache, out)) in [&*k, &*v].into_iter().zip(&mut both).enumerate() {
                 for (_, position) in &used {
-                    if *position < layout.sinks {
-                        let cell = sinks[*position] as usize;
-                        cache.read(cell, 1, (0, cache.cell_bytes()), out);
+                    if let Some(cell) = local.get(position) {
+                        cache.read(*cell as usize, 1, (0, cache.cell_bytes()), out);
                     } else {
                         out.resize(out.len() + cache.cell_bytes(), 0);
                     }
@@ -141,10 +160,9 @@ impl Session {
                         .map(|(at, (_, position))| (*position, at))
                         .collect();
                     order.sort_unstable();
+                    order.retain(|(position, _)| !local.contains_key(position));
                     for (position, at) in order {
-                        let Some(past) = position.checked_sub(layout.sinks) else {
-                            continue;
-                        };
+                        let past = position - layout.sinks;
                         let block = past / layout.block;
                         if last != Some(block) {
                             let place = (layer, kv_head, block as u32);

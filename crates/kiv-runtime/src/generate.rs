@@ -97,7 +97,8 @@ impl Chosen {
 }
 
 /// Generated text, token by token. Every token that is yielded has been
-/// chosen but is read by the model only when the next one is asked for.
+/// chosen but is read by the model only when the next one is asked for, so the last is
+/// not: [`TokenStream::read_last`] does that for those who go on from here.
 pub struct TokenStream<'s> {
     session: &'s mut Session,
     generation: Generation,
@@ -150,6 +151,14 @@ impl TokenStream<'_> {
     pub fn rest(&mut self) -> String {
         self.generation.rest()
     }
+
+    /// See [`Generation::read_last`].
+    ///
+    /// # Errors
+    /// As [`Session::read`].
+    pub fn read_last(&mut self) -> Result<(), Error> {
+        self.generation.read_last(self.session)
+    }
 }
 
 impl Iterator for TokenStream<'_> {
@@ -199,6 +208,19 @@ impl Generation {
         let held = std::mem::take(&mut self.held);
         self.decide(held.len());
         String::from_utf8_lossy(&held).into_owned()
+    }
+
+    /// Reads the token that was yielded last, which only the next step would: then the
+    /// session holds all that was generated, the tokens of a stop text, too. Not if there is
+    /// no room for it.
+    ///
+    /// # Errors
+    /// As [`Session::read`].
+    pub fn read_last(&mut self, session: &mut Session) -> Result<(), Error> {
+        match self.pending.take() {
+            Some(token) if session.tokens().len() < session.n_ctx() => session.read_one(token),
+            _ => Ok(()),
+        }
     }
 
     /// Tokens whose text is certain by now, with how likely they were, each once; none

@@ -571,6 +571,14 @@ impl Session {
         Ok(())
     }
 
+    /// Reads a token even if the caller has asked to stop.
+    pub(crate) fn read_one(&mut self, token: Token) -> Result<(), Error> {
+        self.check(&[token])?;
+        self.compute(&[token], Phase::Decode, &[true])?;
+        self.keep_last_logits();
+        Ok(())
+    }
+
     /// Logits after the last token read, `[n_vocab]`; empty before the first,
     /// and after a cut or an error until something is read again.
     #[must_use]

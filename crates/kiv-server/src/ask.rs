@@ -318,27 +318,70 @@ pub(crate) fn render_with(
 
 /// Samplers that kiv has not, of OpenAI, ollama and llama-server, and with which value each
 /// changes nothing.
-const NO_SAMPLERS: [(&str, f64); 10] = [
-    ("presence_penalty", 0.0),
-    ("frequency_penalty", 0.0),
-    ("repeat_penalty", 1.0),
-    ("repetition_penalty", 1.0),
-    ("dry_multiplier", 0.0),
-    ("xtc_probability", 0.0),
-    ("dynatemp_range", 0.0),
-    ("mirostat", 0.0),
-    ("typical_p", 1.0),
-    ("tfs_z", 1.0),
+const NO_SAMPLERS: [(&str, &[f64]); 12] = [
+    ("presence_penalty", &[0.0]),
+    ("frequency_penalty", &[0.0]),
+    ("repeat_penalty", &[1.0]),
+    ("repetition_penalty", &[1.0]),
+    ("dry_multiplier", &[0.0]),
+    ("xtc_probability", &[0.0]),
+    ("dynatemp_range", &[0.0]),
+    ("mirostat", &[0.0]),
+    ("typical_p", &[1.0]),
+    ("tfs_z", &[1.0]),
+    ("top_n_sigma", &[-1.0, 0.0]),
+    ("min_keep", &[0.0, 1.0]),
 ];
+
+/// Samplers that kiv has, in its order, with their letters in llama-server's older form.
+const SAMPLERS: [(&str, char); 4] = [
+    ("top_k", 'k'),
+    ("top_p", 'p'),
+    ("min_p", 'm'),
+    ("temperature", 't'),
+];
+
+/// Refuses llama-server's `samplers` in another order than kiv's, or without some. Others
+/// may be among them: they are told by their parameters.
+fn check_samplers(params: &mut Params) -> Result<(), Fault> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Samplers {
+        Letters(String),
+        Names(Vec<String>),
+    }
+    let Some(shown) = params.look("samplers").map(Value::to_string) else {
+        return Ok(());
+    };
+    let place = |is: &dyn Fn(&(&str, char)) -> bool| SAMPLERS.iter().position(is);
+    let order: Vec<usize> = match params.need("samplers")? {
+        Samplers::Letters(all) => all
+            .chars()
+            .filter_map(|letter| place(&|(_, own)| *own == letter))
+            .collect(),
+        Samplers::Names(all) => all
+            .iter()
+            .filter_map(|name| place(&|(own, _)| own == name))
+            .collect(),
+    };
+    if order.iter().copied().eq(0..SAMPLERS.len()) {
+        return Ok(());
+    }
+    let names = SAMPLERS.map(|(name, _)| name).join(", ");
+    let why = format!("samplers must be {names} in this order, others beside them, not {shown}");
+    Err(Fault::param("samplers", why))
+}
 
 /// Sampling, with the names that all protocols share.
 pub(crate) fn sampling(params: &mut Params, temperature: f64) -> Result<Sampling, Fault> {
     for (name, off) in NO_SAMPLERS {
-        if let Some(value) = params.look(name).filter(|v| v.as_f64() != Some(off)) {
-            let why = format!("{name} is not supported: only {off}, not {value}");
+        let harmless = |v: &Value| v.as_f64().is_some_and(|v| off.contains(&v));
+        if let Some(value) = params.look(name).filter(|v| !harmless(v)) {
+            let why = format!("{name} is not supported: only {}, not {value}", off[0]);
             return Err(Fault::param(name, why));
         }
     }
+    check_samplers(params)?;
     let usual = Sampling::default();
     let seed: Option<i64> = params.take("seed")?;
     // Like llama.cpp, -1 is "any".

@@ -5,6 +5,7 @@ use crate::ask::{self, Params, Raw, Said};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
+use crate::tools::Tools;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -174,6 +175,8 @@ pub(crate) async fn metrics(State(app): State<Shared>) -> Response {
 pub(crate) async fn tokenize(State(app): State<Shared>, Raw(body): Raw) -> Response {
     let tokens = || {
         let mut params = Params::parse(&body)?;
+        params.refuse("with_pieces", &[json!(false)])?;
+        params.refuse("parse_special", &[json!(true)])?;
         let text: String = params.need("content")?;
         let start = params.take::<bool>("add_special")?.unwrap_or(false);
         Ok(json!({"tokens": app.model.tokenize(&text, start)}))
@@ -197,8 +200,12 @@ pub(crate) async fn detokenize(State(app): State<Shared>, Raw(body): Raw) -> Res
 
 pub(crate) async fn apply_template(State(app): State<Shared>, Raw(body): Raw) -> Response {
     let prompt = || {
-        let said: Vec<Said> = Params::parse(&body)?.need("messages")?;
-        Ok(json!({"prompt": ask::render(&app, &ask::messages(said)?)?}))
+        let mut params = Params::parse(&body)?;
+        params.refuse("add_generation_prompt", &[json!(true)])?;
+        params.refuse("chat_template_kwargs", &[json!({})])?;
+        let tools = Tools::take(&mut params)?;
+        let said: Vec<Said> = params.need("messages")?;
+        Ok(json!({"prompt": ask::render_with(&app, ask::messages(said)?, &tools)?}))
     };
     answer(prompt())
 }
@@ -218,11 +225,17 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
         ("logit_bias", vec![json!([])]),
         ("image_data", vec![json!([])]),
         ("n_cmpl", vec![json!(1)]),
+        ("n", vec![json!(1)]),
+        ("lora", vec![json!([])]),
+        ("n_indent", vec![json!(0)]),
+        ("return_tokens", vec![json!(false)]),
+        ("t_max_predict_ms", vec![json!(0), json!(-1)]),
     ] {
         params.refuse(name, &harmless)?;
     }
     let prompt: String = params.need("prompt")?;
     let most = params.whole("n_predict", -2, ask::MOST)?;
+    let most = most.or(params.whole("max_tokens", -2, ask::MOST)?);
     let options = GenerateOptions {
         max_tokens: most.filter(|n| *n >= 0).map(|n| n as usize),
         sampling: ask::sampling(&mut params, 0.8)?,

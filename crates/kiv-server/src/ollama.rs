@@ -45,6 +45,11 @@ pub(crate) async fn show(State(app): State<Shared>, Raw(body): Raw) -> Response 
             None => params.take("name")?,
         };
         check_model(&app, name.as_deref())?;
+        let capabilities = match app.config.template {
+            // Clients offer tools only to who says so.
+            Some(_) => &["completion", "tools"][..],
+            None => &["completion"],
+        };
         let arch = app
             .model
             .metadata("general.architecture")
@@ -53,7 +58,7 @@ pub(crate) async fn show(State(app): State<Shared>, Raw(body): Raw) -> Response 
             "modelfile": "", "parameters": "", "template": "",
             "details": model(&app)["details"],
             "model_info": {"general.architecture": arch, format!("{arch}.context_length"): app.config.n_ctx},
-            "capabilities": ["completion"],
+            "capabilities": capabilities,
         }))
     };
     match shown() {

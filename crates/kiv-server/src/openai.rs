@@ -69,6 +69,9 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
         ("suffix", vec![json!("")]),
         ("echo", vec![json!(false)]),
         ("audio", vec![]),
+        ("modalities", vec![json!(["text"])]),
+        ("add_generation_prompt", vec![json!(true)]),
+        ("chat_template_kwargs", vec![json!({})]),
     ] {
         params.refuse(name, &harmless)?;
     }
@@ -101,12 +104,14 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     };
     let newer = params.whole("max_completion_tokens", 0, ask::MOST)?;
     let max = newer.or(params.whole("max_tokens", 0, ask::MOST)?);
+    // llama-server's, where none is "until it ends".
+    let max = max.or(params.whole("n_predict", -2, ask::MOST)?);
     let options = GenerateOptions {
-        max_tokens: max.map(|n| n as usize).or(usual),
+        max_tokens: max.map_or(usual, |n| usize::try_from(n).ok()),
         sampling: ask::sampling(&mut params, 1.0)?,
         grammar,
         stop: ask::stops(&mut params)?,
-        ignore_end: false,
+        ignore_end: params.take("ignore_eos")?.unwrap_or(false),
         likeliest: match kind {
             Kind::Chat => logprobs::of_chat(&mut params)?,
             Kind::Text => logprobs::of_completion(&mut params)?,

@@ -11,13 +11,13 @@ pub(crate) struct SyntheticArgs {
     #[arg(long, conflicts_with_all = ["model", "hf_repo"], value_parser = Shape::by_name, value_name = "SHAPE")]
     pub synthetic: Option<&'static Shape>,
     /// Layers of the synthetic model [default: all]
-    #[arg(long, requires = "synthetic", value_name = "N")]
+    #[arg(long, requires = "synthetic", conflicts_with_all = ["model", "hf_repo"], value_name = "N")]
     pub layers: Option<u32>,
     /// Tokens in the synthetic model's vocabulary [default: all]
-    #[arg(long, requires = "synthetic", value_name = "N")]
+    #[arg(long, requires = "synthetic", conflicts_with_all = ["model", "hf_repo"], value_name = "N")]
     pub vocab: Option<u64>,
     /// Folder of synthetic models [default: kiv's in the user's cache folder]
-    #[arg(long, requires = "synthetic", value_name = "FOLDER")]
+    #[arg(long, requires = "synthetic", conflicts_with_all = ["model", "hf_repo"], value_name = "FOLDER")]
     pub synthetic_dir: Option<PathBuf>,
 }
 

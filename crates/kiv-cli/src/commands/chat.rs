@@ -195,6 +195,9 @@ impl Chat<'_> {
         }
         answer.take(&stream.rest());
         let finish = stream.finish();
+        if self.args.cache.store.kv_dir.is_some() {
+            stream.read_last()?;
+        }
         self.session.commit()?;
         answer.told?;
         if json {

@@ -142,6 +142,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             }
         }
         answer.take(&stream.rest());
+        if saves {
+            // What was shown is what the next prompt continues.
+            stream.read_last()?;
+        }
         generated = stream.generated();
         finish = stream.finish().unwrap_or(Finish::End);
         if answer.told.is_ok() && !args.model.json {
@@ -149,9 +153,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         }
     }
     let decode_s = started.elapsed().as_secs_f64();
+    let mut kept = Ok(());
     if saves {
         let started = Instant::now();
-        session.commit()?;
+        kept = session.commit();
         commit_s += started.elapsed().as_secs_f64();
     }
     answer.told?;
@@ -187,6 +192,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     } else if finish == Finish::ContextFull {
         note!("the context is full ({n_ctx} tokens): raise --ctx-size to go on");
     }
+    // The answer is told all the same.
+    kept?;
     Ok(ExitCode::from(if finish == Finish::Interrupted {
         130
     } else {
