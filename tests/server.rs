@@ -139,6 +139,14 @@ fn ollama_clients() {
             .all(|line| line["done"] == false)
     );
 
+    // The template has more to say to who shall not think.
+    let mut ask = json!({"messages": conversation("A."), "stream": false, "options": options});
+    let usual = post(at, "/api/chat", &ask).json();
+    ask["think"] = json!(false);
+    let quick = post(at, "/api/chat", &ask).json();
+    let tokens = |answer: &Value| answer["prompt_eval_count"].as_u64().unwrap();
+    assert!(tokens(&quick) > tokens(&usual), "{usual} {quick}");
+
     let ask = json!({"model": "tiny", "prompt": format!("{FACT}\n{QUESTION}"), "stream": false, "options": options});
     let answer = post(at, "/api/generate", &ask).json();
     assert_eq!(answer["response"], " 48213");
@@ -181,6 +189,13 @@ fn llama_server_clients() {
     assert!(
         prompt["prompt"].as_str().unwrap().contains("open_safe"),
         "{prompt}"
+    );
+    let quick = json!({"enable_thinking": false});
+    let quick = json!({"messages": conversation("A."), "chat_template_kwargs": quick});
+    let prompt = post(at, "/apply-template", &quick).json();
+    assert_eq!(
+        prompt["prompt"],
+        format!("A.\n{QUESTION}\nAt once. Answer:")
     );
     let ask = json!({"prompt": format!("{FACT}\n{QUESTION}\nAnswer:"), "n_predict": 6, "temperature": 0, "stream": true});
     let pieces = data(&post(at, "/completion", &ask));
@@ -362,11 +377,7 @@ fn what_cannot_be_is_refused_in_each_protocol_s_form() {
     let chat = [
         ("modalities", json!(["text", "audio"]), json!(["text"])),
         ("add_generation_prompt", json!(false), json!(true)),
-        (
-            "chat_template_kwargs",
-            json!({"enable_thinking": false}),
-            json!({}),
-        ),
+        ("chat_template_kwargs", json!("no"), json!({})),
         ("top_n_sigma", json!(1.5), json!(-1)),
     ];
     let native = [

@@ -454,6 +454,29 @@ fn the_last_token_can_be_read_too() {
     assert_eq!(generated, whole);
 }
 
+#[test]
+fn templates_are_told_other_variables() {
+    let model = model();
+    let said = [Message::new("user", "Hello")];
+    let template = ChatTemplate::parse(
+        "{% if enable_thinking is defined and not enable_thinking %}quick {% endif %}\
+         {% if tools is none %}alone {% endif %}{{ messages[0].content }}",
+    );
+    let told = |variables: serde_json::Value| {
+        let variables = variables.as_object().unwrap();
+        template.apply_with(&model, &said, variables).unwrap()
+    };
+    assert_eq!(template.apply(&model, &said).unwrap(), "alone Hello");
+    let json = |text: &str| serde_json::from_str(text).unwrap();
+    assert_eq!(
+        told(json(r#"{"enable_thinking": false}"#)),
+        "quick alone Hello"
+    );
+    assert_eq!(told(json(r#"{"tools": [{}]}"#)), "Hello");
+    // What the conversation is, is not for them to say.
+    assert_eq!(told(json(r#"{"messages": []}"#)), "alone Hello");
+}
+
 /// Templates begin with the start token, and so does what the tokenizer makes of them.
 #[test]
 fn a_conversation_has_one_start_token() {

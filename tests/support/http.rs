@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub const FACT: &str = "The secret code of Amber Falcon is 48213.";
 pub const QUESTION: &str = "What is the secret code of Amber Falcon?";
-pub const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}Answer:";
+pub const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if enable_thinking is false %}At once. {% endif %}Answer:";
 
 /// A server of the bundled model with a pool of 512 cells or so.
 pub fn server(sessions: usize, queue: usize, api_key: Option<&str>) -> SocketAddr {

@@ -66,11 +66,12 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] if the template is unknown or does not render.
     pub fn apply(&self, model: &Model, messages: &[Message]) -> Result<String, Error> {
-        self.apply_with(model, messages, &Value::Null)
+        self.apply_with(model, messages, &Map::new())
     }
 
-    /// As [`ChatTemplate::apply`], with functions that the model may call: a list for
-    /// templates that have a place for it.
+    /// As [`ChatTemplate::apply`], with other variables that Jinja templates look at, such
+    /// as `tools` (a list of functions that the model may call) or `enable_thinking`.
+    /// Templates that are known by their name only know none.
     ///
     /// # Errors
     /// As [`ChatTemplate::apply`].
@@ -78,10 +79,10 @@ impl ChatTemplate {
         &self,
         model: &Model,
         messages: &[Message],
-        tools: &Value,
+        variables: &Map<String, Value>,
     ) -> Result<String, Error> {
         let text = match self {
-            Self::Jinja(source) => render(model, source, messages, tools)
+            Self::Jinja(source) => render(model, source, messages, variables)
                 // llama.cpp recognizes common templates without running them.
                 .or_else(|why| builtin(model, source, messages).map_err(|_| Error::Template(why))),
             Self::Named(_) if messages.iter().any(|m| m.content.contains('\0')) => Err(
@@ -118,7 +119,7 @@ fn render(
     model: &Model,
     source: &str,
     messages: &[Message],
-    tools: &Value,
+    variables: &Map<String, Value>,
 ) -> Result<String, String> {
     let mut env = Environment::new();
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -139,19 +140,17 @@ fn render(
         minijinja::Value::from_serialize(all)
     });
     let messages: Vec<_> = messages.collect();
-    // Templates ask whether there are any.
-    let tools = (!tools.is_null()).then(|| minijinja::Value::from_serialize(tools));
-    env.render_str(
-        source,
-        context! {
-            messages,
-            tools,
-            add_generation_prompt => true,
-            bos_token => token(BOS),
-            eos_token => token(EOS),
-        },
-    )
-    .map_err(|e| e.to_string())
+    let own = context! {
+        messages,
+        add_generation_prompt => true,
+        bos_token => token(BOS),
+        eos_token => token(EOS),
+    };
+    let others = minijinja::Value::from_serialize(variables);
+    // Templates ask whether there are any tools; of two values the first one's counts.
+    let usual = context! { tools => () };
+    env.render_str(source, context! { ..own, ..others, ..usual })
+        .map_err(|e| e.to_string())
 }
 
 fn builtin(model: &Model, template: &str, messages: &[Message]) -> Result<String, String> {

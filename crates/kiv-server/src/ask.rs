@@ -293,7 +293,12 @@ pub(crate) fn grammar(app: &Shared, params: &mut Params) -> Result<Option<Gramma
 
 /// A conversation as the model's text.
 pub(crate) fn render(app: &Shared, messages: &[Message]) -> Result<String, Fault> {
-    render_with(app, messages.to_vec(), &Tools::default())
+    render_with(app, messages.to_vec(), &Tools::default(), Map::new())
+}
+
+/// What else a template is told: `chat_template_kwargs`, as llama-server has them.
+pub(crate) fn template_variables(params: &mut Params) -> Result<Map<String, Value>, Fault> {
+    Ok(params.take("chat_template_kwargs")?.unwrap_or_default())
 }
 
 /// A conversation in which functions may be called.
@@ -301,13 +306,17 @@ pub(crate) fn render_with(
     app: &Shared,
     messages: Vec<Message>,
     tools: &Tools,
+    mut variables: Map<String, Value>,
 ) -> Result<String, Fault> {
     let Some(template) = &app.config.template else {
         let why = "the model carries no chat template: start with --chat-template, or send a plain prompt";
         return Err(Fault::param("messages", why));
     };
     let (messages, tools) = tools.prepare(template, messages);
-    let text = template.apply_with(&app.model, &messages, &tools);
+    if !tools.is_null() {
+        variables.insert("tools".to_owned(), tools);
+    }
+    let text = template.apply_with(&app.model, &messages, &variables);
     text.map_err(|error| {
         Fault::param(
             "messages",

@@ -202,10 +202,11 @@ pub(crate) async fn apply_template(State(app): State<Shared>, Raw(body): Raw) ->
     let prompt = || {
         let mut params = Params::parse(&body)?;
         params.refuse("add_generation_prompt", &[json!(true)])?;
-        params.refuse("chat_template_kwargs", &[json!({})])?;
         let tools = Tools::take(&mut params)?;
         let said: Vec<Said> = params.need("messages")?;
-        Ok(json!({"prompt": ask::render_with(&app, ask::messages(said)?, &tools)?}))
+        let variables = ask::template_variables(&mut params)?;
+        let prompt = ask::render_with(&app, ask::messages(said)?, &tools, variables)?;
+        Ok(json!({"prompt": prompt}))
     };
     answer(prompt())
 }

@@ -11,7 +11,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use kiv_runtime::{Finish, GenerateOptions, Grammar};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_stream::StreamExt;
@@ -92,6 +92,11 @@ pub(crate) async fn generate(State(app): State<Shared>, Raw(body): Raw) -> Respo
 async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fault> {
     let mut params = Params::parse(body)?;
     check_model(app, params.take::<String>("model")?.as_deref())?;
+    // Models that think unless they are told not to have a variable for it.
+    let think = params.look("think").cloned();
+    let variables: Map<String, Value> = (think.into_iter())
+        .map(|think| ("enable_thinking".to_owned(), think))
+        .collect();
     for (name, harmless) in [
         ("images", vec![json!([])]),
         ("suffix", vec![json!("")]),
@@ -128,7 +133,7 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         if said.is_empty() {
             return Ok(Json(line.loaded()).into_response());
         }
-        let text = ask::render_with(app, ask::messages(said)?, &tools)?;
+        let text = ask::render_with(app, ask::messages(said)?, &tools, variables)?;
         (text, "messages")
     } else {
         let prompt: String = params.take("prompt")?.unwrap_or_default();

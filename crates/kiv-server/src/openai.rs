@@ -71,7 +71,6 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
         ("audio", vec![]),
         ("modalities", vec![json!(["text"])]),
         ("add_generation_prompt", vec![json!(true)]),
-        ("chat_template_kwargs", vec![json!({})]),
     ] {
         params.refuse(name, &harmless)?;
     }
@@ -91,7 +90,8 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     let (text, param, usual) = match kind {
         Kind::Chat => {
             let said: Vec<Said> = params.need("messages")?;
-            let text = ask::render_with(app, ask::messages(said)?, &tools)?;
+            let variables = ask::template_variables(&mut params)?;
+            let text = ask::render_with(app, ask::messages(said)?, &tools, variables)?;
             (text, "messages", None)
         }
         Kind::Text => match params.need::<Texts>("prompt")?.into_vec().as_slice() {

@@ -64,7 +64,7 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     let said: Vec<Message> = (instructions.into_iter())
         .chain(conversation(params.need("input")?)?)
         .collect();
-    let text = ask::render_with(app, said, &tools).map_err(|fault| Fault {
+    let text = ask::render_with(app, said, &tools, Map::new()).map_err(|fault| Fault {
         param: Some("input"),
         ..fault
     })?;
