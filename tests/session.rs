@@ -441,14 +441,12 @@ fn the_last_token_can_be_read_too() {
     stop.store(false, Ordering::Relaxed);
     assert_eq!(session.tokens(), [&tokens[..], &generated].concat());
     // It goes on as one longer answer does.
-    generated.extend(session.generate(options).map(|p| p.unwrap().token));
+    generated.extend(session.generate(options.clone()).map(|p| p.unwrap().token));
     let mut other = small(&model).policy("exact").build().unwrap();
     other.read(&tokens).unwrap();
     let longer = GenerateOptions {
         max_tokens: Some(10),
-        sampling: Sampling::greedy(),
-        ignore_end: true,
-        ..GenerateOptions::default()
+        ..options
     };
     let whole: Vec<i32> = other.generate(longer).map(|p| p.unwrap().token).collect();
     assert_eq!(generated, whole);

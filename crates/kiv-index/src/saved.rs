@@ -123,23 +123,18 @@ impl HeadIndex {
             parts & !(NEWEST | DIVIDING | TRAINING) == 0,
             "unknown parts",
         )?;
-        let newest = if parts & NEWEST == 0 {
-            None
-        } else {
-            Some(Newest::take(&params, rest)?)
-        };
-        let dividing = if parts & DIVIDING == 0 {
-            None
-        } else {
+        let (mut newest, mut dividing, mut training) = (None, None, None);
+        if parts & NEWEST != 0 {
+            newest = Some(Newest::take(&params, rest)?);
+        }
+        if parts & DIVIDING != 0 {
             let newest = Newest::take(&params, rest)?;
             let era = Making::new(QueryMoments::take(&params, rest)?);
-            Some(Dividing { newest, era })
-        };
-        let training = if parts & TRAINING == 0 {
-            None
-        } else {
-            Some(Making::new(QueryMoments::take(&params, rest)?))
-        };
+            dividing = Some(Dividing { newest, era });
+        }
+        if parts & TRAINING != 0 {
+            training = Some(Making::new(QueryMoments::take(&params, rest)?));
+        }
         let tail = Tail::take(&params, rest)?;
         let eras = eras.iter_mut().map(|take| Era::take(&params, take));
         let index = Self {

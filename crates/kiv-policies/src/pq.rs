@@ -127,26 +127,16 @@ impl Policy for Pq {
     fn sealed(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
         let state = self.state()?;
         let geometry = &state.geometry;
-        let heads = state
-            .heads
-            .iter_mut()
-            .enumerate()
-            .flat_map(|(layer, heads)| {
-                let heads = heads.iter_mut().enumerate();
-                heads.map(move |(kv_head, head)| (layer, kv_head, head))
-            });
-        let heads: Vec<_> = heads.collect();
+        let indices: Vec<_> = indices(&mut state.heads).collect();
         // Whatever comes of it.
         state.undone = true;
         // All of them, also after an error: each may have one of its own to tell, and none
         // should come up later.
         let taken_up: Vec<_> = state.threads.install(|| {
-            heads
+            indices
                 .into_par_iter()
                 .with_max_len(1)
-                .map(|(layer, kv_head, head)| {
-                    take_up(&mut head.index, cold, geometry, layer, kv_head)
-                })
+                .map(|(at, index)| take_up(index, cold, geometry, at))
                 .collect()
         });
         taken_up.into_iter().collect::<Result<(), _>>()?;
@@ -317,15 +307,8 @@ impl State {
     /// done first, as it is wanted sooner.
     fn give_out(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
         while self.undone && self.workers.is_free() {
-            let heads = self
-                .heads
-                .iter_mut()
-                .enumerate()
-                .flat_map(|(layer, heads)| {
-                    let heads = heads.iter_mut().enumerate();
-                    heads.map(move |(kv_head, head)| ((layer, kv_head), &mut head.index))
-                });
-            let undone = heads.filter_map(|(at, index)| Some((index.undone()?.len(), at, index)));
+            let undone = indices(&mut self.heads)
+                .filter_map(|(at, index)| Some((index.undone()?.len(), at, index)));
             match undone.min_by_key(|(n_tokens, ..)| *n_tokens) {
                 Some((_, at, index)) => self.workers.give(index, cold, &self.geometry, at)?,
                 None => self.undone = false,
@@ -333,6 +316,15 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// All indices, each with its layer and KV head.
+fn indices(heads: &mut [Vec<Head>]) -> impl Iterator<Item = ((usize, usize), &mut HeadIndex)> {
+    let layers = heads.iter_mut().enumerate();
+    layers.flat_map(|(layer, heads)| {
+        let heads = heads.iter_mut().enumerate();
+        heads.map(move |(kv_head, head)| ((layer, kv_head), &mut head.index))
+    })
 }
 
 impl Head {
@@ -414,8 +406,7 @@ fn take_up(
     index: &mut HeadIndex,
     cold: &dyn ColdRows,
     geometry: &Geometry,
-    layer: usize,
-    kv_head: usize,
+    (layer, kv_head): (usize, usize),
 ) -> Result<(), PolicyError> {
     let end = cold.n_blocks() * geometry.block;
     let Params { dim, segment, .. } = *index.params();
