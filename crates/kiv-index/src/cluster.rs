@@ -1,6 +1,7 @@
 //! Lists of similar vectors.
 
-use kiv_numeric::{TILE, dot, tile_logits};
+use crate::columns::Columns;
+use kiv_numeric::{TILE, dot};
 
 /// Rounds of k-means. More gain little.
 const ROUNDS: usize = 3;
@@ -59,15 +60,15 @@ fn k_means(vectors: &[f32], dim: usize, members: &[u32], k: usize) -> Vec<Vec<u3
     let mut sets = vec![Vec::new(); k];
     for round in 0..=ROUNDS {
         sets.iter_mut().for_each(Vec::clear);
-        let columns = Columns::new(&means, dim);
+        let near = Means::new(&means, dim);
         let (fours, rest) = members.as_chunks::<4>();
         for four in fours {
-            for (member, nearest) in four.iter().zip(columns.nearest(four.map(vector))) {
+            for (member, nearest) in four.iter().zip(near.nearest(four.map(vector))) {
                 sets[nearest].push(*member);
             }
         }
         for member in rest {
-            let [nearest] = columns.nearest([vector(*member)]);
+            let [nearest] = near.nearest([vector(*member)]);
             sets[nearest].push(*member);
         }
         if round < ROUNDS {
@@ -82,50 +83,65 @@ fn k_means(vectors: &[f32], dim: usize, members: &[u32], k: usize) -> Vec<Vec<u3
     sets
 }
 
-/// Means turned into columns, by tiles.
-struct Columns {
-    n: usize,
-    dim: usize,
-    /// `[n_tiles, dim]`.
-    tiles: Vec<[f32; TILE]>,
-    /// Half the squared length of each mean.
-    half_squares: Vec<f32>,
+/// Means that vectors are compared with.
+struct Means {
+    columns: Columns,
+    /// Half the squared length of each, by tiles; infinite where there is none.
+    half_squares: Vec<[f32; TILE]>,
 }
 
-impl Columns {
+impl Means {
     fn new(means: &[f32], dim: usize) -> Self {
-        let n = means.len() / dim;
-        let mut tiles = vec![[0f32; TILE]; n.div_ceil(TILE) * dim];
-        for (i, mean) in means.chunks_exact(dim).enumerate() {
-            let tile = &mut tiles[i / TILE * dim..(i / TILE + 1) * dim];
-            for (column, value) in tile.iter_mut().zip(mean) {
-                column[i % TILE] = *value;
-            }
+        let n_tiles = (means.len() / dim).div_ceil(TILE);
+        let mut half_squares = vec![[f32::INFINITY; TILE]; n_tiles];
+        let lanes = half_squares.as_flattened_mut().iter_mut();
+        for (half, mean) in lanes.zip(means.chunks_exact(dim)) {
+            *half = dot(mean, mean) / 2.0;
         }
         Self {
-            n,
-            dim,
-            tiles,
-            half_squares: means.chunks_exact(dim).map(|m| dot(m, m) / 2.0).collect(),
+            columns: Columns::new(means, dim),
+            half_squares,
         }
     }
 
     /// The nearest mean of each vector; of equally near ones the first.
     fn nearest<const R: usize>(&self, vectors: [&[f32]; R]) -> [usize; R] {
-        // |v - c|^2 is smallest where v . c - |c|^2 / 2 is largest.
-        let mut best = [(f32::NEG_INFINITY, 0); R];
-        for (t, tile) in self.tiles.chunks_exact(self.dim).enumerate() {
-            let products = tile_logits(vectors, tile);
-            let halves = &self.half_squares[t * TILE..self.n.min((t + 1) * TILE)];
-            for (best, products) in best.iter_mut().zip(&products) {
-                for (i, (p, h)) in products.iter().zip(halves).enumerate() {
-                    if p - h > best.0 {
-                        *best = (p - h, t * TILE + i);
-                    }
+        // |v - c|^2 is smallest where v . c - |c|^2 / 2 is largest. Each lane keeps its own
+        // best: one maximum for all would be a chain of comparisons, and take as long as
+        // the products.
+        let mut best = [[f32::NEG_INFINITY; TILE]; R];
+        let mut tile_of_best = [[0u32; TILE]; R];
+        let tiles = self.columns.products(vectors).zip(&self.half_squares);
+        for (t, (products, halves)) in tiles.enumerate() {
+            for r in 0..R {
+                for i in 0..TILE {
+                    let near = products[r][i] - halves[i];
+                    let is_nearer = near > best[r][i];
+                    best[r][i] = if is_nearer { near } else { best[r][i] };
+                    tile_of_best[r][i] = if is_nearer {
+                        t as u32
+                    } else {
+                        tile_of_best[r][i]
+                    };
                 }
             }
         }
-        best.map(|(_, nearest)| nearest)
+        std::array::from_fn(|r| {
+            let mut near = best[r];
+            let mut number: [u32; TILE] =
+                std::array::from_fn(|i| tile_of_best[r][i] * TILE as u32 + i as u32);
+            let mut width = TILE / 2;
+            while width > 0 {
+                for i in 0..width {
+                    let (other, later) = (near[i + width], number[i + width]);
+                    let is_better = (other > near[i]) | ((other == near[i]) & (later < number[i]));
+                    near[i] = if is_better { other } else { near[i] };
+                    number[i] = if is_better { later } else { number[i] };
+                }
+                width /= 2;
+            }
+            number[0] as usize
+        })
     }
 }
 

@@ -14,6 +14,9 @@ const ROUNDS: usize = 8;
 /// [`Codebook::train`].
 const VECTORS_PER_OUTLIER: usize = 32;
 
+/// Vectors that are coded side by side.
+const LANES: usize = 16;
+
 /// Centroids of every subspace.
 #[derive(Clone, Debug)]
 pub struct Codebook {
@@ -43,17 +46,20 @@ impl Codebook {
         let (mean, spread) = mean_and_spread(vectors, dim);
         let n_outliers = vectors.len() / dim / VECTORS_PER_OUTLIER;
         let mut normal = Normal::default();
-        let mut sub = Vec::new();
         for axes in split.iter() {
-            sub.clear();
-            for vector in vectors.chunks_exact(dim) {
-                sub.extend(axes.iter().map(|axis| vector[usize::from(*axis)]));
-            }
+            let values = |axis: &u16| vectors.iter().skip(usize::from(*axis)).step_by(dim);
+            let mut sub: Vec<Vec<f32>> =
+                axes.iter().map(|a| values(a).copied().collect()).collect();
             for _ in 0..n_outliers {
-                let at = |axis: &u16| mean[usize::from(*axis)] + spread * normal.next();
-                sub.extend(axes.iter().map(at));
+                for (values, axis) in sub.iter_mut().zip(axes) {
+                    values.push(mean[usize::from(*axis)] + spread * normal.next());
+                }
             }
-            centroids.extend(train_subspace(&sub, axes.len()));
+            if axes.len() == 1 {
+                centroids.extend(sub.pop().map(train_line));
+            } else {
+                centroids.extend(train_subspace(&sub));
+            }
         }
         Self { split, centroids }
     }
@@ -76,16 +82,25 @@ impl Codebook {
 
     /// Codes of vectors `[n, dim]`, appended to `codes` as `[n, m]`.
     pub fn encode(&self, vectors: &[f32], codes: &mut Vec<u8>) {
-        codes.reserve(vectors.len() / self.split.dim() * self.m());
-        let mut sub = Vec::new();
-        for vector in vectors.chunks_exact(self.split.dim()) {
-            for (axes, book) in self.books() {
-                if let ([axis], [values]) = (axes, book) {
-                    codes.push(nearest_value(vector[usize::from(*axis)], values));
+        let (dim, m, first) = (self.split.dim(), self.m(), codes.len());
+        codes.resize(first + vectors.len() / dim * m, 0);
+        let mut columns = vec![[0f32; LANES]; dim];
+        let vectors = vectors.chunks(LANES * dim);
+        for (vectors, codes) in vectors.zip(codes[first..].chunks_mut(LANES * m)) {
+            for (lane, vector) in vectors.chunks_exact(dim).enumerate() {
+                for (column, value) in columns.iter_mut().zip(vector) {
+                    column[lane] = *value;
+                }
+            }
+            for (number, (axes, book)) in self.books().enumerate() {
+                let nearest = if let ([axis], [values]) = (axes, book) {
+                    nearest_values(&columns[usize::from(*axis)], values)
                 } else {
-                    sub.clear();
-                    sub.extend(axes.iter().map(|axis| vector[usize::from(*axis)]));
-                    codes.push(nearest(&sub, book));
+                    let axes = axes.iter().map(|axis| &columns[usize::from(*axis)]);
+                    nearest(axes.zip(book))
+                };
+                for (codes, nearest) in codes.chunks_exact_mut(m).zip(nearest) {
+                    codes[number] = nearest;
                 }
             }
         }
@@ -168,73 +183,111 @@ impl Normal {
     }
 }
 
-/// Number of the value nearest to `v` among ascending ones; of equally near
+/// Numbers of the values nearest to each of `v` among ascending ones; of equally near
 /// ones the first.
-fn nearest_value(v: f32, values: &[f32; CENTROIDS]) -> u8 {
-    let mut code = 0;
-    for i in 0..CENTROIDS - 1 {
-        code += u8::from(v > (values[i] + values[i + 1]) / 2.0);
+fn nearest_values(v: &[f32; LANES], values: &[f32; CENTROIDS]) -> [u8; LANES] {
+    let mut codes = [0u32; LANES];
+    for pair in values.windows(2) {
+        let middle = middle(pair);
+        for (code, v) in codes.iter_mut().zip(v) {
+            *code += u32::from(*v > middle);
+        }
     }
-    code
+    codes.map(|code| code as u8)
 }
 
-/// Number of the centroid nearest to `v`; of equally near ones the first.
-fn nearest(v: &[f32], book: &[[f32; CENTROIDS]]) -> u8 {
-    let mut distance = [0f32; CENTROIDS];
-    for (v, column) in v.iter().zip(book) {
-        for (d, c) in distance.iter_mut().zip(column) {
-            *d += (v - c) * (v - c);
-        }
-    }
-    // By halves: a minimum over one chain of comparisons is several times slower.
-    let mut best: [(f32, u8); 8] = std::array::from_fn(|i| {
-        let (a, b) = (distance[i], distance[i + 8]);
-        if b < a {
-            (b, i as u8 + 8)
-        } else {
-            (a, i as u8)
-        }
-    });
-    for half in [4, 2, 1] {
-        for i in 0..half {
-            let other = best[i + half];
-            if other.0 < best[i].0 || (other.0 == best[i].0 && other.1 < best[i].1) {
-                best[i] = other;
+/// What is above the middle of two values is nearer to the second.
+fn middle(pair: &[f32]) -> f32 {
+    (pair[0] + pair[1]) / 2.0
+}
+
+/// Numbers of the centroids nearest to each of some vectors, which are given axis by
+/// axis, each with the centroids' values; of equally near ones the first.
+fn nearest<'a>(
+    axes: impl Iterator<Item = (&'a [f32; LANES], &'a [f32; CENTROIDS])> + Clone,
+) -> [u8; LANES] {
+    let (mut best, mut codes) = ([f32::INFINITY; LANES], [0u32; LANES]);
+    for c in 0..CENTROIDS {
+        let mut distances = [0f32; LANES];
+        for (values, centroids) in axes.clone() {
+            for (distance, value) in distances.iter_mut().zip(values) {
+                let error = value - centroids[c];
+                *distance += error * error;
             }
         }
+        for i in 0..LANES {
+            let is_nearer = distances[i] < best[i];
+            best[i] = if is_nearer { distances[i] } else { best[i] };
+            codes[i] = if is_nearer { c as u32 } else { codes[i] };
+        }
     }
-    best[0].1
+    codes.map(|code| code as u8)
 }
 
-fn train_subspace(vectors: &[f32], sub_dim: usize) -> Vec<[f32; CENTROIDS]> {
-    let n = vectors.len() / sub_dim;
-    let mut book = vec![[0f32; CENTROIDS]; sub_dim];
+/// Centroids of values.
+fn train_line(mut values: Vec<f32>) -> [f32; CENTROIDS] {
+    let n = values.len();
+    if n == 0 {
+        return [0.0; CENTROIDS];
+    }
+    values.sort_unstable_by(f32::total_cmp);
+    let mut centroids = std::array::from_fn(|c| values[(2 * c + 1) * n / (2 * CENTROIDS)]);
+    for _ in 0..ROUNDS {
+        // What is nearest to a centroid is a run of the sorted values.
+        let mut start = 0;
+        let mut next = centroids;
+        for c in 0..CENTROIDS {
+            let rest = &values[start..];
+            let pair = centroids.get(c..c + 2);
+            let length = pair.map_or(rest.len(), |pair| {
+                let middle = middle(pair);
+                rest.partition_point(|v| *v <= middle)
+            });
+            // A centroid that nothing is nearest to stays where it is.
+            if length > 0 {
+                let sum: f64 = rest[..length].iter().copied().map(f64::from).sum();
+                next[c] = (sum / length as f64) as f32;
+            }
+            start += length;
+        }
+        centroids = next;
+        centroids.sort_by(f32::total_cmp);
+    }
+    centroids
+}
+
+/// Centroids of vectors, which are given axis by axis, `[sub_dim, n]`.
+fn train_subspace(axes: &[Vec<f32>]) -> Vec<[f32; CENTROIDS]> {
+    let n = axes[0].len();
+    let mut book = vec![[0f32; CENTROIDS]; axes.len()];
     if n == 0 {
         return book;
     }
     let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by(|a, b| {
-        vectors[a * sub_dim]
-            .total_cmp(&vectors[b * sub_dim])
-            .then(a.cmp(b))
-    });
+    order.sort_by(|a, b| axes[0][*a].total_cmp(&axes[0][*b]).then(a.cmp(b)));
     for c in 0..CENTROIDS {
-        let at = order[(2 * c + 1) * n / (2 * CENTROIDS)] * sub_dim;
-        for (d, column) in book.iter_mut().enumerate() {
-            column[c] = vectors[at + d];
+        let at = order[(2 * c + 1) * n / (2 * CENTROIDS)];
+        for (column, values) in book.iter_mut().zip(axes) {
+            column[c] = values[at];
         }
     }
+    // The last of these are fewer than a row of lanes.
+    let mut columns = vec![[0f32; LANES]; axes.len()];
     for _ in 0..ROUNDS {
-        let mut sums = vec![[0f64; CENTROIDS]; sub_dim];
+        let mut sums = vec![[0f64; CENTROIDS]; axes.len()];
         let mut counts = [0usize; CENTROIDS];
-        for vector in vectors.chunks_exact(sub_dim) {
-            let c = usize::from(match (vector, &book[..]) {
-                ([value], [values]) => nearest_value(*value, values),
-                _ => nearest(vector, &book),
-            });
-            counts[c] += 1;
-            for (v, sum) in vector.iter().zip(&mut sums) {
-                sum[c] += f64::from(*v);
+        for first in (0..n).step_by(LANES) {
+            let end = n.min(first + LANES);
+            for (column, values) in columns.iter_mut().zip(axes) {
+                column[..end - first].copy_from_slice(&values[first..end]);
+            }
+            let codes = nearest(columns.iter().zip(&book));
+            for (i, code) in (first..end).zip(codes) {
+                let c = usize::from(code);
+                counts[c] += 1;
+                for (values, sum) in axes.iter().zip(&mut sums) {
+                    sum[c] += f64::from(values[i]);
+                }
             }
         }
         for (column, sum) in book.iter_mut().zip(&sums) {
@@ -244,9 +297,6 @@ fn train_subspace(vectors: &[f32], sub_dim: usize) -> Vec<[f32; CENTROIDS]> {
                     column[c] = (sum[c] / counts[c] as f64) as f32;
                 }
             }
-        }
-        if let [values] = &mut book[..] {
-            values.sort_by(f32::total_cmp);
         }
     }
     book
@@ -310,6 +360,35 @@ mod tests {
                     .map(|(i, c)| table[i * 16 + usize::from(*c)])
                     .sum();
                 assert!((sum - dot(query, decoded)).abs() < 1e-4);
+            }
+        }
+    }
+
+    /// Every code, whatever row of lanes it is made in, is that of the nearest centroid.
+    #[test]
+    fn codes_are_of_the_nearest_centroids() {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        let dim = 7;
+        for n in [1, 15, 16, 17, 100] {
+            let mut vectors: Vec<f32> = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+            vectors[n * dim / 2] = 1e30;
+            let book = Codebook::train(&vectors, Split::new(&[1.0; 7], 4));
+            let mut codes = vec![99];
+            book.encode(&vectors, &mut codes);
+            assert_eq!(codes.len(), 1 + n * 4);
+            let coded = vectors.chunks(dim).zip(codes[1..].chunks(4));
+            for (vector, codes) in coded {
+                for (code, (axes, columns)) in codes.iter().zip(book.books()) {
+                    let distance = |c: usize| {
+                        let axes = axes.iter().zip(columns);
+                        let errors =
+                            axes.map(|(axis, column)| vector[usize::from(*axis)] - column[c]);
+                        errors.map(|e| e * e).sum::<f32>()
+                    };
+                    let least = (0..CENTROIDS).map(distance).fold(f32::MAX, f32::min);
+                    // A middle between two values is rounded.
+                    assert!(distance(usize::from(*code)) <= least * (1.0 + 1e-4) + 1e-12);
+                }
             }
         }
     }

@@ -68,27 +68,31 @@ impl Era {
         let centre = mean(&mapped, dim);
         subtract(&mut mapped, &centre);
         let sets = lists(&mapped, dim, params.list);
-        let of_set = |set: &[u32]| -> Vec<f32> {
-            let members = set.iter().flat_map(|t| vector(&mapped, dim, *t));
-            members.copied().collect()
-        };
-        let means: Vec<f32> = (sets.iter())
-            .flat_map(|set| mean(&of_set(set), dim))
-            .collect();
+        let order: Vec<u32> = sets.iter().flatten().copied().collect();
+        let mut rests = Vec::with_capacity(mapped.len());
+        for token in &order {
+            rests.extend_from_slice(vector(&mapped, dim, *token));
+        }
+        let mut means = Vec::with_capacity(sets.len() * dim);
+        let mut members = &rests[..];
+        for set in &sets {
+            let (of_set, others) = members.split_at(set.len() * dim);
+            means.extend(mean(of_set, dim));
+            members = others;
+        }
         let coarse = Codebook::train(&means, space.split(params.coarse));
         let (mut codes, mut decoded) = (Vec::new(), Vec::new());
         coarse.encode(&means, &mut codes);
         coarse.decode(&codes, &mut decoded);
 
-        let order: Vec<u32> = sets.iter().flatten().copied().collect();
-        let mut rests = Vec::with_capacity(mapped.len());
         let mut spreads = Vec::with_capacity(sets.len());
+        let mut members = &mut rests[..];
         for (set, centre) in sets.iter().zip(decoded.chunks_exact(dim)) {
-            let mut members = of_set(set);
-            subtract(&mut members, centre);
-            let squares = members.iter().map(|v| v * v).sum::<f32>();
+            let (of_set, others) = members.split_at_mut(set.len() * dim);
+            subtract(of_set, centre);
+            let squares = of_set.iter().map(|v| v * v).sum::<f32>();
             spreads.push((squares / set.len() as f32).sqrt());
-            rests.extend(members);
+            members = others;
         }
         let widths = quantiles(spreads.clone());
         let coded = codes.chunks_exact(params.coarse).zip(&spreads);

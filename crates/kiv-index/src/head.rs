@@ -5,7 +5,7 @@ use crate::newest::Newest;
 use crate::outliers::Outliers;
 use crate::packed::PackedCodes;
 use crate::pages::Pages;
-use crate::space::QueryMoments;
+use crate::space::{QueryMoments, Space};
 use crate::work::{Making, Work};
 use kiv_fastscan::{GROUP, MAX_M};
 use std::ops::Range;
@@ -104,7 +104,7 @@ impl Params {
         let eras = n_tokens.saturating_sub(self.late * self.segment) / self.era_len();
         let rest = n_tokens % self.era_len();
         let book = self.dim * 16 * size_of::<f32>();
-        let space = 2 * self.dim * self.dim * size_of::<f32>() + self.dim * size_of::<f64>();
+        let space = Space::planned_bytes(self.dim);
         let moments = self.dim * self.dim * size_of::<f64>();
         // Measured: lists come out shorter than they should; outliers are one in 20 to 200.
         let lists = self.era_len() * 5 / 4 / self.list;

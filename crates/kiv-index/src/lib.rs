@@ -21,6 +21,7 @@
 mod best;
 mod cluster;
 mod codebook;
+mod columns;
 mod era;
 mod head;
 mod marks;

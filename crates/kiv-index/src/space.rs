@@ -14,9 +14,10 @@
 //! others share ([`Split`]). (OPQ, Ge et al., CVPR 2013, balances subspaces of
 //! equal size instead.)
 
+use crate::columns::Columns;
 use crate::head::Params;
 use crate::saved::{Saved, expect};
-use kiv_numeric::dot;
+use kiv_numeric::TILE;
 use kiv_wire::{Put, Take, WireError};
 use nalgebra::{DMatrix, SymmetricEigen};
 
@@ -96,10 +97,10 @@ impl QueryMoments {
 #[derive(Clone, Debug)]
 pub struct Space {
     dim: usize,
-    /// `[dim, dim]`: key -> quantised space.
-    key_map: Vec<f32>,
-    /// `[dim, dim]`: query -> quantised space, the inverse transpose.
-    query_map: Vec<f32>,
+    /// Rows of the matrix from keys to the quantised space.
+    key_map: Columns,
+    /// The same for queries, the inverse transpose.
+    query_map: Columns,
     /// Variance of keys along each axis, largest first.
     variances: Vec<f64>,
 }
@@ -132,8 +133,8 @@ impl Space {
         };
         Self {
             dim,
-            key_map: rows(&root),
-            query_map: rows(&inverse),
+            key_map: Columns::new(&rows(&root), dim),
+            query_map: Columns::new(&rows(&inverse), dim),
             variances: axes.iter().map(|axis| variance(*axis).max(0.0)).collect(),
         }
     }
@@ -154,18 +155,44 @@ impl Space {
         self.map(&self.query_map, queries, out);
     }
 
-    fn map(&self, map: &[f32], vectors: &[f32], out: &mut Vec<f32>) {
-        out.reserve(vectors.len());
-        for vector in vectors.chunks_exact(self.dim) {
-            out.extend(map.chunks_exact(self.dim).map(|row| dot(row, vector)));
+    fn map(&self, map: &Columns, vectors: &[f32], out: &mut Vec<f32>) {
+        let dim = self.dim;
+        let (first, whole) = (out.len(), vectors.len() / dim * dim);
+        out.resize(first + whole, 0.0);
+        let out = &mut out[first..];
+        let fours = vectors.chunks_exact(4 * dim);
+        let rest = fours.remainder().chunks_exact(dim);
+        let (out_fours, out_rest) = out.split_at_mut(whole / (4 * dim) * (4 * dim));
+        for (four, out) in fours.zip(out_fours.chunks_exact_mut(4 * dim)) {
+            let four: [&[f32]; 4] = std::array::from_fn(|i| &four[i * dim..(i + 1) * dim]);
+            put_products(map, four, out);
+        }
+        for (one, out) in rest.zip(out_rest.chunks_exact_mut(dim)) {
+            put_products(map, [one], out);
         }
     }
 
     /// Bytes on the heap.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        (self.key_map.len() + self.query_map.len()) * size_of::<f32>()
-            + self.variances.len() * size_of::<f64>()
+        self.key_map.bytes() + self.query_map.bytes() + self.variances.len() * size_of::<f64>()
+    }
+
+    /// Bytes on the heap of a space of `dim` dimensions.
+    #[must_use]
+    pub fn planned_bytes(dim: usize) -> usize {
+        2 * Columns::planned_bytes(dim, dim) + dim * size_of::<f64>()
+    }
+}
+
+/// Products of some vectors with all rows of a map, vector by vector.
+fn put_products<const R: usize>(map: &Columns, vectors: [&[f32]; R], out: &mut [f32]) {
+    let dim = out.len() / R;
+    for (t, products) in map.products(vectors).enumerate() {
+        for (out, products) in out.chunks_exact_mut(dim).zip(&products) {
+            let out = &mut out[t * TILE..dim.min((t + 1) * TILE)];
+            out.copy_from_slice(&products[..out.len()]);
+        }
     }
 }
 
@@ -318,23 +345,24 @@ impl Saved for Space {
             query_map,
             variances,
         } = self;
-        out.put_f32s(key_map);
-        out.put_f32s(query_map);
+        for map in [key_map, query_map] {
+            out.put_f32s(&map.vectors().collect::<Vec<_>>());
+        }
         out.put_f64s(variances);
     }
 
     fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
         let dim = params.dim;
-        let space = Self {
-            dim,
-            key_map: take.f32s()?,
-            query_map: take.f32s()?,
-            variances: take.f64s()?,
-        };
-        let lengths = [space.key_map.len(), space.query_map.len()];
-        let whole = lengths == [dim * dim; 2] && space.variances.len() == dim;
+        let (key_map, query_map, variances) = (take.f32s()?, take.f32s()?, take.f64s()?);
+        let lengths = [key_map.len(), query_map.len()];
+        let whole = lengths == [dim * dim; 2] && variances.len() == dim;
         expect(whole, "a space of an impossible size")?;
-        Ok(space)
+        Ok(Self {
+            dim,
+            key_map: Columns::new(&key_map, dim),
+            query_map: Columns::new(&query_map, dim),
+            variances,
+        })
     }
 }
 
@@ -363,6 +391,7 @@ impl Saved for Split {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiv_numeric::dot;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 

@@ -60,18 +60,26 @@ pub fn tile_logits<const R: usize>(
     queries: [&[f32]; R],
     columns: &[[f32; TILE]],
 ) -> [[f32; TILE]; R] {
-    let mut acc = [[0f32; TILE]; R];
     // Lengths known to be equal leave no check in the loop.
     let queries = queries.map(|query| &query[..columns.len()]);
-    for (d, column) in columns.iter().enumerate() {
-        for r in 0..R {
-            let q = queries[r][d];
-            for i in 0..TILE {
-                acc[r][i] = fma(q, column[i], acc[r][i]);
+    let mut sums = [[0f32; TILE]; R];
+    // Half a tile at a time: its accumulators are few enough to stay in registers.
+    for half in 0..2 {
+        let mut acc = [[0f32; TILE / 2]; R];
+        for (d, column) in columns.iter().enumerate() {
+            let column = &column.as_chunks::<{ TILE / 2 }>().0[half];
+            for r in 0..R {
+                let q = queries[r][d];
+                for i in 0..TILE / 2 {
+                    acc[r][i] = fma(q, column[i], acc[r][i]);
+                }
             }
         }
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            sums.as_chunks_mut::<{ TILE / 2 }>().0[half] = acc;
+        }
     }
-    acc
+    sums
 }
 
 /// `e^x` for `x <= 0`, relative error below 3e-7; 0 below -87.
