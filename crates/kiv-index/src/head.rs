@@ -148,12 +148,6 @@ pub enum IndexError {
     /// numbers.
     #[error("a query's scores are not numbers")]
     BadQuery,
-    /// Whoever was given work gave up, by a panic most likely.
-    #[error("keys from {token} on were not indexed: the thread that was to has given up")]
-    Undone {
-        /// Their first token, counted from the first in the index.
-        token: usize,
-    },
     /// Keys that were given before could not be read again.
     #[error("keys could not be read again")]
     Unread,
@@ -262,11 +256,12 @@ impl HeadIndex {
     /// segment if nobody divides them ([`HeadIndex::give_away`]); it answers whether it
     /// could read them: the index does not keep them.
     ///
-    /// Where something takes its place that was given away, this waits for it.
+    /// Where something takes its place that was given away and is not there yet, this makes
+    /// it.
     ///
     /// # Errors
-    /// [`IndexError::BadKey`], [`IndexError::NoMemory`], [`IndexError::Undone`] or
-    /// [`IndexError::Unread`]; the index holds what it held then.
+    /// [`IndexError::BadKey`], [`IndexError::NoMemory`] or [`IndexError::Unread`]; the index
+    /// holds what it held then.
     pub fn append(
         &mut self,
         keys: &[f32],
@@ -300,10 +295,6 @@ impl HeadIndex {
                     Err(IndexError::Unread)
                 };
                 if sealed.is_err() {
-                    // Told now, if it is lost, too.
-                    if let Some(dividing) = &mut self.dividing {
-                        dividing.era.forget_lost();
-                    }
                     self.truncate(before);
                     return sealed;
                 }
@@ -406,6 +397,15 @@ impl HeadIndex {
             self.dividing = None;
         }
         Ok(())
+    }
+
+    /// How much is over of the time that there is to divide an era's keys, from 0 to 1:
+    /// nothing if there are none to divide.
+    #[must_use]
+    pub fn time_over(&self) -> Option<f32> {
+        self.dividing.as_ref()?;
+        let tokens = self.n_tokens - self.newest_first();
+        Some(tokens as f32 / (self.params.late * self.params.segment).max(1) as f32)
     }
 
     /// Tokens whose keys are to be worked on, if nobody does it yet.

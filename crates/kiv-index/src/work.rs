@@ -3,14 +3,15 @@
 //!
 //! When something takes its place is a matter of how many tokens there are
 //! ([`Params::late`]), never of how fast it was made: the same tokens give the same
-//! index. Whoever comes to that place before the work is done waits for it.
+//! index. Whoever comes to that place before the work is done does it, even if others have
+//! begun: they may have been left without a processor, and nobody waits for those.
 
 use crate::era::Era;
 use crate::head::{IndexError, Params};
 use crate::newest::Newest;
 use crate::space::QueryMoments;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Something that is made of keys.
 pub(crate) trait Made: Sized {
@@ -99,35 +100,30 @@ impl Making<Newest> {
 }
 
 impl<T: Made> Making<T> {
-    /// What others made of the keys of some segments, or what is made of them here: `read`
-    /// gives them.
+    /// What others made of the keys of some segments, or what is made of them here if it is
+    /// not there yet: `read` gives them.
     ///
     /// # Errors
-    /// [`IndexError::Undone`] and [`IndexError::Unread`]; the next try makes it here.
+    /// [`IndexError::Unread`].
     pub fn finish(
         &mut self,
         params: &Params,
         tokens: Range<usize>,
         read: &mut dyn FnMut(usize, &mut Vec<f32>) -> bool,
     ) -> Result<T, IndexError> {
-        let token = tokens.start;
-        if let Some(outcome) = self.outcome.take() {
-            return outcome.wait().ok_or(IndexError::Undone { token });
+        if let Some(made) = self.outcome.take().and_then(|outcome| outcome.take()) {
+            return Ok(made);
         }
+        let first = tokens.start;
         let (mut all, mut room) = (Vec::new(), Vec::new());
-        for first in tokens.step_by(params.segment) {
+        for token in tokens.step_by(params.segment) {
             room.clear();
-            if !read(first, &mut room) {
+            if !read(token, &mut room) {
                 return Err(IndexError::Unread);
             }
             all.append(&mut room);
         }
-        Ok(T::make(params, &self.moments, all, token))
-    }
-
-    /// Takes work back that was given away and lost.
-    pub fn forget_lost(&mut self) {
-        self.outcome.take_if(|outcome| outcome.is_lost());
+        Ok(T::make(params, &self.moments, all, first))
     }
 
     /// Bytes that it holds, those of what is made once that is there.
@@ -139,69 +135,34 @@ impl<T: Made> Making<T> {
 
 /// Where something is put when it is made.
 #[derive(Debug)]
-struct Outcome<T> {
-    state: Mutex<State<T>>,
-    is_over: Condvar,
-}
-
-#[derive(Debug)]
-enum State<T> {
-    GoesOn,
-    Done(Box<T>),
-    /// By a thread that has panicked, or that has never begun.
-    Lost,
-}
+struct Outcome<T>(Mutex<Option<Box<T>>>);
 
 impl<T> Default for Outcome<T> {
     fn default() -> Self {
-        Self {
-            state: Mutex::new(State::GoesOn),
-            is_over: Condvar::new(),
-        }
+        Self(Mutex::new(None))
     }
 }
 
 impl<T> Outcome<T> {
-    /// Ends the work, if it has not ended before.
-    fn tell(&self, end: State<T>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*state, State::GoesOn) {
-            *state = end;
-            self.is_over.notify_all();
-        }
+    fn lock(&self) -> MutexGuard<'_, Option<Box<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_lost(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(*state, State::Lost)
-    }
-
-    /// What was made, unless whoever was to gave up.
-    fn wait(&self) -> Option<T> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let goes_on = |state: &mut State<T>| matches!(state, State::GoesOn);
-        let state = self.is_over.wait_while(state, goes_on);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *state, State::Lost) {
-            State::Done(made) => Some(*made),
-            State::GoesOn | State::Lost => None,
-        }
+    /// What was made, if it is there.
+    fn take(&self) -> Option<T> {
+        self.lock().take().map(|made| *made)
     }
 }
 
 impl<T: Made> Outcome<T> {
     fn bytes(&self) -> usize {
-        match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
-            State::Done(made) => made.bytes(),
-            State::GoesOn | State::Lost => 0,
-        }
+        self.lock().as_ref().map_or(0, |made| made.bytes())
     }
 }
 
 /// Work on keys that any thread may do while their index is used: dividing those of an era,
-/// or making a codebook for the newest ones. [`HeadIndex::give_away`] gives it away.
-///
-/// Work that is dropped, in a panic too, tells its index so: that does not wait for ever.
+/// or making a codebook for the newest ones. [`HeadIndex::give_away`] gives it away. Work that
+/// is dropped, in a panic too, is done by its index when its turn comes.
 ///
 /// [`HeadIndex::give_away`]: crate::HeadIndex::give_away
 #[derive(Debug)]
@@ -246,23 +207,10 @@ impl Work {
     fn make<T: Made>(&self, outcome: &Weak<Outcome<T>>, keys: Vec<f32>) {
         if self.is_wanted() {
             let made = T::make(&self.params, &self.moments, keys, self.tokens.start);
-            tell(outcome, State::Done(Box::new(made)));
-        }
-    }
-}
-
-fn tell<T>(outcome: &Weak<Outcome<T>>, end: State<T>) {
-    if let Some(outcome) = outcome.upgrade() {
-        outcome.tell(end);
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        // A panic comes here, too, before anything was told.
-        match &self.to {
-            To::Era(outcome) => tell(outcome, State::Lost),
-            To::Newest(outcome) => tell(outcome, State::Lost),
+            // Nobody may want it any more.
+            if let Some(outcome) = outcome.upgrade() {
+                *outcome.lock() = Some(Box::new(made));
+            }
         }
     }
 }

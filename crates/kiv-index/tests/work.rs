@@ -2,7 +2,7 @@
 //! does it and when.
 
 use kiv_fastscan::Isa;
-use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch, Work};
+use kiv_index::{Effort, HeadIndex, Hits, Params, Scratch, Work};
 use kiv_wire::Take;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -256,43 +256,39 @@ fn an_era_takes_its_place_when_its_turn_comes() {
     assert_eq!((session.index.n_eras(), session.index.undone()), (1, None));
 }
 
-/// Whoever gives up says so, even by a panic: nothing waits for ever, and the index does
-/// the work itself the next time.
+/// Whoever gives up, even by a panic, or is not done in time is not waited for.
 #[test]
-fn work_that_is_lost_is_an_error_and_is_done_again() {
+fn work_that_is_lost_is_done_by_the_index() {
     let place = ERA + 2 * SEGMENT;
     for (begun, starts) in [(ERA + 3, vec![0]), (ERA + SEGMENT + 3, vec![ERA, 0])] {
-        for panics in [false, true] {
+        for ends in ["dropped", "panics", "late"] {
             let mut session = Session::new(Who::Nobody, 2);
             session.go_on(begun);
+            let mut late = Vec::new();
             for start in &starts {
                 let work = session.index.give_away().unwrap();
                 assert_eq!(work.tokens().start, *start);
+                if ends == "late" {
+                    late.push((session.keys_of(&work), work));
+                    continue;
+                }
                 let worker = spawn(move || {
                     let _lost = work;
-                    assert!(!panics, "as a broken machine would");
+                    assert!(ends != "panics", "as a broken machine would");
                 });
-                assert_eq!(worker.join().is_err(), panics);
+                assert_eq!(worker.join().is_err(), ends == "panics");
             }
-            let keys = session.keys.clone();
-            let mut read = |first: usize, out: &mut Vec<f32>| {
-                out.extend_from_slice(&keys[first * DIM..(first + SEGMENT) * DIM]);
-                true
-            };
-            session.go_on(place - 1);
-            let n = session.index.len();
-            let failed = (session.index).append(&keys[n * DIM..(n + 1) * DIM], &mut read);
-            let token = starts[0];
-            assert_eq!(failed, Err(IndexError::Undone { token }));
-            assert!(session.index.len() <= n && session.index.n_eras() == 0);
-            // Once is enough.
+            session.go_on(place);
+            assert_eq!(session.index.n_eras(), 1);
+            for (keys, work) in late {
+                assert!(!work.is_wanted());
+                work.run(keys);
+            }
             session.go_on(2 * ERA);
             let mut whole = Session::new(Who::Nobody, 2);
             whole.go_on(begun);
             whole.go_on(2 * ERA);
-            assert_eq!(session.index.n_eras(), 1);
-            // The same era; later ones have seen other queries, since some came twice.
-            assert!(session.saved()[1] == whole.saved()[1]);
+            assert!(session.saved() == whole.saved(), "{ends}");
         }
     }
 }

@@ -27,7 +27,7 @@ use kiv_wire::{Put, Take};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
-use work::Workers;
+use work::{Job, Workers};
 
 /// Share of a query's softmax that a block must have over one that is in a slot already to
 /// be copied instead of it: what is left out for so little is in the rest.
@@ -140,6 +140,7 @@ impl Policy for Pq {
                 .collect()
         });
         taken_up.into_iter().collect::<Result<(), _>>()?;
+        state.catch_up(cold)?;
         state.give_out(cold)
     }
 
@@ -303,6 +304,31 @@ impl Pq {
 }
 
 impl State {
+    /// Does some of what is left to others, if these are late with it.
+    fn catch_up(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
+        let geometry = &self.geometry;
+        // All heads have the same tokens.
+        let time_over = indices(&mut self.heads).find_map(|(_, index)| index.time_over());
+        let Some(time_over) = time_over else {
+            return Ok(());
+        };
+        let n_heads = self.heads.iter().map(Vec::len).sum();
+        let is_undone = |(_, index): &(_, &mut HeadIndex)| index.undone().is_some();
+        let undone: Vec<_> = indices(&mut self.heads).filter(is_undone).collect();
+        let n_threads = self.threads.current_num_threads();
+        let n = work::behind(time_over, n_heads, undone.len(), n_threads);
+        let now: Vec<_> = undone.into_iter().take(n).collect();
+        self.threads.install(|| {
+            let now = now.into_par_iter().with_max_len(1);
+            now.try_for_each(|(at, index)| {
+                while let Some(job) = Job::of(index, cold, geometry, at)? {
+                    job.run();
+                }
+                Ok(())
+            })
+        })
+    }
+
     /// Gives away what heads leave to others, as much as these can take now: what is sooner
     /// done first, as it is wanted sooner.
     fn give_out(&mut self, cold: &dyn ColdRows) -> Result<(), PolicyError> {
