@@ -38,6 +38,10 @@ impl Grid {
         }
     }
 
+    pub fn step(&self) -> f32 {
+        self.step
+    }
+
     fn covers(&self, vector: &[f32]) -> bool {
         vector.iter().all(|v| v.abs() <= 128.0 * self.step)
     }
@@ -96,6 +100,13 @@ impl Outliers {
 
     pub fn tokens(&self) -> impl Iterator<Item = u32> + Clone {
         self.tokens.iter().chain(&self.beyond).copied()
+    }
+
+    /// Tokens on the grid, those beyond it, the latter's vectors, and codes of the others by
+    /// runs of subquantizers.
+    pub fn parts(&self) -> (&[u32], &[u32], &[f32], Vec<&[u8]>) {
+        let codes = self.parts.iter().map(PackedCodes::groups).collect();
+        (&self.tokens, &self.beyond, &self.vectors, codes)
     }
 
     /// Whether a token is one of them.
