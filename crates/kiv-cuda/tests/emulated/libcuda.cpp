@@ -382,6 +382,16 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     return OK;
 }
 
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+    check_current();
+    *total = size_t(1) << 30;
+    *free = *total;
+    for (const auto &[base, memory] : memories) {
+        *free -= memory.host || memory.bytes > *free ? 0 : memory.bytes;
+    }
+    return OK;
+}
+
 int cuMemFree_v2(uint64_t address) {
     check_current();
     check_idle("device memory is freed");

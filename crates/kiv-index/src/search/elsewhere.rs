@@ -27,6 +27,9 @@ pub trait Finder: Send {
 
     /// Bytes of the device's memory that its copies take.
     fn bytes(&self) -> usize;
+
+    /// Searches of a head that it has done.
+    fn searches(&self) -> u64;
 }
 
 /// The best keys of one head that are in no tail: for each query its keys' scores and
@@ -50,7 +53,9 @@ impl Found {
 
     fn queries(&self) -> impl Iterator<Item = (&[(f32, u32)], f32)> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let keys = starts.zip(&self.ends).map(|(from, to)| &self.keys[from..*to]);
+        let keys = starts
+            .zip(&self.ends)
+            .map(|(from, to)| &self.keys[from..*to]);
         keys.zip(self.least.iter().copied())
     }
 }
