@@ -126,7 +126,7 @@ fn inner_large_search() {
         warn: |what| panic!("{what}"),
     };
     let mut finder = DeviceFinder::new(open(), config).unwrap();
-    let mut layer = Layer::new(&Params::new(64, 0.125), 1, Kind::Usual, 9);
+    let mut layer = Layer::new(&Params::new(64, 0.125), 1, Kind::Plain, 9);
     for (n, effort) in [
         (9000, (10_240, 1024)),
         (77_000, (10_240, 1024)),
@@ -137,7 +137,8 @@ fn inner_large_search() {
             probed: effort.0,
             kept: effort.1,
         };
-        assert_eq!(compare(&mut finder, 0, &mut layer, 2, effort), 1);
+        let served = compare(&mut finder, 0, &mut layer, 2, effort);
+        assert_eq!(served, 1, "{} keys, {effort:?}", layer.heads[0].len());
     }
     assert_eq!(layer.heads[0].n_eras(), 1);
 }

@@ -68,7 +68,9 @@ proptest! {
                 compare(&mut finder, 0, &mut layer, group, effort);
             }
         }
-        prop_assert!(finder.device_mut().races().is_empty());
+        let device = finder.into_device().unwrap();
+        prop_assert!(device.races().is_empty());
+        prop_assert_eq!(device.used(Memory::Device), 0);
     }
 }
 
@@ -151,6 +153,8 @@ fn no_memory_is_no_failure() {
         }
         let used = finder.device_mut().used(Memory::Device);
         assert_eq!(finder.bytes(), used);
+        let device = finder.into_device().unwrap();
+        assert_eq!(device.used(Memory::Device), 0, "{after}");
     }
 }
 

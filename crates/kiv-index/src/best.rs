@@ -81,8 +81,7 @@ impl Best {
 
     /// Puts what was found into the order of numbers.
     pub fn sort(&mut self) {
-        // A stable sort finds stretches that are in order, which others may have left.
-        self.found.sort_by_key(|key| key.id());
+        self.found.sort_unstable_by_key(|key| key.id());
     }
 
     /// Drops what is not among the best if much has come, or as many as are wanted for the

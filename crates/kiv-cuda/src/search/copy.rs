@@ -83,22 +83,39 @@ impl HeadCopy {
         for copy in gone {
             site.free(copy.buffer, copy.room.bytes())?;
         }
+        let mut followed = Ok(());
         for view in index.parts() {
-            let known = kept.iter().position(|copy| same(copy, &view));
-            let mut copy = match known {
-                Some(at) => kept.swap_remove(at),
-                None => PartCopy::new(site, &view, segment)?,
-            };
-            let followed = copy.follow(site, &view);
+            followed = self.take_up(site, &view, segment, &mut kept);
             if followed.is_err() {
-                // Nobody knows what it holds.
-                copy.segments.clear();
-                copy.keys = 0;
+                break;
             }
-            self.parts.push(copy);
-            followed?;
         }
-        Ok(())
+        // After an error; otherwise there are none left.
+        self.parts.append(&mut kept);
+        followed
+    }
+
+    /// The next part, which may be among those that are known.
+    fn take_up<D: Device>(
+        &mut self,
+        site: &mut Site<'_, D>,
+        view: &PartView<'_>,
+        segment: usize,
+        known: &mut Vec<PartCopy>,
+    ) -> Result<(), DeviceError> {
+        let at = known.iter().position(|copy| copy.stamp == *view.stamp);
+        let mut copy = match at {
+            Some(at) => known.swap_remove(at),
+            None => PartCopy::new(site, view, segment)?,
+        };
+        let followed = copy.follow(site, view);
+        if followed.is_err() {
+            // Nobody knows what it holds.
+            copy.segments.clear();
+            copy.keys = 0;
+        }
+        self.parts.push(copy);
+        followed
     }
 
     /// Gives all memory back.

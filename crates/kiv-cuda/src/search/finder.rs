@@ -128,6 +128,20 @@ impl<D: Device> DeviceFinder<D> {
         Ok(())
     }
 
+    /// Gives back all memory but the device itself.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn into_device(mut self) -> Result<D, DeviceError> {
+        for layer in 0..self.layers.len() {
+            self.release(layer)?;
+        }
+        if let Some((buffer, _)) = self.memory.take() {
+            self.device.free(buffer)?;
+        }
+        Ok(self.device)
+    }
+
     /// Leaves a layer to the CPU.
     fn release(&mut self, layer: usize) -> Result<(), DeviceError> {
         let mut site = Site {
@@ -156,6 +170,11 @@ impl<D: Device> DeviceFinder<D> {
             "the index is searched on the CPU from here on: {error}"
         ));
     }
+}
+
+/// Whether there are kernels for keys of so many values.
+fn has_kernels(dim: usize) -> bool {
+    dim.is_multiple_of(16) && dim <= super::MAX_DIM
 }
 
 /// What is told of a head's rows; `None` if the CPU has to search it.
@@ -192,18 +211,17 @@ impl<D: Device + Send> Finder for DeviceFinder<D> {
         effort: Effort,
         found: &mut [Option<Found>],
     ) {
-        let n_keys = heads.first().map_or(0, |index| index.len());
+        let Some(first) = heads.first() else {
+            return;
+        };
+        let n_keys = first.len();
         if self.layers.len() <= layer {
             self.layers.resize_with(layer + 1, LayerCopy::default);
         }
         let is_too_large = self.layers[layer].too_many.is_some_and(|n| n_keys >= n);
         let has_none = heads.iter().any(|index| index.parts().next().is_none());
-        let fits = heads
-            .iter()
-            .all(|index| index.params() == heads[0].params())
-            && heads
-                .first()
-                .is_some_and(|index| index.params().dim.is_multiple_of(16));
+        let fits = heads.iter().all(|index| index.params() == first.params())
+            && has_kernels(first.params().dim);
         if self.is_broken || is_too_large || has_none || !fits {
             return;
         }

@@ -29,6 +29,8 @@ pub enum Step {
 pub enum Kind {
     /// Like a model's, some of them far from all others.
     Usual,
+    /// Like those, none of them far: lists of many keys are short, too.
+    Plain,
     /// One and the same, but for a few.
     Alike,
     /// Of few values, so that many have the same score.
@@ -75,13 +77,14 @@ impl Layer {
             1..5 => 12.0,
             _ => 1.0,
         };
+        let size = if self.kind == Kind::Plain { 1.0 } else { size };
         let kind = rng.random_range(0..12) as f32;
         match self.kind {
             Kind::Alike if size < 100.0 => vec![0.5; dim],
             Kind::Coarse => (0..dim)
                 .map(|_| rng.random_range(-1i8..=1).into())
                 .collect(),
-            Kind::Usual | Kind::Alike => (0..dim)
+            Kind::Usual | Kind::Plain | Kind::Alike => (0..dim)
                 .map(|d| {
                     let of_kind = (kind * (d + 1) as f32).sin() * 3.0 / (1.0 + d as f32 / 8.0);
                     of_kind + size * rng.random_range(-0.5..0.5)
