@@ -51,7 +51,12 @@ proptest! {
     #[test]
     fn copies_follow_and_find_the_same(
         steps in prop::collection::vec(step(), 1..14),
-        kind in prop_oneof![3 => Just(Kind::Usual), 1 => Just(Kind::Alike), 1 => Just(Kind::Coarse)],
+        kind in prop_oneof![
+            3 => Just(Kind::Usual),
+            1 => Just(Kind::Plain),
+            1 => Just(Kind::Alike),
+            1 => Just(Kind::Coarse),
+        ],
         dim in prop_oneof![3 => Just(16usize), 1 => Just(48), 1 => Just(144)],
         n_heads in 1usize..4,
         group in 1usize..4,

@@ -12,6 +12,7 @@ use crate::head::Params;
 use crate::marks::Marks;
 use crate::packed::PackedCodes;
 use crate::saved::{Saved, expect};
+use crate::view::OutliersView;
 use kiv_fastscan::{CENTROIDS, Isa, Lut, LutError, MAX_M, scan};
 use kiv_numeric::dot;
 use kiv_wire::{Put, Take, WireError};
@@ -36,10 +37,6 @@ impl Grid {
         Self {
             step: (reach / 128.0).max(f32::MIN_POSITIVE),
         }
-    }
-
-    pub fn step(&self) -> f32 {
-        self.step
     }
 
     fn covers(&self, vector: &[f32]) -> bool {
@@ -102,11 +99,15 @@ impl Outliers {
         self.tokens.iter().chain(&self.beyond).copied()
     }
 
-    /// Tokens on the grid, those beyond it, the latter's vectors, and codes of the others by
-    /// runs of subquantizers.
-    pub fn parts(&self) -> (&[u32], &[u32], &[f32], Vec<&[u8]>) {
-        let codes = self.parts.iter().map(PackedCodes::groups).collect();
-        (&self.tokens, &self.beyond, &self.vectors, codes)
+    /// All of them, under their grid.
+    pub fn view(&self, grid: &Grid) -> OutliersView<'_> {
+        OutliersView {
+            step: grid.step,
+            on: &self.tokens,
+            codes: self.parts.iter().map(PackedCodes::groups).collect(),
+            beyond: &self.beyond,
+            vectors: &self.vectors,
+        }
     }
 
     /// Whether a token is one of them.

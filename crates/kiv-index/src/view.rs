@@ -8,7 +8,6 @@ use crate::codebook::Codebook;
 use crate::era::Era;
 use crate::head::HeadIndex;
 use crate::newest::Newest;
-use crate::outliers::{Grid, Outliers};
 use crate::search::TOKEN;
 use crate::stamp::Stamp;
 use kiv_fastscan::CENTROIDS;
@@ -105,7 +104,7 @@ fn of_era(era: &Era, id: u32) -> PartView<'_> {
         keys: era.keys().groups(),
         n_keys: era.keys().len(),
         marks: era.is_outlier.words(),
-        outliers: of_outliers(&era.outliers, &era.grid),
+        outliers: era.outliers.view(&era.grid),
         lists: Some(ListsView {
             coarse: of_book(coarse),
             widths,
@@ -128,7 +127,7 @@ fn of_newest(newest: &Newest) -> PartView<'_> {
         keys: newest.keys().groups(),
         n_keys: newest.keys().len(),
         marks: newest.is_outlier.words(),
-        outliers: of_outliers(&newest.outliers, &newest.grid),
+        outliers: newest.outliers.view(&newest.grid),
         lists: None,
     }
 }
@@ -140,16 +139,5 @@ fn of_book(book: &Codebook) -> BookView<'_> {
         axes,
         ends,
         centroids,
-    }
-}
-
-fn of_outliers<'a>(outliers: &'a Outliers, grid: &Grid) -> OutliersView<'a> {
-    let (on, beyond, vectors, codes) = outliers.parts();
-    OutliersView {
-        step: grid.step(),
-        on,
-        codes,
-        beyond,
-        vectors,
     }
 }

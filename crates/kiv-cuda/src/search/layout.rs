@@ -2,6 +2,7 @@
 
 use super::{EXTRA, Part, Search};
 use kiv_fastscan::{CENTROIDS, GROUP, MAX_M};
+#[cfg(feature = "cuda")]
 use std::ops::Range;
 
 /// Scores of a tile that a block chooses among.
@@ -40,6 +41,13 @@ impl Choice {
 /// A search's memory: what is found, then what is of no use afterwards. All of it in bytes
 /// from its beginning.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(
+        dead_code,
+        reason = "kernels are told where they write by CUDA's driver alone"
+    )
+)]
 pub struct Layout {
     pub(crate) n_rows: usize,
     pub(crate) table_bytes: usize,
@@ -180,6 +188,7 @@ impl Layout {
     }
 
     /// What is nothing before a search.
+    #[cfg(feature = "cuda")]
     pub(crate) fn cleared(&self) -> Range<usize> {
         self.status..self.key_ids
     }
