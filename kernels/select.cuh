@@ -62,8 +62,9 @@ KIV_BODY void select_begin(SelectShared &shared, uint32_t thread, uint32_t k) {
 }
 
 // Counts by the byte at `shift` the scores whose higher bytes are the threshold's.
-template <typename Score>
-KIV_BODY void select_count(SelectShared &shared, uint32_t thread, const Score *scores, uint32_t n,
+// `Scores` is whatever has them by their places.
+template <typename Scores>
+KIV_BODY void select_count(SelectShared &shared, uint32_t thread, const Scores &scores, uint32_t n,
                            uint32_t shift) {
     // Strided: neighbours read neighbours.
     for (uint32_t i = thread; i < n; i += SELECT_THREADS) {
@@ -136,15 +137,14 @@ KIV_BODY void select_take(const SelectShared &shared, uint32_t thread, const Sco
 }
 
 #if defined(__CUDACC__)
-// All of it. `n` and `k` are at least 1, `k` is at most `n`.
-template <typename Score>
-__device__ void select_tile(SelectShared &shared, const Score *scores, const uint32_t *names,
-                            uint32_t first, uint32_t n, uint32_t k, Score *out_scores,
-                            uint32_t *out_names) {
+// The threshold. `n` and `k` are at least 1, `k` is at most `n`.
+template <int Bytes, typename Scores>
+__device__ void select_threshold(SelectShared &shared, const Scores &scores, uint32_t n,
+                                 uint32_t k) {
     const uint32_t thread = threadIdx.x;
     select_begin(shared, thread, k);
     __syncthreads();
-    for (int shift = 8 * int(sizeof(Score)) - 8; shift >= 0; shift -= 8) {
+    for (int shift = 8 * Bytes - 8; shift >= 0; shift -= 8) {
         select_count(shared, thread, scores, n, uint32_t(shift));
         __syncthreads();
         select_narrow(shared, thread, uint32_t(shift));
@@ -152,6 +152,15 @@ __device__ void select_tile(SelectShared &shared, const Score *scores, const uin
         select_clear(shared, thread);
         __syncthreads();
     }
+}
+
+// All of it.
+template <typename Score>
+__device__ void select_tile(SelectShared &shared, const Score *scores, const uint32_t *names,
+                            uint32_t first, uint32_t n, uint32_t k, Score *out_scores,
+                            uint32_t *out_names) {
+    const uint32_t thread = threadIdx.x;
+    select_threshold<int(sizeof(Score))>(shared, scores, n, k);
     select_tally(shared, thread, scores, n);
     __syncthreads();
     select_sum(shared, thread);

@@ -167,6 +167,10 @@ pub(crate) struct ModelArgs {
     /// text is generated: on or off
     #[arg(long, default_value = "on", value_parser = switch, action = clap::ArgAction::Set, value_name = "on|off")]
     pub kv_rest: bool,
+    /// Where the index of pq is searched for generated tokens: host; or device, the first GPU,
+    /// as far as its memory goes (no GPU has confirmed it yet)
+    #[arg(long, default_value = "host", value_parser = where_index_is, action = clap::ArgAction::Set, value_name = "host|device")]
+    pub kv_index: bool,
     /// Go on although the memory plan does not fit
     #[arg(long)]
     pub force: bool,
@@ -614,6 +618,14 @@ fn switch(name: &str) -> Result<bool, String> {
         "on" => Ok(true),
         "off" => Ok(false),
         _ => Err("there are on, off".to_owned()),
+    }
+}
+
+fn where_index_is(name: &str) -> Result<bool, String> {
+    match name {
+        "device" => Ok(true),
+        "host" => Ok(false),
+        _ => Err("there are host, device".to_owned()),
     }
 }
 

@@ -282,6 +282,7 @@ pub(crate) fn builder(
         .rope(args.rope_scaling, args.rope_freq_base, args.rope_freq_scale)
         .positions(args.kv_pos)
         .rests(args.kv_rest)
+        .index_on_device(args.kv_index)
         .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
         .warn(print_warning)
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Pager`] brings blocks that a layer wants into its slots, on streams of its own, and
 //! fetches ahead what it may want next; [`PinnedPool`] keeps cold rows where kernels read
-//! them; [`DeviceTier`] is both as a tier for sealed rows. They ask nothing but a [`Device`]: [`CudaDevice`], through CUDA's driver (feature
+//! them; [`DeviceTier`] is both as a tier for sealed rows; [`search::DeviceFinder`] searches the
+//! index. They ask nothing but a [`Device`]: [`CudaDevice`], through CUDA's driver (feature
 //! `cuda`; [`open_or_say`]), or [`sim::SimDevice`], which is not there at all and which tests
 //! use.
 //!
@@ -22,6 +23,7 @@ mod pager;
 mod pool;
 mod predict;
 pub mod reference;
+pub mod search;
 pub mod sim;
 mod swap;
 mod tier;

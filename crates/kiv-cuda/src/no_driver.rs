@@ -32,6 +32,16 @@ impl CudaDevice {
     }
 }
 
+impl CudaDevice {
+    /// Bytes of its memory that nobody has.
+    ///
+    /// # Errors
+    /// None: there is no device to call this of.
+    pub fn free_memory(&self) -> Result<usize, DeviceError> {
+        match *self {}
+    }
+}
+
 /// Whether there is a GPU of that number: always [`Absent::NotBuilt`] here.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 //! every device in the same way.
 
 use crate::device::{Buffer, Memory};
+use crate::search::Search;
 use kiv_numeric::rope::Pairs;
 use kiv_policy::RowFormat;
 
@@ -343,6 +344,14 @@ pub enum Work<'a> {
     Coarse(Coarse<'a>),
     /// The best of scores.
     Top(Top),
+    /// The best keys of a layer's indices.
+    Search(Search<'a>),
+}
+
+impl<'a> From<Search<'a>> for Work<'a> {
+    fn from(search: Search<'a>) -> Self {
+        Self::Search(search)
+    }
 }
 
 /// Bytes that work reads or writes.
@@ -396,6 +405,7 @@ impl Work<'_> {
             Self::Scan(work) => work.list(&mut accesses)?,
             Self::Coarse(work) => work.list(&mut accesses)?,
             Self::Top(work) => work.list(&mut accesses)?,
+            Self::Search(work) => work.list(&mut accesses)?,
         }
         Ok(accesses)
     }

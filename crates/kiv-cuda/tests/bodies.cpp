@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "coarse.cuh"
+#include "index.cuh"
 #include "moves.cuh"
 #include "pq_scan.cuh"
 #include "select.cuh"
@@ -208,6 +209,99 @@ void top() {
     write(out_names);
 }
 
+// Rows of a table as they are given.
+struct GivenRows {
+    const float *table;
+
+    void row(uint32_t s, float *out) const {
+        for (uint32_t c = 0; c < kiv::CENTROIDS; c++) {
+            out[c] = table[s * kiv::CENTROIDS + c];
+        }
+    }
+};
+
+// Whether rounding found a number that is none, scale and bias, and the bytes.
+template <typename Rows>
+void write_lut(const Rows &rows, uint32_t m) {
+    kiv::LutShared shared;
+    shared.bad = 0;
+    std::vector<uint8_t> bytes(kiv::CENTROIDS * m);
+    all_threads([&](uint32_t t) { kiv::lut_extents(shared, t, rows, m); });
+    all_threads([&](uint32_t t) { kiv::lut_scale(shared, t, m); });
+    all_threads([&](uint32_t t) { kiv::lut_round(shared, t, rows, m, bytes.data()); });
+    write(std::vector<uint32_t>{shared.bad, kiv::bits_of(shared.scale.scale),
+                                kiv::bits_of(shared.scale.bias)});
+    write(bytes);
+}
+
+void lut() {
+    const uint32_t m = number();
+    auto table = array<float>();
+    write_lut(GivenRows{table.data()}, m);
+}
+
+// Tables of a query: by a codebook, by it and widths, and by a grid.
+void index_tables() {
+    const uint32_t dim = number(), m = number();
+    auto query = array<float>();
+    auto axes = array<uint16_t>();
+    auto ends = array<uint16_t>();
+    auto centroids = array<float>();
+    auto above = array<float>();
+    auto step = array<float>();
+    const kiv::Book book = {axes.data(), ends.data(), centroids.data(), m, 0};
+    const kiv::BookRows means = {&book, query.data(), dim};
+    write_lut(means, m);
+    write_lut(kiv::ListRows{means, above.data()}, m + kiv::EXTRA);
+    for (uint32_t first = 0; first < 2 * dim; first += kiv::MAX_M) {
+        const uint32_t left = 2 * dim - first;
+        write_lut(kiv::OutlierRows{query.data(), step[0], dim, first},
+                  left < kiv::MAX_M ? left : kiv::MAX_M);
+    }
+    write(std::vector<float>{kiv::root_mean_square(query.data(), dim),
+                             kiv::product(query.data(), query.data(), dim, true),
+                             kiv::product(query.data(), query.data(), dim, false)});
+}
+
+// Scores of all keys, in lists that say more than there is, and of outliers on the grid.
+void index_scores() {
+    const uint32_t dim = number(), m = number(), n_keys = number(), on_groups = number();
+    auto keys = array<uint8_t>();
+    auto ends = array<uint32_t>();
+    auto marks = array<uint32_t>();
+    auto codes = array<uint8_t>();
+    auto table = array<uint8_t>();
+    auto outliers = array<uint8_t>();
+    auto scales = array<float>();
+    kiv::Part part = {};
+    part.n_lists = uint32_t(ends.size());
+    part.n_keys = n_keys;
+    part.on_groups = on_groups;
+    part.ends = ends.data();
+    part.keys = keys.data();
+    part.marks = marks.data();
+    part.codes = codes.data();
+    kiv::Tables tables = {};
+    tables.scales = reinterpret_cast<kiv::Scale *>(scales.data());
+    tables.fine = table.data();
+    tables.outliers = outliers.data();
+    std::vector<uint32_t> scores;
+    std::vector<float> products;
+    for (uint32_t list = 0; list < part.n_lists; list++) {
+        const kiv::Stretch places = kiv::places_of(part, list);
+        for (uint32_t key = places.from; key < places.to; key++) {
+            const uint32_t score = kiv::packed_score(part.keys, tables.fine, m, key,
+                                                     tables.scales[1], float(list));
+            scores.push_back(kiv::marked(part, key) ? 0 : score);
+        }
+    }
+    for (uint32_t i = 0; i < on_groups * kiv::GROUP; i++) {
+        products.push_back(kiv::on_score(part, tables, dim, i));
+    }
+    write(scores);
+    write(products);
+}
+
 // Every half to single, and floats to half.
 void halves() {
     std::vector<float> floats;
@@ -238,6 +332,12 @@ int main(int argc, char **argv) {
         top<uint16_t>();
     } else if (kernel == "top_lists") {
         top<uint32_t>();
+    } else if (kernel == "lut") {
+        lut();
+    } else if (kernel == "index_tables") {
+        index_tables();
+    } else if (kernel == "index_scores") {
+        index_scores();
     } else if (kernel == "halves") {
         halves();
     } else {

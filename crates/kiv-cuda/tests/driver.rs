@@ -4,11 +4,15 @@
 
 #[macro_use]
 mod emulated;
+mod searches;
 mod tasks;
 
+use kiv_cuda::search::{DeviceFinder, FinderConfig};
 use kiv_cuda::sim::{SimConfig, SimDevice};
 use kiv_cuda::work::WorkError;
 use kiv_cuda::{Absent, CudaDevice, Device, DeviceError, Memory, open_or_say};
+use kiv_index::{Effort, Params};
+use searches::{Kind, Layer, Step, compare, params};
 use std::process::Command;
 use std::time::Duration;
 use tasks::{Bench, run_all};
@@ -17,6 +21,9 @@ emulated! {
     kernels_do_what_the_references_say, inner_parity, [];
     they_do_without_page_locked_memory, inner_parity, [("EMULATED_PINNED", "0")];
     they_do_with_little_of_it, inner_parity, [("EMULATED_PINNED", "400000")];
+    indices_are_searched_as_on_the_cpu, inner_search, [];
+    an_index_of_its_real_size_is_searched_as_on_the_cpu, inner_large_search, [];
+    indices_are_without_page_locked_memory, inner_search, [("EMULATED_PINNED", "0")];
     memory_is_kept_until_it_is_read, inner_memory, [];
     memory_ends, inner_memory_ends, [("EMULATED_PINNED", "300000")];
     streams_wait_for_events, inner_events, [];
@@ -66,6 +73,74 @@ fn inner_parity() {
             got.name
         );
     }
+}
+
+/// Eras, newest keys alone with and without a sample, and both; several heads and queries.
+#[test]
+#[ignore = "under the emulated driver"]
+fn inner_search() {
+    let config = FinderConfig {
+        max_bytes: usize::MAX,
+        warn: |what| panic!("{what}"),
+    };
+    for (dim, n_heads, group, effort) in [
+        (16, 2, 3, (48, 20)),
+        (64, 1, 2, (128, 64)),
+        (144, 1, 1, (60, 400)),
+    ] {
+        let effort = Effort {
+            probed: effort.0,
+            kept: effort.1,
+        };
+        let mut finder = DeviceFinder::new(open(), config).unwrap();
+        assert!(finder.device_mut().free_memory().unwrap() > 0);
+        for kind in [Kind::Usual, Kind::Alike, Kind::Coarse] {
+            let mut layer = Layer::new(&params(dim), n_heads, kind, 3);
+            let mut served = 0;
+            for step in [
+                Step::Append(100),
+                Step::Append(200),
+                Step::Work(true),
+                Step::Append(300),
+                Step::Reopen,
+                Step::Copy,
+                Step::Cut(700),
+                Step::Append(150),
+            ] {
+                layer.step(step);
+                served += compare(&mut finder, 0, &mut layer, group, effort);
+            }
+            if kind == Kind::Usual {
+                assert_eq!(served, 8 * n_heads);
+            }
+        }
+    }
+}
+
+/// More scores than one block chooses among: an era of 65,536 keys, and 20,000 after it.
+#[test]
+#[ignore = "under the emulated driver"]
+fn inner_large_search() {
+    let config = FinderConfig {
+        max_bytes: usize::MAX,
+        warn: |what| panic!("{what}"),
+    };
+    let mut finder = DeviceFinder::new(open(), config).unwrap();
+    let mut layer = Layer::new(&Params::new(64, 0.125), 1, Kind::Plain, 9);
+    for (n, effort) in [
+        (9000, (10_240, 1024)),
+        (77_000, (10_240, 1024)),
+        (0, (512, 8192)),
+    ] {
+        layer.step(Step::Append(n));
+        let effort = Effort {
+            probed: effort.0,
+            kept: effort.1,
+        };
+        let served = compare(&mut finder, 0, &mut layer, 2, effort);
+        assert_eq!(served, 1, "{} keys, {effort:?}", layer.heads[0].len());
+    }
+    assert_eq!(layer.heads[0].n_eras(), 1);
 }
 
 #[test]

@@ -398,3 +398,175 @@ fn products_with_centroids_are_those_of_the_reference() {
         }
     }
 }
+
+/// A table in bytes, as the kernels' bodies tell it: whether it is none, scale and bias, and
+/// its entries. With how many bytes that takes.
+fn told_lut(out: &[u8], m: usize) -> (Option<(u32, u32, Vec<u8>)>, usize) {
+    let words = u32s(&out[..12]);
+    let bytes = out[12..12 + 16 * m].to_vec();
+    let lut = (words[0] == 0).then_some((words[1], words[2], bytes));
+    (lut, 12 + 16 * m)
+}
+
+fn lut_of(table: &[f32]) -> Option<(u32, u32, Vec<u8>)> {
+    let mut lut = Lut::new(table.len() / 16);
+    lut.quantize(table).ok()?;
+    let bytes = bytes_of(std::slice::from_ref(&lut));
+    Some((lut.scale().to_bits(), lut.bias().to_bits(), bytes))
+}
+
+#[test]
+fn tables_are_rounded_as_those_of_fastscan() {
+    let rng = &mut rng(90);
+    let mut tables: Vec<Vec<f32>> = [2, 34, 56, 256].map(|m| floats(rng, 16 * m)).to_vec();
+    tables.push(vec![0.0; 64]);
+    tables.push([-0.0, 0.0].repeat(32));
+    tables.push(vec![3.5; 64]);
+    tables.push(floats(rng, 64).iter().map(|v| v * 1e-39).collect());
+    tables.push(floats(rng, 64).iter().map(|v| v * 1e30).collect());
+    // Such as are refused.
+    for bad in [f32::NAN, f32::INFINITY, -f32::INFINITY] {
+        let mut table = floats(rng, 64);
+        table[37] = bad;
+        tables.push(table);
+    }
+    tables.push([f32::MAX, -f32::MAX].repeat(32));
+    let mut n_refused = 0;
+    for table in tables {
+        let m = table.len() / 16;
+        let out = Input::default().numbers(&[m]).array(&table).run("lut");
+        let want = lut_of(&table);
+        n_refused += usize::from(want.is_none());
+        assert_eq!(told_lut(&out, m).0, want, "{m}");
+    }
+    assert_eq!(n_refused, 4);
+}
+
+#[test]
+fn tables_of_queries_are_those_of_the_index() {
+    let rng = &mut rng(91);
+    for dim in [16usize, 64, 144, 512] {
+        let m = (dim / 2).min(200);
+        let query = floats(rng, dim);
+        let mut axes: Vec<u16> = (0..dim as u16).collect();
+        axes.shuffle(rng);
+        let ends: Vec<u16> = (1..=m).map(|s| (s * dim / m) as u16).collect();
+        let book = floats(rng, 16 * dim);
+        let (above, step) = (floats(rng, 16), 0.03f32);
+        let out = Input::default()
+            .numbers(&[dim, m])
+            .array(&query)
+            .array(&axes)
+            .array(&ends)
+            .array(&book)
+            .array(&above)
+            .array(&[step])
+            .run("index_tables");
+        let (mut want, mut from) = (Vec::new(), 0);
+        for end in &ends {
+            let mut row = [0f32; 16];
+            for i in from..usize::from(*end) {
+                let column = &book[16 * i..16 * i + 16];
+                let q = query[usize::from(axes[i])];
+                row.iter_mut().zip(column).for_each(|(r, c)| *r += q * c);
+            }
+            want.extend(row);
+            from = usize::from(*end);
+        }
+        let mut tables = vec![want.clone()];
+        want.extend(&above);
+        want.extend([0.0; 16]);
+        tables.push(want);
+        let high = query.iter().flat_map(|q| {
+            let zero = q * step * (0.5 - 128.0);
+            (0..16u8).map(move |level| zero + q * step * 16.0 * f32::from(level))
+        });
+        let low = (query.iter()).flat_map(|q| (0..16u8).map(move |l| q * step * f32::from(l)));
+        let grid: Vec<f32> = high.chain(low).collect();
+        tables.extend(grid.chunks(256 * 16).map(<[f32]>::to_vec));
+        let mut rest = &out[..];
+        for (i, table) in tables.iter().enumerate() {
+            let (lut, len) = told_lut(rest, table.len() / 16);
+            assert_eq!(lut, lut_of(table), "table {i} of {dim}");
+            rest = &rest[len..];
+        }
+        let square = query.iter().map(|v| v * v).sum::<f32>();
+        let last = u32s(rest);
+        assert_eq!(last[0], (square / dim as f32).sqrt().to_bits());
+        let which = if kiv_numeric::FUSES { 1 } else { 2 };
+        assert_eq!(last[which], kiv_numeric::dot(&query, &query).to_bits());
+    }
+}
+
+#[test]
+fn scores_of_keys_are_those_of_the_index() {
+    let rng = &mut rng(92);
+    for (dim, m) in [(16, 14), (144, 126)] {
+        let n_keys = 320;
+        let (packed, luts) = codes(rng, n_keys, m, 1);
+        // The last lists say that they have more.
+        let ends = [5u32, 5, 70, 319, 320, 1000, 900];
+        let marks: Vec<u32> = (0..10)
+            .map(|_| rng.random::<u32>() & rng.random::<u32>())
+            .collect();
+        let runs = [2 * dim.min(128), 2 * dim - 2 * dim.min(128)];
+        let runs: Vec<_> = (runs.iter().filter(|m| **m > 0))
+            .map(|m| codes(rng, 64, *m, 1))
+            .collect();
+        let tables: Vec<&Lut> = luts
+            .iter()
+            .chain(runs.iter().map(|(_, luts)| &luts[0]))
+            .collect();
+        let scales: Vec<f32> = tables
+            .iter()
+            .flat_map(|lut| [lut.bias(), lut.scale()])
+            .collect();
+        // Of lists first, which are not asked for.
+        let scales = [&[0.0, 0.0], &scales[..]].concat();
+        let on_codes: Vec<u8> = runs.iter().flat_map(|(codes, _)| codes.clone()).collect();
+        let on_tables: Vec<u8> = runs.iter().flat_map(|(_, luts)| bytes_of(luts)).collect();
+        let out = Input::default()
+            .numbers(&[dim, m, n_keys, 2])
+            .array(&packed)
+            .array(&ends)
+            .array(&marks)
+            .array(&on_codes)
+            .array(&bytes_of(&luts))
+            .array(&on_tables)
+            .array(&scales)
+            .run("index_scores");
+        let sums = |(packed, luts): (&[u8], &[Lut]), n: usize| {
+            let mut sums = vec![0; n];
+            scan_many(Isa::detect(), luts, packed, &mut sums);
+            sums
+        };
+        let of_keys = sums((&packed, &luts), n_keys);
+        let mut want = Vec::new();
+        let mut from = 0;
+        for (list, end) in ends.iter().enumerate() {
+            let end = (*end as usize).min(n_keys);
+            for key in from..end {
+                let score = luts[0].score(of_keys[key]) + list as f32;
+                let is_marked = marks[key / 32] >> (key % 32) & 1 == 1;
+                want.push(if is_marked {
+                    0
+                } else {
+                    reference::ordered(score)
+                });
+            }
+            from = end.max(from);
+        }
+        assert_eq!(want.len(), n_keys);
+        let mut products = [0f32; 64];
+        for (packed, luts) in &runs {
+            let sums = sums((packed, luts), 64);
+            let scores = sums.iter().map(|sum| luts[0].score(*sum));
+            products
+                .iter_mut()
+                .zip(scores)
+                .for_each(|(p, score)| *p += score);
+        }
+        want.extend(products.map(f32::to_bits));
+        assert_eq!(u32s(&out), want, "{dim}");
+    }
+}

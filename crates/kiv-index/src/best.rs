@@ -70,6 +70,20 @@ impl Best {
         self.least = least;
     }
 
+    /// Goes on with keys that were found elsewhere, as if `wanted` were and no score below
+    /// `least` were among the best.
+    pub fn resume(&mut self, wanted: usize, least: f32, keys: impl Iterator<Item = (f32, u32)>) {
+        self.want(wanted);
+        self.least = least;
+        keys.for_each(|(score, id)| self.push(score, id));
+        self.settle();
+    }
+
+    /// Puts what was found into the order of numbers.
+    pub fn sort(&mut self) {
+        self.found.sort_unstable_by_key(|key| key.id());
+    }
+
     /// Drops what is not among the best if much has come, or as many as are wanted for the
     /// first time.
     pub fn thin(&mut self) {
@@ -92,7 +106,7 @@ impl Best {
         }
     }
 
-    /// In no order, after [`Best::settle`] the best and no others.
+    /// In no order before [`Best::sort`]; after [`Best::settle`] the best and no others.
     pub fn found(&self) -> &[Candidate] {
         &self.found
     }

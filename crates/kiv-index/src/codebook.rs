@@ -70,6 +70,11 @@ impl Codebook {
         self.split.m()
     }
 
+    /// Its split, and centroids along each axis of that.
+    pub(crate) fn parts(&self) -> (&Split, &[[f32; CENTROIDS]]) {
+        (&self.split, &self.centroids)
+    }
+
     /// Each subquantizer's axes and centroids.
     fn books(&self) -> impl Iterator<Item = (&[u16], &[[f32; CENTROIDS]])> {
         let mut rest = &self.centroids[..];

@@ -15,6 +15,7 @@ use crate::packed::{FixedCodes, PackedCodes};
 use crate::pages::Pages;
 use crate::saved::{Saved, expect};
 use crate::space::{QueryMoments, Space};
+use crate::stamp::Stamp;
 use crate::vectors::{mean, squared_errors, subtract};
 use kiv_fastscan::CENTROIDS;
 use kiv_wire::{Put, Take, WireError};
@@ -30,6 +31,8 @@ const SAMPLE: usize = 4096;
 /// Keys list by list: a key has a *place*, counted from the beginning of the era.
 #[derive(Clone, Debug)]
 pub(crate) struct Era {
+    /// It never changes.
+    pub stamp: Stamp,
     /// Its first token.
     pub first: usize,
     pub space: Space,
@@ -136,6 +139,7 @@ impl Era {
             Some(*end)
         });
         Self {
+            stamp: Stamp::default(),
             first,
             space,
             coarse,
@@ -191,6 +195,11 @@ impl Era {
         usize::from(self.width_codes[list])
     }
 
+    /// The lists' codebook, widths that are told apart, each list's code of that, and ends.
+    pub fn list_parts(&self) -> (&Codebook, &[f32; CENTROIDS], &[u8], &[u32]) {
+        (&self.coarse, &self.widths, &self.width_codes, &self.ends)
+    }
+
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
         self.space.bytes()
@@ -238,6 +247,7 @@ fn nearest(values: &[f32; CENTROIDS], value: f32) -> u8 {
 impl Saved for Era {
     fn put(&self, out: &mut Vec<u8>) {
         let Self {
+            stamp: _,
             first,
             space,
             coarse,
@@ -281,6 +291,7 @@ impl Saved for Era {
         let (ends, order) = (take.u32s()?, take.u16s()?);
         let [keys, lists] = PackedCodes::take(params, take)?.fixed(lists);
         let mut era = Self {
+            stamp: Stamp::default(),
             first,
             space,
             coarse,

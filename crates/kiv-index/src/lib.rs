@@ -32,12 +32,16 @@ mod pages;
 mod saved;
 mod search;
 mod space;
+mod stamp;
 mod vectors;
+mod view;
 mod work;
 
 pub use cluster::{groups, lists};
 pub use codebook::Codebook;
 pub use head::{HeadIndex, IndexError, Params};
-pub use search::{Effort, Hits, Scratch};
+pub use search::{Effort, Finder, Found, Hits, Scratch};
 pub use space::{QueryMoments, Space, Split};
+pub use stamp::Stamp;
+pub use view::{BookView, ListsView, OutliersView, PartView};
 pub use work::Work;

@@ -21,6 +21,11 @@ impl Marks {
         self.0[number / 64] >> (number % 64) & 1 == 1
     }
 
+    /// All of them, 64 numbers in each, the first one lowest.
+    pub fn words(&self) -> &[u64] {
+        &self.0
+    }
+
     /// Bytes on the heap.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.0)

@@ -8,12 +8,17 @@ use crate::outliers::{ERROR_RATIO, Grid, Outliers};
 use crate::packed::PackedCodes;
 use crate::saved::{Saved, expect};
 use crate::space::{QueryMoments, Space};
+use crate::stamp::Stamp;
 use crate::vectors::{mean, squared_errors, subtract};
 use kiv_wire::{Put, Take, WireError};
 
 /// Whole segments under one codebook.
 #[derive(Clone, Debug)]
 pub(crate) struct Newest {
+    /// Of all but keys.
+    stamp: Stamp,
+    /// One of each segment's keys.
+    segments: Vec<Stamp>,
     /// Token of the first segment.
     pub first: usize,
     dim: usize,
@@ -52,6 +57,8 @@ impl Newest {
         let total = squared_errors(&mapped, &decoded, dim).sum::<f32>();
         let usual = total.max(length * 1e-9) * dim as f32 / mapped.len().max(1) as f32;
         Self {
+            stamp: Stamp::default(),
+            segments: Vec::new(),
             first,
             dim,
             segment: params.segment,
@@ -109,6 +116,7 @@ impl Newest {
         self.outliers.append(&outliers, self.keys.len());
         self.keys.push(&codes);
         self.is_outlier = self.outliers.marks(self.keys.len());
+        self.segments.push(Stamp::default());
         // What comes next is nearest to this.
         self.centres.extend(centre);
     }
@@ -116,6 +124,8 @@ impl Newest {
     /// The same codebook without keys, for those after the last segment.
     pub fn successor(&self) -> Self {
         let Self {
+            stamp: _,
+            segments: _,
             first,
             dim,
             segment,
@@ -129,6 +139,8 @@ impl Newest {
             is_outlier: _,
         } = self;
         Self {
+            stamp: Stamp::default(),
+            segments: Vec::new(),
             first: first + keys.len(),
             dim: *dim,
             segment: *segment,
@@ -146,6 +158,7 @@ impl Newest {
     /// Keeps the first `n` segments.
     pub fn truncate(&mut self, n: usize) {
         self.keys.truncate(n * self.segment);
+        self.segments.truncate(n);
         self.outliers.truncate(n * self.segment);
         self.is_outlier = self.outliers.marks(self.keys.len());
         self.centres.truncate((n + 1) * self.dim);
@@ -158,6 +171,16 @@ impl Newest {
     /// What is subtracted from the keys of a segment, the one to come included.
     pub fn centre(&self, segment: usize) -> &[f32] {
         &self.centres[segment * self.dim..(segment + 1) * self.dim]
+    }
+
+    /// What is subtracted from the keys of all whole segments.
+    pub fn centres_of_segments(&self) -> &[f32] {
+        &self.centres[..self.n_segments() * self.dim]
+    }
+
+    /// Stamps of all but keys, and of each segment's.
+    pub fn stamps(&self) -> (&Stamp, &[Stamp]) {
+        (&self.stamp, &self.segments)
     }
 
     pub fn keys(&self) -> &PackedCodes {
@@ -178,6 +201,8 @@ impl Newest {
 impl Saved for Newest {
     fn put(&self, out: &mut Vec<u8>) {
         let Self {
+            stamp: _,
+            segments: _,
             first,
             dim: _,
             segment: _,
@@ -202,6 +227,8 @@ impl Saved for Newest {
 
     fn take(params: &Params, take: &mut Take<'_>) -> Result<Self, WireError> {
         let mut newest = Self {
+            stamp: Stamp::default(),
+            segments: Vec::new(),
             first: usize::try_from(take.u64()?).map_err(|_| WireError::Short)?,
             dim: params.dim,
             segment: params.segment,
@@ -223,6 +250,7 @@ impl Saved for Newest {
             && newest.outliers.are_below(newest.keys.len());
         expect(whole, "newest keys that do not fit together")?;
         newest.is_outlier = newest.outliers.marks(newest.keys.len());
+        newest.segments.resize_with(n, Stamp::default);
         Ok(newest)
     }
 }

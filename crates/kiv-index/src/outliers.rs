@@ -12,6 +12,7 @@ use crate::head::Params;
 use crate::marks::Marks;
 use crate::packed::PackedCodes;
 use crate::saved::{Saved, expect};
+use crate::view::OutliersView;
 use kiv_fastscan::{CENTROIDS, Isa, Lut, LutError, MAX_M, scan};
 use kiv_numeric::dot;
 use kiv_wire::{Put, Take, WireError};
@@ -96,6 +97,17 @@ impl Outliers {
 
     pub fn tokens(&self) -> impl Iterator<Item = u32> + Clone {
         self.tokens.iter().chain(&self.beyond).copied()
+    }
+
+    /// All of them, under their grid.
+    pub fn view(&self, grid: &Grid) -> OutliersView<'_> {
+        OutliersView {
+            step: grid.step,
+            on: &self.tokens,
+            codes: self.parts.iter().map(PackedCodes::groups).collect(),
+            beyond: &self.beyond,
+            vectors: &self.vectors,
+        }
     }
 
     /// Whether a token is one of them.

@@ -1,5 +1,9 @@
 //! Finding the keys that score highest.
 
+mod elsewhere;
+
+pub use elsewhere::{Finder, Found};
+
 use crate::best::{Best, Candidate};
 use crate::head::{HeadIndex, IndexError};
 use crate::newest::Newest;
@@ -8,7 +12,7 @@ use kiv_fastscan::{CENTROIDS, GROUP, Isa, Lut, LutError, at_least, scan_groups, 
 use kiv_numeric::dot;
 
 /// Marks numbers of keys that are tokens; others are places.
-const TOKEN: u32 = 1 << 31;
+pub(crate) const TOKEN: u32 = 1 << 31;
 
 /// One of so many newest keys is looked at first.
 const SAMPLED: usize = 16;
@@ -30,7 +34,7 @@ pub struct Effort {
 }
 
 /// What a search found: for every query some keys, best or not, in no order
-/// that means anything, each once.
+/// that means anything (but always in the same one), each once.
 #[derive(Clone, Debug, Default)]
 pub struct Hits {
     /// Where each query's hits end.
@@ -138,9 +142,18 @@ impl HeadIndex {
         self.score_era_outliers(isa, &mut best, scratch);
         self.score_newest(isa, effort.kept, &mut best, scratch);
         self.score_tail(isa, queries, &mut best, scratch);
+        self.tell(&mut best, hits);
+        scratch.best = best;
+        Ok(())
+    }
+
+    /// Tells what was found, in the order of keys' numbers: who found it in which order
+    /// makes no difference to sums over it.
+    fn tell(&self, best: &mut [Best], hits: &mut Hits) {
         let era_len = self.params().era_len();
-        for best in &mut best {
+        for best in best {
             best.settle();
+            best.sort();
             hits.tokens.extend(best.found().iter().map(|key| {
                 let id = key.id();
                 if id & TOKEN == 0 {
@@ -153,8 +166,6 @@ impl HeadIndex {
                 .extend(best.found().iter().map(|key| key.score()));
             hits.ends.push(hits.tokens.len());
         }
-        scratch.best = best;
-        Ok(())
     }
 
     fn make_tables(&self, queries: &[f32], s: &mut Scratch) -> Result<(), LutError> {
@@ -185,28 +196,13 @@ impl HeadIndex {
         s.newest
             .resize_with(self.newest_parts().count(), NewestScratch::default);
         for (newest, of_part) in self.newest_parts().zip(&mut s.newest) {
-            s.mapped.clear();
-            newest.space.map_queries(queries, &mut s.mapped);
-            of_part.tables.resize_with(n_queries, NewestTables::default);
-            of_part
-                .luts
-                .resize_with(n_queries, || Lut::new(params.fine));
-            for (i, query) in s.mapped.chunks_exact(params.dim).enumerate() {
-                s.table.clear();
-                newest.fine.table(query, &mut s.table);
-                of_part.luts[i].quantize(&s.table)?;
-                let tables = &mut of_part.tables[i];
-                tables.centres.clear();
-                let centres = (0..=newest.n_segments()).map(|i| dot(query, newest.centre(i)));
-                tables.centres.extend(centres);
-                tables.outliers.fill(&newest.grid, query, &mut s.table)?;
-            }
+            of_part.fill(newest, queries, &mut s.mapped, &mut s.table)?;
         }
         Ok(())
     }
 
     /// Keys in no era: those that the next one is made of, and those after them.
-    fn newest_parts(&self) -> impl Iterator<Item = &Newest> {
+    pub(crate) fn newest_parts(&self) -> impl Iterator<Item = &Newest> {
         let dividing = self.dividing.iter().map(|dividing| &dividing.newest);
         dividing.chain(&self.newest)
     }
@@ -336,7 +332,7 @@ impl HeadIndex {
                 let at = group * GROUP + places.start % GROUP;
                 // A list's score is above its mean, and has the centre in it.
                 let offset = list.score() - tables.above[era.width(number)];
-                let wanted = best.least() - offset;
+                let wanted = below(best.least(), offset, lut);
                 // Rounded down: what remains is looked at closely.
                 let least = ((wanted - lut.bias()) / lut.scale() - 1.0) as u16;
                 let sums = &sums[at..][..places.len()];
@@ -488,6 +484,36 @@ impl HeadIndex {
     }
 }
 
+impl NewestScratch {
+    /// Makes tables of queries `[n, dim]`; `mapped` and `table` are scratch.
+    fn fill(
+        &mut self,
+        newest: &Newest,
+        queries: &[f32],
+        mapped: &mut Vec<f32>,
+        table: &mut Vec<f32>,
+    ) -> Result<(), LutError> {
+        let dim = newest.centre(0).len();
+        mapped.clear();
+        newest.space.map_queries(queries, mapped);
+        let n_queries = queries.len() / dim;
+        self.tables.resize_with(n_queries, NewestTables::default);
+        self.luts
+            .resize_with(n_queries, || Lut::new(newest.fine.m()));
+        for (i, query) in mapped.chunks_exact(dim).enumerate() {
+            table.clear();
+            newest.fine.table(query, table);
+            self.luts[i].quantize(table)?;
+            let tables = &mut self.tables[i];
+            tables.centres.clear();
+            let centres = (0..=newest.n_segments()).map(|i| dot(query, newest.centre(i)));
+            tables.centres.extend(centres);
+            tables.outliers.fill(&newest.grid, query, table)?;
+        }
+        Ok(())
+    }
+}
+
 impl NewestTables {
     fn of_tail(&self) -> f32 {
         self.centres.last().copied().unwrap_or(0.0)
@@ -500,6 +526,13 @@ fn first_sums(sums: &mut Vec<u16>, n: usize) -> &mut [u16] {
         sums.resize(n, 0);
     }
     &mut sums[..n]
+}
+
+/// What a table's score is at least if it and `offset` are at least `least` together,
+/// however sums are rounded: what is found must not depend on the order of looking.
+fn below(least: f32, offset: f32, lut: &Lut) -> f32 {
+    let size = least.abs() + offset.abs() + lut.bias().abs();
+    least - offset - 4.0 * f32::EPSILON * size
 }
 
 /// Sums and what they mean.
@@ -523,18 +556,23 @@ impl Scores<'_> {
         ids: &mut Vec<u32>,
         number: impl Fn(u32) -> Option<u32>,
     ) {
+        let mut least = best.least();
+        if least == f32::NEG_INFINITY {
+            // The first: no more than are wanted can be among the best, besides those that
+            // have no number and take places of theirs.
+            let hidden = (0..self.sums.len() as u32).filter(|i| number(*i).is_none());
+            let wanted = best.wanted() + hidden.count();
+            ids.clear();
+            top_k(isa, self.sums, wanted, ids);
+            let scores = ids.iter().map(|i| self.score(*i as usize));
+            least = scores.fold(f32::INFINITY, f32::min);
+        }
+        let wanted = below(least, self.offset, self.lut);
+        let least = self.lut.sum_for(wanted);
         ids.clear();
-        if best.least() == f32::NEG_INFINITY {
-            // The first: no more than are wanted can be among the best. (What has no number
-            // takes places of theirs; those that are lost are hardly among the best.)
-            top_k(isa, self.sums, best.wanted(), ids);
-        } else {
-            let wanted = best.least() - self.offset;
-            let least = self.lut.sum_for(wanted);
-            // The largest sum may score less than that, too.
-            if self.lut.score(least) >= wanted {
-                at_least(isa, self.sums, least, ids);
-            }
+        // The largest sum may score less than that, too.
+        if self.lut.score(least) >= wanted {
+            at_least(isa, self.sums, least, ids);
         }
         for i in &*ids {
             if let Some(number) = number(*i) {

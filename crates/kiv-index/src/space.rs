@@ -145,6 +145,11 @@ impl Space {
         Split::new(&self.variances, m)
     }
 
+    /// What maps queries, `[dim, dim]`.
+    pub(crate) fn query_map(&self) -> &[f32] {
+        &self.query_map
+    }
+
     /// Maps keys `[n, dim]`, appending to `out`.
     pub fn map_keys(&self, keys: &[f32], out: &mut Vec<f32>) {
         self.map(&self.key_map, keys, out);
@@ -293,6 +298,11 @@ impl Split {
     #[must_use]
     pub fn dim(&self) -> usize {
         self.axes.len()
+    }
+
+    /// All axes, subquantizer by subquantizer, and where each one's end.
+    pub(crate) fn parts(&self) -> (&[u16], &[u16]) {
+        (&self.axes, &self.ends)
     }
 
     /// Axes of each subquantizer.

@@ -9,16 +9,15 @@ const LANES: usize = 16;
 /// Keys scored together by [`tile_logits`].
 pub const TILE: usize = 32;
 
+/// Whether [`fma`] rounds once.
+pub const FUSES: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
 /// `a * b + c`, fused where the target has it. Without the instruction
 /// `mul_add` would call a slow library routine.
 #[inline(always)]
 #[must_use]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
-        a.mul_add(b, c)
-    } else {
-        a * b + c
-    }
+    if FUSES { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// Sum of all lanes, by halves: one after another would be a chain of waits.

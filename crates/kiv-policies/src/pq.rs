@@ -11,6 +11,7 @@
 //! the whole past, at a cost that does not grow with its length.
 
 mod ask;
+mod device;
 mod rest;
 mod work;
 
@@ -18,10 +19,10 @@ use crate::local::LocalKeys;
 use crate::top::{next_of, top_of};
 use ask::Ask;
 use kiv_fastscan::Isa;
-use kiv_index::{HeadIndex, Hits, IndexError, Params, Scratch};
+use kiv_index::{Finder, HeadIndex, Hits, IndexError, Params, Scratch};
 use kiv_policy::{
-    BlockId, ColdRows, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy, PolicyError,
-    Rows, SelectRequest, Selection,
+    BlockId, ColdRows, DeviceUse, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy,
+    PolicyError, Rows, SelectRequest, Selection,
 };
 use kiv_wire::{Put, Take};
 use rayon::prelude::*;
@@ -43,6 +44,8 @@ pub struct Pq {
     sizes: fn(usize, f32) -> Params,
     /// Done before work that an index gives away.
     before_each: fn(),
+    /// A device that searches for decoded tokens.
+    finder: Option<Box<dyn Finder>>,
 }
 
 impl Default for Pq {
@@ -51,6 +54,7 @@ impl Default for Pq {
             state: None,
             sizes: Params::new,
             before_each: || (),
+            finder: None,
         }
     }
 }
@@ -163,12 +167,27 @@ impl Policy for Pq {
         request: &SelectRequest<'_>,
         selection: &mut Selection,
     ) -> Result<(), PolicyError> {
-        let state = self.state()?;
+        let Self { state, finder, .. } = self;
+        let state = state.as_mut().ok_or_else(unstarted)?;
         state.give_out(request.cold)?;
         let layer = &state.geometry.layers[request.layer];
         let (block, n_slots) = (state.geometry.block, state.geometry.n_slots);
         let n_blocks = request.cold.n_blocks();
-        let heads = state.heads[request.layer].iter_mut();
+        let first = Ask {
+            request,
+            layer,
+            kv_head: 0,
+            isa: state.isa,
+            block,
+        };
+        let heads = &mut state.heads[request.layer];
+        let found = match finder {
+            Some(finder) if n_blocks > n_slots && n_slots > 0 => {
+                device::find(&mut **finder, &first, heads)
+            }
+            _ => vec![None; heads.len()],
+        };
+        let heads = heads.iter_mut().zip(found);
         let (wanted, rests) = selection.parts_mut();
         let answers = wanted.iter_mut().zip(rests);
         let heads: Vec<_> = heads.zip(answers).enumerate().collect();
@@ -177,14 +196,8 @@ impl Policy for Pq {
             &state.threads,
             work,
             heads,
-            |(kv_head, (head, (wanted, rest)))| {
-                let mut ask = Ask {
-                    request,
-                    layer,
-                    kv_head,
-                    isa: state.isa,
-                    block,
-                };
+            |(kv_head, ((head, found), (wanted, rest)))| {
+                let ask = Ask { kv_head, ..first };
                 ask.observe(&mut head.index);
                 if n_blocks <= n_slots {
                     wanted.extend(0..n_blocks as BlockId);
@@ -192,7 +205,7 @@ impl Policy for Pq {
                     head.forget(n_blocks);
                     head.local.update(request, kv_head, layer.key_dim);
                     match request.phase {
-                        Phase::Decode => ask.decode(head),
+                        Phase::Decode => ask.decode(head, found.as_ref()),
                         Phase::Prefill => ask.prefill(head),
                     }?;
                     // Nothing is known of blocks without a hit.
@@ -225,9 +238,7 @@ impl Policy for Pq {
     }
 
     fn save(&self, keep: &mut KeepPart<'_>) -> Result<bool, PolicyError> {
-        let Some(state) = &self.state else {
-            return Err(PolicyError("used before start".to_owned()));
-        };
+        let state = self.state.as_ref().ok_or_else(unstarted)?;
         let heads = || state.heads.iter().flatten().map(|head| &head.index);
         let mut bytes = Vec::new();
         let n_eras = heads().map(HeadIndex::n_eras).max().unwrap_or(0);
@@ -288,6 +299,14 @@ impl Policy for Pq {
         heads.map(|head| head.index.bytes()).sum()
     }
 
+    fn device_use(&self) -> Option<DeviceUse> {
+        let finder = self.finder.as_ref()?;
+        Some(DeviceUse {
+            bytes: finder.bytes(),
+            searches: finder.searches(),
+        })
+    }
+
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
         let of = |l: &LayerGeometry| {
             l.n_head_kv * (self.sizes)(l.key_dim, l.scale).planned_bytes(n_tokens)
@@ -296,10 +315,26 @@ impl Policy for Pq {
     }
 }
 
+fn unstarted() -> PolicyError {
+    PolicyError("used before start".to_owned())
+}
+
 impl Pq {
+    /// Lets a device search for decoded tokens. What is chosen is the same.
+    #[must_use]
+    pub fn with_finder(self, finder: Box<dyn Finder>) -> Self {
+        let finder = Some(finder);
+        Self { finder, ..self }
+    }
+
+    /// With indices of other sizes, by values of a key and the scale: for experiments.
+    #[must_use]
+    pub fn with_sizes(self, sizes: fn(usize, f32) -> Params) -> Self {
+        Self { sizes, ..self }
+    }
+
     fn state(&mut self) -> Result<&mut State, PolicyError> {
-        let missing = || PolicyError("used before start".to_owned());
-        self.state.as_mut().ok_or_else(missing)
+        self.state.as_mut().ok_or_else(unstarted)
     }
 }
 

@@ -215,6 +215,15 @@ pub type KeepPart<'a> = dyn FnMut(&str, &[u8]) -> Result<(), PolicyError> + 'a;
 /// Finds a part of an index by its name; see [`Policy::load`].
 pub type FindPart<'a> = dyn FnMut(&str) -> Result<Option<Vec<u8>>, PolicyError> + 'a;
 
+/// What a policy's index takes and does on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceUse {
+    /// Bytes of its memory.
+    pub bytes: usize,
+    /// Searches that it has done, of one layer's KV head for one token each.
+    pub searches: u64,
+}
+
 /// Chooses the resident blocks.
 ///
 /// Implementations are deterministic: the same calls give the same answers.
@@ -289,6 +298,11 @@ pub trait Policy: Send {
         0
     }
 
+    /// What the policy's index takes and does on a device; `None` if it uses none.
+    fn device_use(&self) -> Option<DeviceUse> {
+        None
+    }
+
     /// Gives what the policy knows of the sealed blocks to `keep`, as named
     /// parts, so that [`Policy::load`] can take it up in another process. Parts
     /// that have not changed since the last time are not written again.
@@ -352,6 +366,9 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
     }
     fn index_bytes(&self) -> usize {
         (**self).index_bytes()
+    }
+    fn device_use(&self) -> Option<DeviceUse> {
+        (**self).device_use()
     }
     fn save(&self, keep: &mut KeepPart<'_>) -> Result<bool, PolicyError> {
         (**self).save(keep)

@@ -11,6 +11,7 @@
 
 use crate::error::Error;
 use crate::llama::{CacheTensor, Caches, cuda_missing};
+use kiv_cuda::search::{DeviceFinder, FinderConfig};
 use kiv_cuda::work::{Cache, Side};
 use kiv_cuda::{
     Absent, CudaDevice, Device, DeviceError, DeviceTier, LayerShape, Pager, PinnedPool,
@@ -23,6 +24,9 @@ use std::sync::Once;
 
 /// Most bytes that are page-locked at a time.
 const CHUNK: usize = 64 << 20;
+
+/// Share of a GPU's free memory that copies of the index may take: ggml wants some, too.
+const INDEX_SHARE: usize = 2;
 
 /// Blocks of each KV head that are told to come next: some are fetched ahead.
 pub(crate) const RUNNERS: usize = 8;
@@ -64,6 +68,21 @@ pub(crate) fn say_if_absent(warn: fn(&str)) {
             }
         }
     });
+}
+
+/// What searches the index on the first GPU; `None` if that cannot be had, which `warn` is told
+/// of every time: somebody has asked for it.
+pub(crate) fn finder(warn: fn(&str)) -> Option<DeviceFinder<CudaDevice>> {
+    let open = || -> Result<_, NoTier> {
+        let gpu = open_or_say(0)?;
+        let max_bytes = gpu.free_memory()? / INDEX_SHARE;
+        Ok(DeviceFinder::new(gpu, FinderConfig { max_bytes, warn })?)
+    };
+    let opened = open();
+    if let Err(why) = &opened {
+        warn(&format!("the index stays on the host: {why}"));
+    }
+    opened.ok()
 }
 
 /// A tier for these layers, if the cache is in a GPU's memory and all else allows it.

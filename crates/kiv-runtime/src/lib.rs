@@ -43,6 +43,7 @@ pub use chat::{ChatTemplate, Message};
 pub use error::Error;
 pub use generate::{Chosen, Finish, GenerateOptions, Generation, Piece, TokenStream};
 pub use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap};
+pub use kiv_policy::DeviceUse;
 pub use llama::{QuantizeType, quantize};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
 pub use options::{MAX_THREADS, Positions, RopeScaling, SessionBuilder, pool_layout};

@@ -1,9 +1,11 @@
 //! How a session is set up.
 
 use crate::error::Error;
+use crate::gpu;
 use crate::model::Model;
 use crate::persist::COMMIT_EVERY;
 use crate::session::Session;
+use kiv_policies::Pq;
 use kiv_policy::{Policy, RowFormat};
 use kiv_pool::{PoolConfig, PoolError, PoolLayout};
 use std::path::PathBuf;
@@ -136,6 +138,7 @@ pub struct SessionBuilder {
     model: Model,
     options: SessionOptions,
     policy_name: Option<String>,
+    index_on_device: bool,
 }
 
 impl SessionBuilder {
@@ -165,6 +168,7 @@ impl SessionBuilder {
                 rests: true,
             },
             policy_name: Some("pq".to_owned()),
+            index_on_device: false,
         }
     }
 
@@ -309,6 +313,14 @@ impl SessionBuilder {
         self
     }
 
+    /// Whether a GPU searches the index for decoded tokens, in a copy in its memory, as far as
+    /// there is room: `pq` alone has an index. What is found is the same. Off by default, as
+    /// no GPU has confirmed it; where there is none, [`SessionBuilder::warn`] is told.
+    pub fn index_on_device(mut self, yes: bool) -> Self {
+        self.index_on_device = yes;
+        self
+    }
+
     /// Moves all resident blocks to other slots at random at every layer and
     /// step: attention must not notice. For checks.
     pub fn shuffle_slots(mut self, seed: u64) -> Self {
@@ -342,15 +354,24 @@ impl SessionBuilder {
             model,
             mut options,
             policy_name,
+            index_on_device,
         } = self;
         match policy_name.as_deref() {
             None | Some("full") => {}
+            Some("pq") if index_on_device => {
+                let finder = gpu::finder(options.warn);
+                let with = |finder| Pq::default().with_finder(Box::new(finder));
+                options.policy = Some(Box::new(finder.map_or_else(Pq::default, with)));
+            }
             Some(name) => {
                 let policy = kiv_policies::by_name(name);
                 options.policy = Some(policy.ok_or_else(|| Error::UnknownPolicy {
                     name: name.to_owned(),
                 })?);
             }
+        }
+        if index_on_device && policy_name.as_deref() != Some("pq") {
+            (options.warn)("no index goes to a device: only pq has one");
         }
         Session::new(&model, options)
     }

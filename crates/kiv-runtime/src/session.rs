@@ -17,7 +17,7 @@ use crate::stats::Stats;
 use crate::tap::AttentionTap;
 use crate::tiers::{Batch, Tiers};
 use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap};
-use kiv_policy::{Geometry, LayerGeometry, Phase, Policy, RowFormat};
+use kiv_policy::{DeviceUse, Geometry, LayerGeometry, Phase, Policy, RowFormat};
 use kiv_pool::PoolLayout;
 use kiv_store::HostStore;
 use rand::SeedableRng;
@@ -437,6 +437,13 @@ impl Session {
     #[must_use]
     pub fn gpu_counters(&self) -> Option<GpuCounters> {
         self.context.hook_ref().tiers.as_ref()?.gpu_counters()
+    }
+
+    /// What the policy's index takes and does on a device, if it uses one.
+    #[must_use]
+    pub fn device_index(&self) -> Option<DeviceUse> {
+        let tiers = self.context.hook_ref().tiers.as_ref()?;
+        tiers.policy().device_use()
     }
 
     /// The time of all transfers by the GPU's own streams, and how much of it the model has

@@ -7,6 +7,10 @@
 #[path = "../../kiv-cuda/tests/emulated/mod.rs"]
 mod emulated;
 
+use kiv_cuda::open_or_say;
+use kiv_cuda::search::{DeviceFinder, FinderConfig};
+use kiv_index::Params;
+use kiv_policies::Pq;
 use kiv_policy::RowFormat;
 use kiv_runtime::{Model, Outputs, Positions, Session, SessionBuilder, Token};
 use std::path::Path;
@@ -17,6 +21,8 @@ emulated! {
     they_are_without_page_locked_memory, inner_same_logits, [("EMULATED_PINNED", "0")];
     remapped_keys_turn_in_their_slots, inner_remapped, [];
     rows_are_cut_and_policies_changed, inner_cuts, [];
+    an_index_on_the_gpu_finds_the_same, inner_index, [("EMULATED_SHARED", "1")];
+    an_index_stays_where_no_gpu_is, inner_no_index, [("EMULATED_FAULT", "no-device")];
     a_machine_without_a_gpu_goes_on, inner_none, [("EMULATED_FAULT", "no-device")];
     nothing_is_lent_unasked, inner_unasked, [];
 }
@@ -143,6 +149,81 @@ fn inner_cuts() {
         session.set_policy(pq).unwrap();
     }
     same(&mut plain, &mut gpu, &tokens[600..], "after");
+}
+
+/// Small eras, so that a short text has some.
+fn sizes(dim: usize, scale: f32) -> Params {
+    Params {
+        segment: 64,
+        era: 4,
+        late: 1,
+        list: 4,
+        ..Params::new(dim, scale)
+    }
+}
+
+/// Texts whose index is searched on a GPU, and after cuts: rests and all.
+#[test]
+#[ignore = "under the emulated driver"]
+fn inner_index() {
+    let model = model();
+    let tokens = text(&model, 900);
+    for positions in [Positions::Absolute, Positions::Remapped] {
+        let config = FinderConfig {
+            max_bytes: 64 << 20,
+            warn: |what| panic!("{what}"),
+        };
+        let new = |policy: Pq| {
+            let builder = small(&model).positions(positions).lend_host_memory();
+            let builder = builder.custom_policy(Box::new(policy.with_sizes(sizes)));
+            builder.build().unwrap()
+        };
+        let finder = DeviceFinder::new(open_or_say(0).unwrap(), config).unwrap();
+        let mut device = new(Pq::default().with_finder(Box::new(finder)));
+        let mut host = new(Pq::default());
+        let mut searches = 0;
+        for (cut, part) in [(None, 0..700), (Some(450), 700..900)] {
+            for session in [&mut host, &mut device] {
+                if let Some(n) = cut {
+                    session.truncate(n).unwrap();
+                }
+            }
+            let tokens = &tokens[part.clone()];
+            let (wanted, got) = (logits(&mut host, tokens), logits(&mut device, tokens));
+            let first = wanted.iter().zip(&got).position(|(a, b)| a != b);
+            assert_eq!(
+                first, None,
+                "{positions:?}, {part:?}: a token whose logits differ"
+            );
+            assert_eq!(host.device_index(), None);
+            let used = device.device_index().unwrap();
+            assert!(used.searches > searches && used.bytes > 0, "{used:?}");
+            searches = used.searches;
+        }
+        assert_eq!(host.stats().blocks_swapped, device.stats().blocks_swapped);
+    }
+}
+
+/// The option as it is, of a session that does without.
+#[test]
+#[ignore = "under the emulated driver"]
+fn inner_no_index() {
+    let model = model();
+    for (policy, line) in [
+        (
+            "pq",
+            "the index stays on the host: CUDA: the driver finds no GPU number 0; kiv goes on on \
+             the CPU",
+        ),
+        ("exact", "no index goes to a device: only pq has one"),
+    ] {
+        let builder = small(&model).policy(policy).index_on_device(true);
+        let mut session = builder.warn(told).build().unwrap();
+        session.read(&text(&model, 400)).unwrap();
+        assert_eq!(session.device_index(), None);
+        let lines = TOLD.lock().unwrap();
+        assert!(lines.iter().any(|l| l == line), "{lines:?}");
+    }
 }
 
 static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());

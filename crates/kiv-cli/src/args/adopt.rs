@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Flags of sessions that `verify` would take and not heed: it makes its own sessions.
-const SET_BY_VERIFY: [&str; 12] = [
+const SET_BY_VERIFY: [&str; 13] = [
     "ctx_size",
     "threads_batch",
     "batch_size",
@@ -23,6 +23,7 @@ const SET_BY_VERIFY: [&str; 12] = [
     "rope_freq_scale",
     "kv_pos",
     "kv_rest",
+    "kv_index",
 ];
 
 /// The program's commands and flags.

@@ -63,6 +63,9 @@ struct Row<'a> {
     /// were wanted, and of the time of transfers that passed while something was computed.
     gpu_foreseen: Option<f64>,
     gpu_hidden: Option<f64>,
+    /// Where a device searches the index: bytes of its memory, and searches that it has done.
+    device_index_bytes: Option<usize>,
+    device_searches: Option<u64>,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -274,6 +277,8 @@ fn measure<'a>(
         disk_wait_ms: 0.0,
         gpu_foreseen: session.gpu_counters().map(|c| c.foreseen()),
         gpu_hidden: session.gpu_overlap()?.map(|o| o.share()),
+        device_index_bytes: session.device_index().map(|d| d.bytes),
+        device_searches: session.device_index().map(|d| d.searches),
         peak_rss_bytes: peak_rss(),
     };
     Ok((sample, row))

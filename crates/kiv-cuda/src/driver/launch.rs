@@ -1,6 +1,7 @@
 //! Work as kernels are called: which one, on how many threads, with what. Nothing here
 //! needs a driver.
 
+use super::search;
 use crate::work::{At, Cache, Coarse, Rerotate, Scan, Scatter, Scores, Side, Top, Work, WorkError};
 use bytemuck::{Pod, Zeroable};
 use kiv_numeric::rope::Pairs;
@@ -11,7 +12,7 @@ pub(super) const THREADS: u32 = 256;
 
 /// Every file of kernels and what it has. The files end with a zero byte, as the driver
 /// wants them.
-pub(super) const KERNELS: [(&str, &[&str]); 5] = [
+pub(super) const KERNELS: [(&str, &[&str]); 6] = [
     (
         concat!(include_str!("../../../../kernels/ptx/scatter.ptx"), "\0"),
         &[
@@ -39,6 +40,20 @@ pub(super) const KERNELS: [(&str, &[&str]); 5] = [
     (
         concat!(include_str!("../../../../kernels/ptx/coarse.ptx"), "\0"),
         &["kiv_coarse", "kiv_top_lists"],
+    ),
+    (
+        concat!(include_str!("../../../../kernels/ptx/index.ptx"), "\0"),
+        &[
+            "kiv_index_clear",
+            "kiv_index_tables",
+            "kiv_index_lists",
+            "kiv_index_open",
+            "kiv_index_keys",
+            "kiv_index_least",
+            "kiv_index_newest",
+            "kiv_index_sample",
+            "kiv_index_outliers",
+        ],
     ),
 ];
 
@@ -100,39 +115,76 @@ impl Param {
 
 /// A call of a kernel.
 #[derive(Debug)]
-pub(super) struct Launch {
+pub(super) struct Call {
     pub(super) kernel: &'static str,
     pub(super) grid: [u32; 3],
     /// Bytes of shared memory beyond what the kernel declares.
     pub(super) shared: u32,
     pub(super) params: Vec<Param>,
+}
+
+impl Call {
+    pub(super) fn new(kernel: &'static str, grid: [u32; 3], params: Vec<Param>) -> Self {
+        Self {
+            kernel,
+            grid,
+            shared: 0,
+            params,
+        }
+    }
+}
+
+/// Calls of kernels, one after another.
+#[derive(Debug)]
+pub(super) struct Launch {
+    pub(super) calls: Vec<Call>,
     /// Lists that go along, to memory of the device.
     pub(super) lists: Vec<u8>,
 }
 
 impl Launch {
-    fn new(kernel: &'static str) -> Self {
+    pub(super) fn of_lists() -> Self {
         Self {
-            kernel,
-            grid: [1; 3],
-            shared: 0,
-            params: Vec::new(),
+            calls: Vec::new(),
             lists: Vec::new(),
         }
     }
 
+    fn new(kernel: &'static str, grid: [u32; 3]) -> Self {
+        Self {
+            calls: vec![Call::new(kernel, grid, Vec::new())],
+            lists: Vec::new(),
+        }
+    }
+
+    /// Adds to the last call.
+    fn push(&mut self, param: Param) {
+        let call = self
+            .calls
+            .last_mut()
+            .expect("there is one from the beginning");
+        call.params.push(param);
+    }
+
     fn number(&mut self, number: u32) {
-        self.params.push(Param::Number(number));
+        self.push(Param::Number(number));
     }
 
     fn address(&mut self, address: u64) {
-        self.params.push(Param::Address(address));
+        self.push(Param::Address(address));
+    }
+
+    /// Takes a list along.
+    pub(super) fn put<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> Param {
+        self.lists.resize(self.lists.len().next_multiple_of(16), 0);
+        let at = self.lists.len();
+        self.lists.extend_from_slice(bytemuck::cast_slice(values));
+        Param::Listed(at)
     }
 
     fn list<T: bytemuck::NoUninit>(&mut self, values: &[T]) {
-        self.lists.resize(self.lists.len().next_multiple_of(16), 0);
-        self.params.push(Param::Listed(self.lists.len()));
-        self.lists.extend_from_slice(bytemuck::cast_slice(values));
+        let list = self.put(values);
+        self.push(list);
     }
 }
 
@@ -145,18 +197,23 @@ pub(super) fn plan(
     work: &Work<'_>,
     address: impl Fn(At) -> u64,
 ) -> Result<Option<Launch>, WorkError> {
-    let launch = match work {
+    let mut launch = match work {
         Work::Scatter(work) => scatter(work, address),
         Work::Rerotate(work) => rerotate(work, address),
         Work::Scan(work) => scan(work, address),
         Work::Coarse(work) => coarse(work, address),
         Work::Top(work) => top(work, address),
+        Work::Search(work) => search::plan(work, address),
     };
-    let [x, y, _] = launch.grid;
-    if y > u32::from(u16::MAX) || x > i32::MAX as u32 {
+    launch.calls.retain(|call| !call.grid.contains(&0));
+    let too_large = |call: &Call| {
+        let [x, y, z] = call.grid;
+        y.max(z) > u32::from(u16::MAX) || x > i32::MAX as u32
+    };
+    if launch.calls.iter().any(too_large) {
         return Err(WorkError::Unsupported("so much at a time"));
     }
-    Ok(Some(launch).filter(|launch| !launch.grid.contains(&0)))
+    Ok(Some(launch).filter(|launch| !launch.calls.is_empty()))
 }
 
 /// Blocks of threads for so many units, each thread taking at least one; more than some
@@ -206,9 +263,8 @@ fn scatter(work: &Scatter<'_>, address: impl Fn(At) -> u64) -> Launch {
         .collect();
     let row = work.sides.iter().map(|s| s.cache.head_bytes()).max();
     let units = row.unwrap_or(0) / unit * work.n_rows as usize;
-    let mut launch = Launch::new(kernel);
-    launch.grid = [moves.len() as u32, parts(units), 2];
-    launch.params = work.sides.iter().map(side).collect();
+    let mut launch = Launch::new(kernel, [moves.len() as u32, parts(units), 2]);
+    work.sides.iter().for_each(|s| launch.push(side(s)));
     launch.list(&moves);
     launch.list(work.cells);
     launch.number(work.n_rows);
@@ -216,11 +272,11 @@ fn scatter(work: &Scatter<'_>, address: impl Fn(At) -> u64) -> Launch {
 }
 
 fn rerotate(work: &Rerotate<'_>, address: impl Fn(At) -> u64) -> Launch {
-    let mut launch = Launch::new("kiv_rerotate");
     let units = work.n_rows as usize * work.n_rot as usize / 2;
-    launch.grid = [work.turns.len() as u32, parts(units), 1];
+    let grid = [work.turns.len() as u32, parts(units), 1];
+    let mut launch = Launch::new("kiv_rerotate", grid);
     let base = address(work.cache.at);
-    launch.params.push(Param::Cache(cache(&work.cache, base)));
+    launch.push(Param::Cache(cache(&work.cache, base)));
     launch.list(work.turns);
     launch.list(work.cells);
     launch.list(work.table);
@@ -234,12 +290,12 @@ fn rerotate(work: &Rerotate<'_>, address: impl Fn(At) -> u64) -> Launch {
 }
 
 fn scan(work: &Scan<'_>, address: impl Fn(At) -> u64) -> Launch {
-    let mut launch = Launch::new("kiv_pq_scan");
     // A warp to a group; each has room for the group's codes, and all share the table.
     let warps = THREADS / 32;
     let n_groups = work.n_groups() as u32;
-    launch.grid = [n_groups.div_ceil(warps), work.n_queries() as u32, 1];
-    launch.shared = 16 * work.m * (1 + warps);
+    let grid = [n_groups.div_ceil(warps), work.n_queries() as u32, 1];
+    let mut launch = Launch::new("kiv_pq_scan", grid);
+    launch.calls[0].shared = 16 * work.m * (1 + warps);
     launch.address(address(work.packed));
     match work.listed {
         Some(listed) => launch.list(listed),
@@ -253,10 +309,9 @@ fn scan(work: &Scan<'_>, address: impl Fn(At) -> u64) -> Launch {
 }
 
 fn coarse(work: &Coarse<'_>, address: impl Fn(At) -> u64) -> Launch {
-    let mut launch = Launch::new("kiv_coarse");
     // 16 threads to a product.
     let lists = work.n_lists.div_ceil(THREADS / 16);
-    launch.grid = [lists, work.n_queries() as u32, 1];
+    let mut launch = Launch::new("kiv_coarse", [lists, work.n_queries() as u32, 1]);
     launch.list(work.queries);
     launch.address(address(work.centroids));
     launch.number(work.n_lists);
@@ -266,11 +321,11 @@ fn coarse(work: &Coarse<'_>, address: impl Fn(At) -> u64) -> Launch {
 }
 
 fn top(work: &Top, address: impl Fn(At) -> u64) -> Launch {
-    let mut launch = Launch::new(match work.scores {
+    let kernel = match work.scores {
         Scores::Sums => "kiv_top_sums",
         Scores::Products => "kiv_top_lists",
-    });
-    launch.grid = [work.n_tiles(), work.n_queries, 1];
+    };
+    let mut launch = Launch::new(kernel, [work.n_tiles(), work.n_queries, 1]);
     launch.address(address(work.from));
     launch.address(work.names.map_or(0, &address));
     launch.number(work.n);
@@ -312,8 +367,8 @@ mod tests {
         each.collect()
     }
 
-    fn given(launch: &Launch) -> Vec<usize> {
-        let each = launch.params.iter().map(|param| match param {
+    fn given(call: &Call) -> Vec<usize> {
+        let each = call.params.iter().map(|param| match param {
             Param::Number(_) => 4,
             Param::Address(_) | Param::Listed(_) => 8,
             Param::Cache(_) => 16,
@@ -344,9 +399,12 @@ mod tests {
         let mut seen = Vec::new();
         let mut check = |work: Work<'_>, grid: [u32; 3]| {
             let launch = plan(&work, |at| at.offset as u64).unwrap().unwrap();
-            assert_eq!(given(&launch), declared(launch.kernel), "{}", launch.kernel);
-            assert_eq!(launch.grid, grid, "{}", launch.kernel);
-            seen.push(launch.kernel);
+            let [call] = &launch.calls[..] else {
+                panic!("{work:?} is one call");
+            };
+            assert_eq!(given(call), declared(call.kernel), "{}", call.kernel);
+            assert_eq!(call.grid, grid, "{}", call.kernel);
+            seen.push(call.kernel);
         };
         let formats = [
             (64, RowFormat::F16),
@@ -414,6 +472,13 @@ mod tests {
             };
             check(Work::Top(top), [4, 2, 1]);
         }
+        let searched = search::tests::planned();
+        for call in &searched {
+            assert_eq!(given(call), declared(call.kernel), "{}", call.kernel);
+            seen.push(call.kernel);
+        }
+        seen.sort_unstable();
+        seen.dedup();
         let all: Vec<&str> = KERNELS
             .iter()
             .flat_map(|(_, all)| all.iter().copied())

@@ -11,6 +11,7 @@
 
 mod launch;
 mod raw;
+mod search;
 
 pub use raw::Event;
 
@@ -133,6 +134,16 @@ impl CudaDevice {
         Stream(self.queues.len() as u32 - 1)
     }
 
+    /// Bytes of its memory that nobody has.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn free_memory(&self) -> Result<usize, DeviceError> {
+        self.context.bind()?;
+        let (free, _) = result::mem_get_info().map_err(failed("no memory to tell of"))?;
+        Ok(free)
+    }
+
     fn keep(&mut self, block: Block) -> Buffer {
         self.rooms.push(Some(Room {
             block,
@@ -221,26 +232,29 @@ impl CudaDevice {
         let lists = self.lists[way].block.address;
         // SAFETY: the passage is as long as that.
         unsafe { self.send(stream, lists, &launch.lists)? };
-        let mut values: Vec<[u64; 4]> = launch.params.iter().map(|p| p.value(lists)).collect();
-        let values = values.iter_mut().map(|value| value.as_mut_ptr().cast());
-        let mut values: Vec<*mut c_void> = values.collect();
-        let kernel = self.kernels.get(launch.kernel);
-        let kernel = kernel.ok_or_else(|| DeviceError::Failed(launch.kernel.to_owned()))?;
-        let [x, y, z] = launch.grid;
         let queue = self.queue(stream)?;
         context.bind()?;
-        // SAFETY: the kernel is one of a loaded module; it gets what it declares (see the
-        // tests of `launch`), reads and writes what `Work::check` has found to be there,
-        // and its lists, which stay until the event below.
-        let started = unsafe {
-            let (grid, block) = ((x, y, z), (THREADS, 1, 1));
-            let (raw, shared) = (queue.raw, launch.shared);
-            result::launch_kernel(kernel.0, grid, block, shared, raw, &mut values)
-        };
+        let started = launch.calls.iter().try_for_each(|call| {
+            let mut values: Vec<[u64; 4]> = call.params.iter().map(|p| p.value(lists)).collect();
+            let values = values.iter_mut().map(|value| value.as_mut_ptr().cast());
+            let mut values: Vec<*mut c_void> = values.collect();
+            let kernel = self.kernels.get(call.kernel);
+            let kernel = kernel.ok_or_else(|| DeviceError::Failed(call.kernel.to_owned()))?;
+            let [x, y, z] = call.grid;
+            // SAFETY: the kernel is one of a loaded module; it gets what it declares (see the
+            // tests of `launch`), reads and writes what `Work::check` has found to be there,
+            // and its lists, which stay until the event below.
+            let started = unsafe {
+                let (grid, block) = ((x, y, z), (THREADS, 1, 1));
+                let (raw, shared) = (queue.raw, call.shared);
+                result::launch_kernel(kernel.0, grid, block, shared, raw, &mut values)
+            };
+            started.map_err(failed(call.kernel))
+        });
         // Also after a failure: the lists are on their way.
         let event = queue.record()?;
         self.lists[way].busy = Some(event.clone());
-        started.map_err(failed(launch.kernel))?;
+        started?;
         Ok(event)
     }
 }

@@ -1,6 +1,7 @@
 //! Kernels' tasks on the bytes of a simulated device, by the CPU references.
 
 use crate::reference;
+use crate::search::{self, Search};
 use crate::work::{At, Coarse, Rerotate, Scan, Scatter, Scores, Top, Work};
 
 type Bytes = Vec<Vec<u8>>;
@@ -105,6 +106,30 @@ pub(super) fn task(work: &Work<'_>) -> Box<dyn FnOnce(&mut Bytes) + Send + Sync>
             })
         }
         Work::Top(work) => Box::new(move |bytes| top(bytes, &work)),
+        Work::Search(work) => {
+            let (parts, heads) = (work.parts.to_vec(), work.heads.to_vec());
+            let queries = work.queries.to_vec();
+            let Search {
+                dim,
+                list,
+                effort,
+                memory,
+                ..
+            } = work;
+            Box::new(move |bytes| {
+                let work = Search {
+                    parts: &parts,
+                    heads: &heads,
+                    queries: &queries,
+                    dim,
+                    list,
+                    effort,
+                    memory,
+                };
+                let found = search::reference::search(&work, |at, len| slice(bytes, at, len));
+                slice_mut(bytes, memory, found.len()).copy_from_slice(&found);
+            })
+        }
     }
 }
 

@@ -11,6 +11,8 @@
 //   things left behind.
 //
 // EMULATED_PINNED: bytes that may be page-locked. EMULATED_FAULT: "no-device" or "old".
+// EMULATED_SHARED: several devices of the program are one GPU, each of which waits for its own
+// work alone before it frees memory.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -148,6 +150,15 @@ uint64_t mapped(const void *host, size_t bytes) {
 }
 
 void check_idle(const char *what) {
+    // A driver waits itself for what others do who share the context.
+    if (getenv("EMULATED_SHARED")) {
+        for (auto &[raw, stream] : streams) {
+            while (!stream->ops.empty()) {
+                run_one(raw);
+            }
+        }
+        return;
+    }
     for (auto &[raw, stream] : streams) {
         for (const Op &op : stream->ops) {
             if (op.run) {
@@ -379,6 +390,16 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     const uint64_t begin = (uint64_t(memory.own.data()) + 255) / 256 * 256;
     memories.emplace(begin, std::move(memory));
     *address = begin;
+    return OK;
+}
+
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+    check_current();
+    *total = size_t(1) << 30;
+    *free = *total;
+    for (const auto &[base, memory] : memories) {
+        *free -= memory.host || memory.bytes > *free ? 0 : memory.bytes;
+    }
     return OK;
 }
 

@@ -50,6 +50,7 @@ thread_local uint4 room[48 * 1024 / 16];
 
 #include "coarse.cu"
 #include "dequant_scatter.cu"
+#include "index.cu"
 #include "pq_scan.cu"
 #include "rerotate.cu"
 #include "scatter.cu"
@@ -140,6 +141,15 @@ const std::map<std::string, Launcher> KERNELS = {
     {"kiv_top_sums", launcher(kiv_top_sums)},
     {"kiv_coarse", launcher(kiv_coarse)},
     {"kiv_top_lists", launcher(kiv_top_lists)},
+    {"kiv_index_clear", launcher(kiv::kiv_index_clear)},
+    {"kiv_index_tables", launcher(kiv::kiv_index_tables)},
+    {"kiv_index_lists", launcher(kiv::kiv_index_lists)},
+    {"kiv_index_open", launcher(kiv::kiv_index_open)},
+    {"kiv_index_keys", launcher(kiv::kiv_index_keys)},
+    {"kiv_index_least", launcher(kiv::kiv_index_least)},
+    {"kiv_index_newest", launcher(kiv::kiv_index_newest)},
+    {"kiv_index_sample", launcher(kiv::kiv_index_sample)},
+    {"kiv_index_outliers", launcher(kiv::kiv_index_outliers)},
 };
 
 }  // namespace

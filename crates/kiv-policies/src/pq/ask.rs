@@ -2,12 +2,12 @@
 
 use super::Head;
 use kiv_fastscan::Isa;
-use kiv_index::{Effort, HeadIndex, groups};
+use kiv_index::{Effort, Found, HeadIndex, groups};
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
 use kiv_policy::{BlockId, LayerGeometry, PolicyError, SelectRequest};
 
 /// Keys looked at for a decoded token's queries, and told.
-const DECODE: Effort = Effort {
+pub(super) const DECODE: Effort = Effort {
     probed: 10240,
     kept: 1024,
 };
@@ -31,6 +31,7 @@ pub(super) const TOGETHER: usize = 8;
 const LONGEST: f32 = 1e9;
 
 /// One question, of one KV head.
+#[derive(Clone, Copy)]
 pub(super) struct Ask<'a> {
     pub request: &'a SelectRequest<'a>,
     pub layer: &'a LayerGeometry,
@@ -42,9 +43,9 @@ pub(super) struct Ask<'a> {
 /// Queries that are searched for together, and the last local position that
 /// each may see.
 #[derive(Default)]
-struct Batch {
+pub(super) struct Batch {
     /// Scaled, `[n, dim]`.
-    queries: Vec<f32>,
+    pub queries: Vec<f32>,
     last: Vec<i32>,
     /// Learned sinks of their heads, `-inf` if there are none.
     sinks: Vec<f32>,
@@ -76,21 +77,28 @@ impl Ask<'_> {
     }
 
     /// The queries of every head of one token.
-    pub fn decode(&mut self, head: &mut Head) -> Result<(), PolicyError> {
-        let positions = self.request.queries.positions;
-        for (token, position) in positions.iter().enumerate() {
-            let mut batch = Batch::default();
-            for query_head in self.query_heads() {
-                let query = self.request.queries.get(token, query_head);
-                self.push(&mut batch, query_head, query, *position);
-            }
-            self.search(head, &batch, DECODE, |share, more| *share += more)?;
+    pub fn of_token(&self, token: usize) -> Batch {
+        let mut batch = Batch::default();
+        let position = self.request.queries.positions[token];
+        for query_head in self.query_heads() {
+            let query = self.request.queries.get(token, query_head);
+            self.push(&mut batch, query_head, query, position);
+        }
+        batch
+    }
+
+    /// Asks for every token by itself; a device may have found the most of it, of the only
+    /// one.
+    pub fn decode(&self, head: &mut Head, found: Option<&Found>) -> Result<(), PolicyError> {
+        for token in 0..self.request.queries.n_tokens() {
+            let batch = self.of_token(token);
+            self.search(head, &batch, (DECODE, found), |share, more| *share += more)?;
         }
         Ok(())
     }
 
     /// Means of similar queries, head by head.
-    pub fn prefill(&mut self, head: &mut Head) -> Result<(), PolicyError> {
+    pub fn prefill(&self, head: &mut Head) -> Result<(), PolicyError> {
         let (queries, dim) = (&self.request.queries, self.layer.key_dim);
         for query_head in self.query_heads() {
             let all: Vec<f32> = (0..queries.n_tokens())
@@ -114,7 +122,7 @@ impl Ask<'_> {
             }
             // The neediest group of each head counts: a block that one of them
             // needs outranks one that all glance at.
-            self.search(head, &batch, PREFILL, |share, more| {
+            self.search(head, &batch, (PREFILL, None), |share, more| {
                 *share = share.max(more)
             })?;
         }
@@ -142,7 +150,7 @@ impl Ask<'_> {
         &self,
         head: &mut Head,
         batch: &Batch,
-        effort: Effort,
+        (effort, found): (Effort, Option<&Found>),
         add: impl Fn(&mut f32, f32),
     ) -> Result<(), PolicyError> {
         let dim = self.layer.key_dim;
@@ -164,9 +172,11 @@ impl Ask<'_> {
             .chunks(TOGETHER)
             .zip(batch.sinks.chunks(TOGETHER));
         for (queries, (last, sinks)) in together.zip(others) {
-            index
-                .search(self.isa, queries, effort, scratch, hits)
-                .map_err(|e| PolicyError(e.to_string()))?;
+            let searched = match found {
+                Some(found) => index.search_rest(self.isa, queries, effort, found, scratch, hits),
+                None => index.search(self.isa, queries, effort, scratch, hits),
+            };
+            searched.map_err(|e| PolicyError(e.to_string()))?;
             let asked = queries.chunks_exact(dim).zip(last).zip(sinks);
             for (i, ((query, last), sink)) in asked.enumerate() {
                 logits.clear();

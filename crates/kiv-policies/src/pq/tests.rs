@@ -1,9 +1,11 @@
 use super::*;
 use crate::fixture;
+use kiv_index::{Effort, Found};
 use kiv_policy::{ColdError, ColdRun, Rest};
 use kiv_store::HostStore;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
 
 /// Rows whose values cannot be read any more after so many times.
 struct Failing {
@@ -95,4 +97,58 @@ fn all_heads_are_served_by_several_threads() {
         let failed = for_all(&threads, work, (0..17).collect(), fails);
         assert_eq!(failed.unwrap_err().to_string(), "eleven");
     }
+}
+
+/// A device that finds nothing, and remembers what it was asked.
+struct Asked(Arc<Mutex<Vec<Vec<f32>>>>);
+
+impl Finder for Asked {
+    fn find(
+        &mut self,
+        layer: usize,
+        heads: &[&HeadIndex],
+        queries: &[f32],
+        _: Effort,
+        found: &mut [Option<Found>],
+    ) {
+        assert_eq!((layer, heads.len(), found.len()), (0, 1, 1));
+        self.0.lock().unwrap().push(queries.to_vec());
+    }
+
+    fn bytes(&self) -> usize {
+        77
+    }
+
+    fn searches(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_device_is_asked_for_decoded_tokens_alone() {
+    let (mut plain, store) = prepared();
+    assert_eq!(plain.device_use(), None);
+    let asked = Arc::default();
+    let mut policy = Pq::default().with_finder(Box::new(Asked(Arc::clone(&asked))));
+    let rows = fixture::store(&mut policy, 6, 1.5, &mut ChaCha8Rng::seed_from_u64(1));
+    assert_eq!(policy.device_use().map(|u| u.bytes), Some(77));
+    // Who finds nothing leaves it to the CPU.
+    let values = queries(2);
+    let reads_left = Mutex::new(usize::MAX);
+    let cold = Failing { rows, reads_left };
+    let wanted = ask(&mut plain, &store, &values).unwrap();
+    assert_eq!(ask(&mut policy, &cold, &values).unwrap(), wanted);
+    // As they are searched for: under the scale.
+    let scaled: Vec<f32> = values.iter().map(|v| v * 0.3).collect();
+    assert_eq!(*asked.lock().unwrap(), [scaled]);
+    let mut selection = Selection::default();
+    let prefill = SelectRequest {
+        phase: Phase::Prefill,
+        ..fixture::request(&values, &cold, &[])
+    };
+    selection.reset(1);
+    policy.select(&prefill, &mut selection).unwrap();
+    let bad = [&values[1..], &[f32::NAN]].concat();
+    assert!(ask(&mut policy, &cold, &bad).is_err());
+    assert_eq!(asked.lock().unwrap().len(), 1);
 }

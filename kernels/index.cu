@@ -1,0 +1,331 @@
+// The K-index's search of one layer: every query of every head, eras and newest keys. What is
+// found is what kiv-index finds, bit by bit. docs/cuda.md says in which order these run.
+//
+// A row is one query of one head. All blocks have 256 threads.
+
+#include "index.cuh"
+
+namespace kiv {
+
+__device__ __forceinline__ const Part *part_here(const Part *parts) { return parts + blockIdx.y; }
+
+// What is not written afterwards is no score.
+extern "C" __global__ void kiv_index_clear(uint32_t *words, uint32_t n) {
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+        words[i] = 0;
+    }
+}
+
+template <typename Rows>
+__device__ void make_lut(LutShared &shared, const Rows &rows, uint32_t m, uint8_t *bytes,
+                         Scale *scale) {
+    lut_extents(shared, threadIdx.x, rows, m);
+    __syncthreads();
+    lut_scale(shared, threadIdx.x, m);
+    __syncthreads();
+    lut_round(shared, threadIdx.x, rows, m, bytes);
+    if (threadIdx.x == 0) {
+        *scale = shared.scale;
+    }
+    __syncthreads();
+}
+
+// Tables: block (part, query of the group). `queries` is [rows, dim].
+extern "C" __global__ void kiv_index_tables(const Part *parts, const Shape *shapes,
+                                            const float *queries) {
+    __shared__ float sums[256];
+    __shared__ LutShared shared;
+    const Part &part = parts[blockIdx.x];
+    const Shape &shape = *shapes;
+    const uint32_t row = part.head * shape.group + blockIdx.y;
+    const Tables tables = tables_of(shape, part, blockIdx.x, blockIdx.y);
+    const float *query = queries + uint64_t(row) * shape.dim;
+    const uint32_t lane = threadIdx.x % LANES;
+    const uint32_t mine = threadIdx.x / LANES;
+    float *lanes = sums + mine * LANES;
+    if (threadIdx.x == 0) {
+        shared.bad = 0;
+    }
+    // The query as it is mapped, then its products with centres: 16 threads to each.
+    for (uint32_t what = 0; what < 2; what++) {
+        const float *rows = what == 0 ? part.query_map : part.centres;
+        const float *with = what == 0 ? query : tables.mapped;
+        float *out = what == 0 ? tables.mapped : tables.centres;
+        const uint32_t n = what == 0 ? shape.dim : part.n_centres;
+        for (uint32_t first = 0; first < n; first += 256 / LANES) {
+            const uint32_t i = first + mine;
+            if (i < n) {
+                lanes[lane] = product_lane(rows + uint64_t(i) * shape.dim, with, shape.dim, lane,
+                                           shape.fuses != 0);
+            }
+            __syncwarp();
+            for (uint32_t width = LANES / 2; width > 0; width /= 2) {
+                if (i < n) {
+                    dot_fold(lanes, lane, width);
+                }
+                __syncwarp();
+            }
+            if (i < n && lane == 0) {
+                out[i] = lanes[0];
+            }
+            __syncwarp();
+        }
+        __syncthreads();
+    }
+    if (part.coarse.m) {
+        if (threadIdx.x < CENTROIDS) {
+            tables.above[threadIdx.x] =
+                part.widths[threadIdx.x] * root_mean_square(tables.mapped, shape.dim);
+        }
+        __syncthreads();
+        const ListRows rows = {{&part.coarse, tables.mapped, shape.dim}, tables.above};
+        make_lut(shared, rows, part.coarse.m + EXTRA, tables.lists, tables.scales);
+    }
+    const BookRows rows = {&part.fine, tables.mapped, shape.dim};
+    make_lut(shared, rows, part.fine.m, tables.fine, tables.scales + 1);
+    uint8_t *bytes = tables.outliers;
+    for (uint32_t run = 0; run * MAX_M < 2 * shape.dim; run++) {
+        const uint32_t left = 2 * shape.dim - run * MAX_M;
+        const uint32_t m = left < MAX_M ? left : MAX_M;
+        const OutlierRows rows = {tables.mapped, part.step, shape.dim, run * MAX_M};
+        make_lut(shared, rows, m, bytes, tables.scales + 2 + run);
+        bytes += CENTROIDS * m;
+    }
+    if (threadIdx.x == 0 && shared.bad) {
+        // Whichever part says so.
+        shape.status[row].failed = NO_TABLES;
+    }
+}
+
+// Scores of all means of lists: block (256 lists, part, query of the group).
+extern "C" __global__ void kiv_index_lists(const Part *parts, const Shape *shapes) {
+    __shared__ uint4 table[MAX_M];
+    const Part &part = *part_here(parts);
+    const Shape &shape = *shapes;
+    if (!part.coarse.m || blockIdx.x * blockDim.x >= part.n_lists) {
+        return;
+    }
+    const uint32_t m = part.coarse.m + EXTRA;
+    const Tables tables = tables_of(shape, part, blockIdx.y, blockIdx.z);
+    for (uint32_t i = threadIdx.x; i < m; i += blockDim.x) {
+        table[i] = reinterpret_cast<const uint4 *>(tables.lists)[i];
+    }
+    __syncthreads();
+    const uint32_t list = blockIdx.x * blockDim.x + threadIdx.x;
+    if (list < part.n_lists) {
+        const uint64_t row = part.head * shape.group + blockIdx.z;
+        shape.list_scores[row * shape.lists_stride + part.lists_at + list] =
+            packed_score(part.lists, reinterpret_cast<const uint8_t *>(table), m, list,
+                         tables.scales[0], tables.centres[0]);
+    }
+}
+
+// Which of the ranked lists are opened first, later or never, and where their keys' scores
+// go: block (row). `heads` says where each head's parts begin.
+extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes,
+                                          const uint32_t *heads) {
+    __shared__ SelectShared select;
+    __shared__ uint32_t keys[SELECT_THREADS + 1], lists[SELECT_THREADS + 1];
+    const Shape &shape = *shapes;
+    const uint32_t row = blockIdx.x;
+    const uint32_t head = row / shape.group;
+    const uint32_t n = shape.n_ranked;
+    Opened *opened = shape.opened + uint64_t(row) * n;
+    const uint32_t *scores = shape.ranked_scores + uint64_t(row) * n;
+    const uint32_t *names = shape.ranked_names + uint64_t(row) * n;
+    uint32_t *from = shape.first_from + uint64_t(row) * n;
+    const Stretch mine = stretch_of(n, threadIdx.x);
+    for (uint32_t i = mine.from; i < mine.to; i++) {
+        opened[i] = list_at(parts, heads[head], heads[head + 1], names[i]);
+        if (!scores[i]) {
+            opened[i].stage = NEVER;
+        }
+    }
+    // Twice: of all, and of those that are left where lists are long.
+    for (uint32_t round = 0; round < 2; round++) {
+        uint32_t n_keys = 0, n_lists = 0;
+        for (uint32_t i = mine.from; i < mine.to; i++) {
+            const bool is = opened[i].stage != NEVER;
+            n_keys += is ? opened[i].slot : 0;
+            n_lists += is;
+        }
+        keys[threadIdx.x + 1] = n_keys;
+        lists[threadIdx.x + 1] = n_lists;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            keys[0] = lists[0] = 0;
+            for (uint32_t i = 0; i < SELECT_THREADS; i++) {
+                keys[i + 1] += keys[i];
+                lists[i + 1] += lists[i];
+            }
+        }
+        __syncthreads();
+        if (round == 0 && keys[SELECT_THREADS] > shape.probed + shape.probed / 2) {
+            for (uint32_t i = mine.from; i < mine.to; i++) {
+                if (keys_before(opened, scores, n, i) >= shape.probed) {
+                    opened[i].stage = NEVER;
+                }
+            }
+        }
+        __syncthreads();
+    }
+    const uint32_t first = lists[SELECT_THREADS] / 4;
+    for (uint32_t i = mine.from; i < mine.to; i++) {
+        from[i] = opened[i].stage == NEVER ? 0 : scores[i];
+    }
+    __syncthreads();
+    if (first > 0) {
+        uint32_t *best = shape.first_scores + uint64_t(row) * n;
+        uint32_t *chosen = shape.first_names + uint64_t(row) * n;
+        select_tile(select, from, static_cast<const uint32_t *>(nullptr), 0, n, first, best,
+                    chosen);
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < first; i += blockDim.x) {
+            opened[chosen[i]].stage = FIRST;
+        }
+    }
+    __syncthreads();
+    uint32_t at = keys[threadIdx.x];
+    for (uint32_t i = mine.from; i < mine.to; i++) {
+        if (opened[i].stage != NEVER) {
+            const uint32_t size = opened[i].slot;
+            opened[i].slot = at;
+            at += size;
+        }
+    }
+    if (threadIdx.x == 0 && keys[SELECT_THREADS] > shape.room) {
+        shape.status[row].failed = NO_ROOM;
+    }
+}
+
+// Scores of the keys of lists that are opened at this stage: block (8 lists, row), a warp to
+// each.
+extern "C" __global__ void kiv_index_keys(const Part *parts, const Shape *shapes, uint32_t stage) {
+    const Shape &shape = *shapes;
+    const uint32_t number = blockIdx.x * (blockDim.x / GROUP) + threadIdx.x / GROUP;
+    const uint64_t row = blockIdx.y;
+    if (number >= shape.n_ranked) {
+        return;
+    }
+    const Opened opened = shape.opened[row * shape.n_ranked + number];
+    if (opened.stage != stage) {
+        return;
+    }
+    const Part &part = parts[opened.part];
+    const Tables tables = tables_of(shape, part, opened.part, blockIdx.y % shape.group);
+    const float score = unordered(shape.ranked_scores[row * shape.n_ranked + number]);
+    const float above = tables.above[part.width_codes[opened.list] % CENTROIDS];
+    if (stage == LATER && !may_have_good_keys(score, above, shape.least[row])) {
+        return;
+    }
+    // A list's score is above its mean, and has the centre in it.
+    const float offset = score - above;
+    const Stretch places = places_of(part, opened.list);
+    for (uint32_t key = places.from + threadIdx.x % GROUP; key < places.to; key += GROUP) {
+        const uint32_t slot = opened.slot + key - places.from;
+        if (slot < shape.room && !marked(part, key)) {
+            shape.key_ids[row * shape.keys_stride + slot] = part.id + key;
+            shape.key_scores[row * shape.keys_stride + slot] =
+                packed_score(part.keys, tables.fine, part.fine.m, key, tables.scales[1], offset);
+        }
+    }
+}
+
+// The `k`-th best of `n` scores, for the whole block; 0 if there are fewer.
+template <typename Scores>
+__device__ uint32_t kth_best(SelectShared &select, const Scores &scores, uint32_t n, uint32_t k) {
+    if (n < k) {
+        return 0;
+    }
+    select_threshold<4>(select, scores, n, k);
+    return select.threshold;
+}
+
+// What keys of lists that are opened later must reach: block (row).
+extern "C" __global__ void kiv_index_least(const Shape *shapes) {
+    __shared__ SelectShared select;
+    const Shape &shape = *shapes;
+    const uint32_t *scores = shape.key_scores + uint64_t(blockIdx.x) * shape.keys_stride;
+    const uint32_t least = kth_best(select, scores, shape.room, shape.kept);
+    if (threadIdx.x == 0) {
+        shape.least[blockIdx.x] = least ? unordered(least) : float_of(0xff800000u);
+    }
+}
+
+// Scores of all newest keys: block (256 keys, part, query of the group).
+extern "C" __global__ void kiv_index_newest(const Part *parts, const Shape *shapes) {
+    __shared__ uint4 table[MAX_M];
+    const Part &part = *part_here(parts);
+    const Shape &shape = *shapes;
+    if (part.coarse.m || blockIdx.x * blockDim.x >= part.n_keys) {
+        return;
+    }
+    const Tables tables = tables_of(shape, part, blockIdx.y, blockIdx.z);
+    for (uint32_t i = threadIdx.x; i < part.fine.m; i += blockDim.x) {
+        table[i] = reinterpret_cast<const uint4 *>(tables.fine)[i];
+    }
+    __syncthreads();
+    const uint32_t key = blockIdx.x * blockDim.x + threadIdx.x;
+    if (key < part.n_keys && !marked(part, key)) {
+        const uint64_t row = part.head * shape.group + blockIdx.z;
+        const uint64_t at = row * shape.keys_stride + part.keys_at + key;
+        shape.key_ids[at] = part.id + key;
+        shape.key_scores[at] =
+            packed_score(part.keys, reinterpret_cast<const uint8_t *>(table), part.fine.m, key,
+                         tables.scales[1], centre_of(part, tables, key));
+    }
+}
+
+// Where there are newest keys alone, and many: what the best of a sample of them are, which
+// others must reach. Block (row).
+extern "C" __global__ void kiv_index_sample(const Part *parts, const Shape *shapes,
+                                            const uint32_t *heads) {
+    __shared__ SelectShared select;
+    const Shape &shape = *shapes;
+    const uint32_t row = blockIdx.x;
+    const uint32_t head = row / shape.group;
+    float least = float_of(0xff800000u);
+    if (heads[head] < heads[head + 1]) {
+        const Part &part = parts[heads[head]];
+        if (!part.coarse.m && part.n_keys > shape.sampled_from) {
+            const Sample sample = {
+                shape.key_scores + uint64_t(row) * shape.keys_stride + part.keys_at, part.segment,
+                shape.sample_first, shape.sample_end - shape.sample_first};
+            const uint32_t n = part.n_keys / part.segment * sample.each;
+            const uint32_t best = kth_best(select, sample, n, shape.sampled);
+            least = best ? unordered(best) : least;
+        }
+    }
+    if (threadIdx.x == 0) {
+        shape.status[row].least = least;
+    }
+}
+
+// Scores of all outliers, which are in no sample: block (256 of them, part, query of the group).
+extern "C" __global__ void kiv_index_outliers(const Part *parts, const Shape *shapes) {
+    const Part &part = *part_here(parts);
+    const Shape &shape = *shapes;
+    const uint32_t first_beyond = round_up(part.n_on);
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    const bool is_on = i < part.n_on;
+    if (!is_on && (i < first_beyond || i >= first_beyond + part.n_beyond)) {
+        return;
+    }
+    const Tables tables = tables_of(shape, part, blockIdx.y, blockIdx.z);
+    const uint32_t other = i - first_beyond;
+    const uint32_t key = is_on ? part.on[i] : part.beyond[other];
+    const float product =
+        is_on ? on_score(part, tables, shape.dim, i)
+              : kiv::product(tables.mapped, part.vectors + uint64_t(other) * shape.dim, shape.dim,
+                             shape.fuses != 0);
+    if (key >= part.n_keys) {
+        return;
+    }
+    const uint64_t row = part.head * shape.group + blockIdx.z;
+    const uint64_t at =
+        row * shape.keys_stride + part.keys_at + outlier_place(part, i, key);
+    shape.key_ids[at] = part.id + key;
+    shape.key_scores[at] = entered(product + centre_of(part, tables, key));
+}
+
+}  // namespace kiv
