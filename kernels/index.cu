@@ -46,32 +46,30 @@ extern "C" __global__ void kiv_index_tables(const Part *parts, const Shape *shap
     if (threadIdx.x == 0) {
         shared.bad = 0;
     }
-    // The query as it is mapped, then its products with centres: 16 threads to each.
-    for (uint32_t what = 0; what < 2; what++) {
-        const float *rows = what == 0 ? part.query_map : part.centres;
-        const float *with = what == 0 ? query : tables.mapped;
-        float *out = what == 0 ? tables.mapped : tables.centres;
-        const uint32_t n = what == 0 ? shape.dim : part.n_centres;
-        for (uint32_t first = 0; first < n; first += 256 / LANES) {
-            const uint32_t i = first + mine;
-            if (i < n) {
-                lanes[lane] = product_lane(rows + uint64_t(i) * shape.dim, with, shape.dim, lane,
-                                           shape.fuses != 0);
-            }
-            __syncwarp();
-            for (uint32_t width = LANES / 2; width > 0; width /= 2) {
-                if (i < n) {
-                    dot_fold(lanes, lane, width);
-                }
-                __syncwarp();
-            }
-            if (i < n && lane == 0) {
-                out[i] = lanes[0];
+    for (uint32_t i = threadIdx.x; i < shape.dim; i += blockDim.x) {
+        tables.mapped[i] = mapped_value(part.query_map, query, shape.dim, i, shape.fuses != 0);
+    }
+    __syncthreads();
+    // Its products with centres: 16 threads to each.
+    for (uint32_t first = 0; first < part.n_centres; first += 256 / LANES) {
+        const uint32_t i = first + mine;
+        if (i < part.n_centres) {
+            lanes[lane] = product_lane(part.centres + uint64_t(i) * shape.dim, tables.mapped,
+                                       shape.dim, lane, shape.fuses != 0);
+        }
+        __syncwarp();
+        for (uint32_t width = LANES / 2; width > 0; width /= 2) {
+            if (i < part.n_centres) {
+                dot_fold(lanes, lane, width);
             }
             __syncwarp();
         }
-        __syncthreads();
+        if (i < part.n_centres && lane == 0) {
+            tables.centres[i] = lanes[0];
+        }
+        __syncwarp();
     }
+    __syncthreads();
     if (part.coarse.m) {
         if (threadIdx.x < CENTROIDS) {
             tables.above[threadIdx.x] =

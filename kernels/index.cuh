@@ -174,6 +174,21 @@ KIV_BODY float product(const float *a, const float *b, uint32_t dim, bool fuses)
     return lanes[0];
 }
 
+// Rows of a query's map that lie side by side, value by value.
+constexpr uint32_t ROWS = 32;
+
+// One value of a query as it is mapped: a sum over the query's values, one after another.
+KIV_BODY float mapped_value(const float *map, const float *query, uint32_t dim, uint32_t row,
+                            bool fuses) {
+    const float *column = map + uint64_t(row / ROWS) * dim * ROWS + row % ROWS;
+    float sum = 0.0f;
+    for (uint32_t d = 0; d < dim; d++) {
+        const float value = column[d * ROWS];
+        sum = fuses ? fused(query[d], value, sum) : query[d] * value + sum;
+    }
+    return sum;
+}
+
 // How much of a list's score is for a width.
 KIV_BODY float root_mean_square(const float *query, uint32_t dim) {
     float square = 0.0f;

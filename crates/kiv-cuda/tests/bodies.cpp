@@ -249,6 +249,7 @@ void index_tables() {
     auto centroids = array<float>();
     auto above = array<float>();
     auto step = array<float>();
+    auto map = array<float>();
     const kiv::Book book = {axes.data(), ends.data(), centroids.data(), m, 0};
     const kiv::BookRows means = {&book, query.data(), dim};
     write_lut(means, m);
@@ -261,6 +262,13 @@ void index_tables() {
     write(std::vector<float>{kiv::root_mean_square(query.data(), dim),
                              kiv::product(query.data(), query.data(), dim, true),
                              kiv::product(query.data(), query.data(), dim, false)});
+    for (const bool fuses : {true, false}) {
+        std::vector<float> mapped;
+        for (uint32_t row = 0; row < dim; row++) {
+            mapped.push_back(kiv::mapped_value(map.data(), query.data(), dim, row, fuses));
+        }
+        write(mapped);
+    }
 }
 
 // Scores of all keys, in lists that say more than there is, and of outliers on the grid.

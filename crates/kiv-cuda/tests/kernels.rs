@@ -6,6 +6,7 @@ use half::f16;
 use kiv_cuda::reference;
 use kiv_cuda::work::Turn;
 use kiv_fastscan::{GROUP, Isa, Lut, group_bytes, pack, scan_many, top_k};
+use kiv_numeric::TILE;
 use kiv_numeric::rope::{Pairs, Rotation};
 use kiv_policy::RowFormat;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
@@ -453,6 +454,7 @@ fn tables_of_queries_are_those_of_the_index() {
         let ends: Vec<u16> = (1..=m).map(|s| (s * dim / m) as u16).collect();
         let book = floats(rng, 16 * dim);
         let (above, step) = (floats(rng, 16), 0.03f32);
+        let map = floats(rng, dim.next_multiple_of(TILE) * dim);
         let out = Input::default()
             .numbers(&[dim, m])
             .array(&query)
@@ -461,6 +463,7 @@ fn tables_of_queries_are_those_of_the_index() {
             .array(&book)
             .array(&above)
             .array(&[step])
+            .array(&map)
             .run("index_tables");
         let (mut want, mut from) = (Vec::new(), 0);
         for end in &ends {
@@ -495,6 +498,11 @@ fn tables_of_queries_are_those_of_the_index() {
         assert_eq!(last[0], (square / dim as f32).sqrt().to_bits());
         let which = if kiv_numeric::FUSES { 1 } else { 2 };
         assert_eq!(last[which], kiv_numeric::dot(&query, &query).to_bits());
+        let tiles = map.as_chunks::<TILE>().0.chunks_exact(dim);
+        let mapped = tiles.flat_map(|tile| kiv_numeric::tile_logits([&query[..]], tile)[0]);
+        let mapped: Vec<u32> = mapped.take(dim).map(f32::to_bits).collect();
+        let at = 3 + (which - 1) * dim;
+        assert_eq!(last[at..at + dim], mapped);
     }
 }
 

@@ -33,6 +33,11 @@ impl Columns {
         })
     }
 
+    /// Value `d` of 32 vectors side by side, `[n_tiles, dim, 32]`, zeros where there is none.
+    pub fn tiles(&self) -> &[[f32; TILE]] {
+        &self.tiles
+    }
+
     /// Products of some vectors with all of these, tile by tile.
     pub fn products<'a, const R: usize>(
         &'a self,

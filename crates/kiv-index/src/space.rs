@@ -145,8 +145,8 @@ impl Space {
         Split::new(&self.variances, m)
     }
 
-    /// What maps queries, `[dim, dim]`.
-    pub(crate) fn query_map(&self) -> &[f32] {
+    /// What maps queries.
+    pub(crate) fn query_map(&self) -> &Columns {
         &self.query_map
     }
 

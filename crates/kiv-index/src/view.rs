@@ -22,7 +22,9 @@ pub struct PartView<'a> {
     pub segments: &'a [Stamp],
     /// What its first key is called.
     pub id: u32,
-    /// Maps queries, `[dim, dim]`.
+    /// Values in a key.
+    pub dim: usize,
+    /// Maps queries: value `d` of 32 rows of the matrix side by side, `[n_tiles, dim, 32]`.
     pub query_map: &'a [f32],
     /// Of keys.
     pub fine: BookView<'a>,
@@ -98,7 +100,8 @@ fn of_era(era: &Era, id: u32) -> PartView<'_> {
         stamp: &era.stamp,
         segments: &[],
         id,
-        query_map: era.space.query_map(),
+        dim: era.centre.len(),
+        query_map: era.space.query_map().tiles().as_flattened(),
         fine: of_book(&era.fine),
         centres: &era.centre,
         keys: era.keys().groups(),
@@ -121,7 +124,8 @@ fn of_newest(newest: &Newest) -> PartView<'_> {
         stamp,
         segments,
         id: TOKEN | newest.first as u32,
-        query_map: newest.space.query_map(),
+        dim: newest.centre(0).len(),
+        query_map: newest.space.query_map().tiles().as_flattened(),
         fine: of_book(&newest.fine),
         centres: newest.centres_of_segments(),
         keys: newest.keys().groups(),

@@ -129,10 +129,9 @@ impl HeadCopy {
 
 /// What a part takes.
 fn wanted(view: &PartView<'_>, segment: usize) -> Room {
-    let dim = view.query_map.len().isqrt();
     let lists = view.lists.as_ref();
     Room {
-        dim,
+        dim: view.dim,
         fine: view.fine.ends.len(),
         coarse: lists.map_or(0, |lists| lists.coarse.ends.len()),
         lists: lists.map_or(0, |lists| lists.ends.len()),

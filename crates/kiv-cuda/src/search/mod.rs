@@ -109,7 +109,7 @@ impl Room {
         } = *self;
         let of_lists = usize::from(coarse > 0);
         match section {
-            Section::QueryMap => 4 * dim * dim,
+            Section::QueryMap => 4 * dim * dim.next_multiple_of(kiv_numeric::TILE),
             Section::FineAxes => 2 * dim,
             Section::FineEnds => 2 * fine,
             Section::FineBook => 4 * CENTROIDS * dim,

@@ -5,7 +5,7 @@ use super::{EXTRA, Layout, Part, Search, Section};
 use crate::reference::{ordered, scan, unordered};
 use crate::work::At;
 use kiv_fastscan::{CENTROIDS, GROUP, Lut, MAX_M};
-use kiv_numeric::dot;
+use kiv_numeric::{TILE, dot, tile_logits};
 
 /// Why a row is left to the CPU.
 pub(crate) const NO_TABLES: u32 = 1;
@@ -304,7 +304,10 @@ impl Tables {
             let rows: Vec<f32> = copy.words(section);
             rows.chunks_exact(dim).map(|row| dot(row, with)).collect()
         };
-        let mapped = products(Section::QueryMap, query);
+        let map: Vec<f32> = copy.words(Section::QueryMap);
+        let tiles = map.as_chunks::<TILE>().0.chunks_exact(dim);
+        let mapped = tiles.flat_map(|tile| tile_logits([query], tile)[0]);
+        let mapped: Vec<f32> = mapped.take(dim).collect();
         use Section::{CoarseAxes, CoarseBook, CoarseEnds, FineAxes, FineBook, FineEnds};
         let (mut above, mut lists) = ([0.0; CENTROIDS], vec![0.0; EXTRA * CENTROIDS]);
         if copy.part.is_era() {
