@@ -123,6 +123,48 @@ fn a_host_limit_gives_the_same_answers() {
     assert!(host <= limit, "{host} of {limit}");
 }
 
+/// As from a read-only file system, without a lock file.
+#[test]
+#[cfg(unix)]
+fn a_context_is_read_where_nothing_can_be_written() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = book();
+    run(dir.path(), "-f book.txt -n 2", &[]);
+    let context = dir.path().join("context");
+    fs::remove_file(context.join("lock")).unwrap();
+    let may = |mode| fs::set_permissions(&context, fs::Permissions::from_mode(mode)).unwrap();
+    may(0o555);
+    let files = || {
+        let all = fs::read_dir(&context).unwrap().map(|file| {
+            let path = file.unwrap().path();
+            (fs::read(&path).unwrap(), path)
+        });
+        let mut all: Vec<_> = all.collect();
+        all.sort();
+        all
+    };
+    let before = files();
+    let asked = run(dir.path(), "-n 6 --kv-no-save", &["-p", QUESTION]);
+    assert!(asked["text"].as_str().unwrap().contains("48213"), "{asked}");
+    // More than the pool holds is read after the beginning of the text.
+    let text = fs::read_to_string(dir.path().join("book.txt")).unwrap();
+    let other = text[..text.len() / 3].to_owned() + &text[text.len() / 2..];
+    fs::write(dir.path().join("other.txt"), other).unwrap();
+    let other = run(
+        dir.path(),
+        "-n 6 --kv-no-save -f other.txt",
+        &["-p", QUESTION],
+    );
+    assert!(other["text"].as_str().unwrap().contains("48213"), "{other}");
+    let [read, reused] = ["prompt_tokens", "reused_tokens"].map(|key| other[key].as_u64().unwrap());
+    assert!(reused > 256 && read > reused + 256, "{other}");
+    let line = format!("chat --kv-dir context --kv-no-save {SMALL} -n 2 --json");
+    let mut chat = kiv(dir.path(), &line.split(' ').collect::<Vec<_>>());
+    chat.write_stdin("Hello\n").assert().success();
+    assert_eq!(files(), before);
+    may(0o755);
+}
+
 #[test]
 fn contexts_are_listed_checked_forked_and_removed() {
     let dir = book();

@@ -526,6 +526,34 @@ fn chat_reads_a_file_first_and_takes_a_template_by_name() {
 }
 
 #[test]
+fn a_chat_template_may_be_in_a_file() {
+    let (dir, _) = book(40);
+    let template = "{% for m in messages %}{{ m.content }} says{% endfor %}";
+    std::fs::write(dir.path().join("t.jinja"), format!("{template}\n")).unwrap();
+    let answer = |flag: &str, value: &str| {
+        let args = ["chat", flag, value, "-n", "4", "--temp", "0", "-t", "1"];
+        done(dir.path(), &args, "The king\n").stdout
+    };
+    let [told, read] = [
+        ("--chat-template", template),
+        ("--chat-template-file", "t.jinja"),
+    ]
+    .map(|(flag, value)| answer(flag, value));
+    assert!(told == read && !told.is_empty());
+}
+
+/// As with llama.cpp, a context may be small; and the model's own may be.
+#[test]
+fn a_context_may_be_smaller_than_the_pool() {
+    let dir = empty();
+    let line = "run -p hi -n -1 -c 40 --temp 0 -t 1";
+    let small = json_lines(dir.path(), line, "").remove(0);
+    assert_eq!(string(&small, "finish"), "context_full");
+    let full = json_lines(dir.path(), &format!("{line} --kv-policy full"), "").remove(0);
+    assert_eq!(small["text"], full["text"]);
+}
+
+#[test]
 fn help_and_version_are_no_errors() {
     let dir = empty();
     for line in ["--help", "--version", "run --help", "bench -h"] {

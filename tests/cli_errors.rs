@@ -303,11 +303,6 @@ fn a_document_longer_than_the_context_of_a_chat() {
 // The pool.
 
 #[test]
-fn a_context_smaller_than_the_pool() {
-    refused!(dir(), "run -p hi -c 1000 -t 1");
-}
-
-#[test]
 fn a_budget_that_is_not_whole_blocks() {
     refused!(dir(), "run -p hi --kv-budget 100 --kv-block 32");
 }
@@ -514,6 +509,21 @@ fn a_folder_of_synthetic_models_that_is_a_file() {
 #[test]
 fn a_check_of_micro_batches_of_nothing() {
     refused!(dir(), "verify --ubatches 7,0");
+}
+
+#[test]
+fn a_temperature_below_zero() {
+    refused!(dir(), "run -p hi --temp -1");
+}
+
+#[test]
+fn a_rope_factor_that_makes_numbers_too_large() {
+    refused!(dir(), "run -p hi --rope-freq-scale 3e38 --temp 0 -t 1");
+}
+
+#[test]
+fn a_chat_template_file_that_is_not_there() {
+    refused!(dir(), "chat --chat-template-file no.jinja -t 1");
 }
 
 #[test]

@@ -244,10 +244,24 @@ fn limits_have_several_names() {
             json!({"prompt": FACT, "max_tokens": 3, "ignore_eos": true}),
             "/tokens_predicted",
         ),
+        // Tokens are read as they are: the fourth would be a start token.
+        (
+            "/v1/completions",
+            json!({"prompt": [[5, 6, 7]], "max_tokens": 3, "ignore_eos": true}),
+            "/usage/prompt_tokens",
+        ),
+        (
+            "/completion",
+            json!({"prompt": [5, 6, 7], "n_predict": 0}),
+            "/tokens_evaluated",
+        ),
     ] {
         let answer = post(at, path, &body).json();
         assert_eq!(answer.pointer(count), Some(&json!(3)), "{path}: {answer}");
     }
+    let endless = json!({"messages": said, "max_tokens": -1, "grammar": "root ::= \"a\"{20}"});
+    let answer = post(at, "/v1/chat/completions", &endless).json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "a".repeat(20));
 }
 
 #[test]
@@ -362,10 +376,18 @@ fn what_cannot_be_is_refused_in_each_protocol_s_form() {
     assert_eq!(post(at, "/api/generate", &penalty).status, 400);
     let none = json!({"prompt": "x", "n_predict": 1, "repeat_penalty": 1, "presence_penalty": 0.0});
     assert_eq!(post(at, "/completion", &none).status, 200);
-    assert_eq!(
-        post(at, "/detokenize", &json!({"tokens": [99999]})).status,
-        400
-    );
+    for (path, body) in [
+        ("/detokenize", json!({"tokens": [99999]})),
+        ("/completion", json!({"prompt": [1, "x"]})),
+        ("/completion", json!({"prompt": [99999]})),
+        ("/v1/completions", json!({"prompt": ["x", "y"]})),
+        ("/v1/completions", json!({"prompt": {}})),
+    ] {
+        let answer = post(at, path, &body);
+        let error = answer.json()["error"]["message"].to_string();
+        assert_eq!(answer.status, 400, "{body}");
+        assert!(error.contains("a list of"), "{body}: {error}");
+    }
     assert_eq!(get(at, "/v1/nothing").status, 404);
     for path in ["/v1/completions", "/api/chat", "/completion"] {
         let answer = get(at, path);
@@ -700,59 +722,6 @@ fn answers_are_what_a_schema_says() {
         text.len() == 4 && text.starts_with('<') && text.ends_with('>'),
         "{text}"
     );
-}
-
-#[test]
-fn functions_are_called_and_their_results_read() {
-    let at = server(1, 4, None);
-    let question = json!({"role": "user", "content": format!("{FACT} {QUESTION}")});
-    let body = json!({"messages": [question], "tools": [safe()], "tool_choice": "required",
-        "temperature": 0, "max_tokens": 80});
-    let answer = post(at, "/v1/chat/completions", &body).json();
-    let choice = &answer["choices"][0];
-    assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
-    assert!(choice["message"]["content"].is_null());
-    let call = &choice["message"]["tool_calls"][0];
-    assert_eq!(call["function"]["name"], "open_safe");
-    let arguments = call["function"]["arguments"].as_str().unwrap();
-    let arguments: Value = serde_json::from_str(arguments).unwrap();
-    assert!(arguments["code"].is_i64());
-
-    // The same, streamed.
-    let mut streamed = body.clone();
-    streamed["stream"] = json!(true);
-    let lines = post(at, "/v1/chat/completions", &streamed).body;
-    let events = lines.lines().filter_map(|line| line.strip_prefix("data: "));
-    let events: Vec<Value> = events
-        .filter_map(|e| serde_json::from_str(e).ok())
-        .collect();
-    let calls: Vec<&Value> = events
-        .iter()
-        .map(|e| &e["choices"][0]["delta"]["tool_calls"])
-        .filter(|calls| calls.is_array())
-        .collect();
-    assert_eq!(calls.len(), 1);
-    assert_eq!(calls[0][0]["function"]["name"], "open_safe");
-    assert_eq!(calls[0][0]["index"], 0);
-    let shown = |e: &&Value| e["choices"][0]["delta"]["content"].is_string();
-    assert_eq!(events.iter().filter(shown).count(), 0);
-    let last = events.last().unwrap();
-    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
-
-    // The conversation goes on with what the function gave.
-    let result = json!({"role": "tool", "tool_call_id": call["id"], "content": "opened"});
-    let messages = json!([question, choice["message"], result]);
-    let body = json!({"messages": messages, "tools": [safe()], "max_tokens": 4});
-    let answer = post(at, "/v1/chat/completions", &body);
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    let call = json!({"function": {"name": "open_safe", "arguments": {"code": 1}}});
-    let messages = json!([question, {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_name": "open_safe", "content": "opened"}]);
-    let body = json!({"messages": messages, "tools": [safe()], "stream": false,
-        "options": {"num_predict": 4}});
-    let answer = post(at, "/api/chat", &body);
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    assert!(answer.json()["message"]["content"].is_string());
 }
 
 #[test]

@@ -330,14 +330,15 @@ fn limits_are_told() {
     let mut stream = session.generate(options);
     assert_eq!(stream.by_ref().map(Result::unwrap).count(), 3);
     assert_eq!(stream.finish(), Some(Finish::ContextFull));
-    let tiny = small(&model).policy("exact").ctx_size(100).build();
-    assert!(matches!(
-        tiny.err(),
-        Some(Error::ContextSmallerThanPool {
-            n_ctx: 100,
-            pool: 256
-        })
-    ));
+    // All of a context that is smaller than the pool is resident, as under `full`.
+    let logits = |policy| {
+        let mut session = small(&model).policy(policy).ctx_size(100).build().unwrap();
+        session.read(&tokens[..100]).unwrap();
+        let more = session.read(&tokens[100..101]);
+        assert!(matches!(more, Err(Error::ContextFull { n_ctx: 100, .. })));
+        session.logits().to_vec()
+    };
+    assert_eq!(logits("exact"), logits("full"));
     // What llama.cpp would not survive.
     let mut session = small(&model).build().unwrap();
     let all = session.read_with(&tokens[..9], Outputs::All, |_, _| {}, |_| {});
@@ -345,6 +346,42 @@ fn limits_are_told() {
     for none in [-1, model.n_vocab() as i32] {
         assert!(model.piece(none, true).is_empty() && !model.is_end(none));
         assert!(matches!(session.read(&[none]), Err(Error::BadToken { .. })));
+    }
+    for (base, scale) in [(f32::NAN, 0.0), (0.0, f32::INFINITY), (-1.0, 0.0)] {
+        let session = small(&model).rope(None, base, scale).build();
+        assert!(matches!(session.err(), Some(Error::Rope { .. })));
+    }
+    let (cold, odd) = (f32::MIN_POSITIVE, f32::NAN);
+    for (temperature, top_p, min_p) in [
+        (odd, 1.0, 0.0),
+        (f32::INFINITY, 1.0, 0.0),
+        (-1.0, 1.0, 0.0),
+        (1.0, odd, 0.0),
+        (1.0, 1.5, 0.0),
+        (0.0, 1.0, odd),
+        (1.0, 1.0, -0.5),
+        (cold, 1.0, 0.0),
+    ] {
+        let mut session = small(&model).build().unwrap();
+        session.read(&tokens[..9]).unwrap();
+        let best = session.logits().iter().copied().fold(f32::MIN, f32::max);
+        let best = session.logits().iter().position(|l| *l == best).unwrap();
+        let sampling = Sampling {
+            temperature,
+            top_p,
+            min_p,
+            ..Sampling::default()
+        };
+        let options = GenerateOptions {
+            sampling,
+            ignore_end: true,
+            ..GenerateOptions::default()
+        };
+        match session.generate(options).next().unwrap() {
+            // As cold as can be is the likeliest token, and no NaN.
+            Ok(piece) => assert_eq!((piece.token as usize, temperature), (best, cold)),
+            Err(error) => assert!(matches!(error, Error::Sampling { .. }), "{error}"),
+        }
     }
     let unknown = small(&model).policy("best").build().err().unwrap();
     assert_eq!(

@@ -13,6 +13,16 @@ pub const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}
 
 /// A server of the bundled model with a pool of 512 cells or so.
 pub fn server(sessions: usize, queue: usize, api_key: Option<&str>) -> SocketAddr {
+    server_of(TEMPLATE, sessions, queue, api_key)
+}
+
+/// The same with a chat template.
+pub fn server_of(
+    template: &str,
+    sessions: usize,
+    queue: usize,
+    api_key: Option<&str>,
+) -> SocketAddr {
     let model = Model::load("models/tiny-needle-f16.gguf").unwrap();
     let options = EngineOptions {
         sessions,
@@ -24,15 +34,19 @@ pub fn server(sessions: usize, queue: usize, api_key: Option<&str>) -> SocketAdd
         session.ubatch(128).threads(1, 1).build()
     })
     .unwrap();
-    serve(model, engine, api_key)
+    serve_as(template, model, engine, api_key)
 }
 
 /// A server of an engine.
 pub fn serve(model: Model, engine: Engine, api_key: Option<&str>) -> SocketAddr {
+    serve_as(TEMPLATE, model, engine, api_key)
+}
+
+fn serve_as(template: &str, model: Model, engine: Engine, api_key: Option<&str>) -> SocketAddr {
     let config = Config {
         name: "tiny".to_owned(),
         bytes: 1,
-        template: Some(ChatTemplate::parse(TEMPLATE)),
+        template: Some(ChatTemplate::parse(template)),
         stop: Vec::new(),
         n_ctx: 1 << 20,
         api_key: api_key.map(str::to_owned),

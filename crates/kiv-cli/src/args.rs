@@ -11,10 +11,12 @@ use std::path::PathBuf;
 mod adopt;
 mod store;
 mod synthetic;
+mod template;
 
 pub(crate) use adopt::parse;
 pub(crate) use store::{ContextArgs, ContextCommand, StoreArgs};
 pub(crate) use synthetic::SyntheticArgs;
+pub(crate) use template::TemplateArgs;
 
 /// llama.cpp's short flags of several letters, which clap cannot declare.
 const LONG_SHORTS: [(&str, &str); 10] = [
@@ -147,6 +149,7 @@ pub(crate) struct ModelArgs {
         default_value_t = 0.0,
         hide_default_value = true,
         value_parser = real,
+        allow_negative_numbers = true,
         value_name = "X"
     )]
     pub rope_freq_base: f32,
@@ -156,6 +159,7 @@ pub(crate) struct ModelArgs {
         default_value_t = 0.0,
         hide_default_value = true,
         value_parser = real,
+        allow_negative_numbers = true,
         value_name = "X"
     )]
     pub rope_freq_scale: f32,
@@ -233,16 +237,21 @@ pub(crate) struct PolicyArg {
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
     /// Temperature; 0 takes the likeliest token always
-    #[arg(long, alias = "temperature", default_value_t = 0.8, value_parser = real, value_name = "X")]
+    #[arg(long, alias = "temperature", default_value_t = 0.8, value_parser = real, allow_negative_numbers = true, value_name = "X")]
     pub temp: f32,
-    /// Keep the N likeliest tokens; 0 keeps all
-    #[arg(long, default_value_t = 40, value_name = "N")]
+    /// Keep the N likeliest tokens; 0 and less keep all
+    #[arg(
+        long,
+        default_value_t = 40,
+        allow_negative_numbers = true,
+        value_name = "N"
+    )]
     pub top_k: i32,
     /// Keep the likeliest tokens that make up this probability
-    #[arg(long, default_value_t = 0.95, value_parser = share, value_name = "X")]
+    #[arg(long, default_value_t = 0.95, value_parser = share, allow_negative_numbers = true, value_name = "X")]
     pub top_p: f32,
     /// Keep tokens at least this likely relative to the likeliest
-    #[arg(long, default_value_t = 0.05, value_parser = share, value_name = "X")]
+    #[arg(long, default_value_t = 0.05, value_parser = share, allow_negative_numbers = true, value_name = "X")]
     pub min_p: f32,
     /// Seed of the random choice; -1 picks one and says which
     #[arg(short, long, default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)), allow_negative_numbers = true, value_name = "N")]
@@ -282,7 +291,7 @@ pub(crate) struct RunArgs {
     /// File with the text to read (- is standard input)
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Leave the context in --kv-dir as it is
+    /// Leave the context in --kv-dir as it is; nothing is written there
     #[arg(long, requires = "kv_dir")]
     pub kv_no_save: bool,
     /// Most tokens to generate; -1 is until the text ends
@@ -313,12 +322,14 @@ pub(crate) struct ChatArgs {
     /// File to read before the conversation
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Leave the context in --kv-dir as it is; nothing is written there
+    #[arg(long, requires = "kv_dir")]
+    pub kv_no_save: bool,
     /// System prompt [-sys]
     #[arg(long, allow_hyphen_values = true, value_name = "TEXT")]
     pub system_prompt: Option<String>,
-    /// Chat template: Jinja, or a name that llama.cpp knows [default: the model's]
-    #[arg(long, value_name = "TEMPLATE")]
-    pub chat_template: Option<String>,
+    #[command(flatten)]
+    pub template: TemplateArgs,
     /// Most tokens of an answer; -1 is until it ends
     #[arg(short = 'n', long = "predict", alias = "n-predict", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
     pub predict: i64,
@@ -357,9 +368,8 @@ pub(crate) struct ServeArgs {
     /// Name of the model for clients [default: its file's]
     #[arg(short, long, value_name = "NAME")]
     pub alias: Option<String>,
-    /// Chat template: Jinja, or a name that llama.cpp knows [default: the model's]
-    #[arg(long, value_name = "TEMPLATE")]
-    pub chat_template: Option<String>,
+    #[command(flatten)]
+    pub template: TemplateArgs,
 }
 
 #[derive(Debug, Args)]

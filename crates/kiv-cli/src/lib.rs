@@ -13,6 +13,7 @@ mod bundled;
 mod commands;
 mod interrupt;
 mod model;
+mod template;
 
 use args::Command;
 use std::process::ExitCode;

@@ -287,6 +287,19 @@ pub(crate) fn builder(
         .warn(print_warning)
 }
 
+/// With the context in a folder, which stays as it is if it is only borrowed.
+pub(crate) fn with_context(
+    builder: SessionBuilder,
+    folder: &Path,
+    is_borrowed: bool,
+) -> SessionBuilder {
+    if is_borrowed {
+        builder.borrowed_context(folder)
+    } else {
+        builder.context_dir(folder)
+    }
+}
+
 /// Whether a policy has cold rows.
 fn keeps_rows(policy: &str) -> bool {
     kiv_policies::by_name(policy).is_some_and(|p| p.retrieves())

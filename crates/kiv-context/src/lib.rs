@@ -15,6 +15,7 @@ mod error;
 mod folder;
 mod manage;
 mod manifest;
+mod overlay;
 mod prefetch;
 mod record;
 mod tier;

@@ -6,7 +6,7 @@ use crate::manifest::{Manifest, is_ours};
 use crate::prefetch::Reader;
 use crate::record::HEADER;
 use crate::tier::{lock, open_segments, read_manifest, read_part_file, write_manifest};
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -109,16 +109,20 @@ pub fn verify(path: &Path) -> Result<Verified, ContextError> {
     verify_in(Arc::new(DiskFolder::new(path)), &manifest)
 }
 
-/// Takes the lock, unless nobody can have it because nothing can be written.
-fn lock_to_read(path: &Path) -> Result<Option<fs::File>, ContextError> {
-    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    match lock(path) {
-        Err(ContextError::Io { source, .. })
-            if [PermissionDenied, ReadOnlyFilesystem].contains(&source.kind()) =>
-        {
-            Ok(None)
-        }
-        other => other.map(Some),
+/// Takes the lock together with others who only read. Without a lock file nobody writes.
+pub(crate) fn lock_to_read(path: &Path) -> Result<Option<fs::File>, ContextError> {
+    use std::io::ErrorKind::{NotFound, PermissionDenied};
+    let name = path.join("lock");
+    let file = match fs::File::open(&name) {
+        Err(error) if [NotFound, PermissionDenied].contains(&error.kind()) => return Ok(None),
+        file => file.map_err(ContextError::io("read", &name))?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(ContextError::Locked {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(error)) => Err(ContextError::io("lock", &name)(error)),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use crate::error::ContextError;
 use crate::folder::{Appendable, DiskFolder, Folder};
+use crate::manage::lock_to_read;
 use crate::manifest::{Identity, Manifest, PART_HEADER, PartEntry, SegmentEntry, is_ours};
+use crate::overlay::Overlay;
 use crate::prefetch::{Job, Reader, Segment};
 use crate::record::{HEADER, SUM, checked, header, sum};
 use crossbeam_channel::Sender;
@@ -31,7 +33,7 @@ pub struct DiskOptions {
     pub host_limit: Option<usize>,
 }
 
-/// A context on disk, opened for writing.
+/// A context on disk, opened for writing or only to go on from.
 pub struct DiskTier {
     reader: Arc<Reader>,
     /// The last commit.
@@ -48,6 +50,8 @@ pub struct DiskTier {
     filled: Vec<usize>,
     jobs: Option<Sender<Job>>,
     workers: Vec<JoinHandle<()>>,
+    /// What is written goes to memory.
+    is_borrowed: bool,
     /// Held while the context is open.
     _lock: Option<File>,
 }
@@ -68,6 +72,22 @@ impl DiskTier {
         let lock = lock(path)?;
         let mut tier = Self::open_in(folder, identity, options.host_limit)?;
         tier._lock = Some(lock);
+        Ok(tier)
+    }
+
+    /// As [`DiskTier::open`], but the folder stays as it is, and may be one that cannot be
+    /// written to: what is sealed from now on is kept in memory, whatever the limit, and so is
+    /// what is committed. Others may borrow the context at the same time.
+    ///
+    /// # Errors
+    /// As [`DiskTier::open`]. A folder that is not there holds nothing yet.
+    pub fn borrow(options: &DiskOptions, identity: Identity) -> Result<Self, ContextError> {
+        let path = &options.folder;
+        let lock = lock_to_read(path)?;
+        let folder = Arc::new(Overlay::new(DiskFolder::new(path)));
+        let mut tier = Self::open_in(folder, identity, options.host_limit)?;
+        tier.is_borrowed = true;
+        tier._lock = lock;
         Ok(tier)
     }
 
@@ -111,6 +131,7 @@ impl DiskTier {
             filled: vec![0; reader.layout.parts.len()],
             jobs: None,
             workers: Vec::new(),
+            is_borrowed: false,
             _lock: None,
             manifest,
             reader,
@@ -142,6 +163,12 @@ impl DiskTier {
     #[must_use]
     pub fn is_new(&self) -> bool {
         self.manifest.commit == 0
+    }
+
+    /// Whether the folder stays as it is.
+    #[must_use]
+    pub fn is_borrowed(&self) -> bool {
+        self.is_borrowed
     }
 
     /// A part of the last commit, `None` if it has none of this name.

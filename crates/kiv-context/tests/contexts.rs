@@ -124,6 +124,51 @@ fn a_context_outlives_its_process_and_goes_on() {
     assert!(matches!(info(&path), Err(ContextError::Missing { .. })));
 }
 
+/// Names and bytes of all files.
+fn files(path: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+    let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
+    let mut all: Vec<_> = entries
+        .map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_borrowed_context_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("context");
+    let borrow = || DiskTier::borrow(&options(&path, None), identity());
+    assert!(borrow().unwrap().is_new() && !path.exists());
+    let mut tier = open(&path).unwrap();
+    grow(&mut tier, 5, 1);
+    commit(&mut tier, "five");
+    // Of no commit.
+    grow(&mut tier, 7, 1);
+    assert!(matches!(borrow(), Err(ContextError::Locked { .. })));
+    drop(tier);
+    let before = files(&path);
+    let (mut one, mut other) = (borrow().unwrap(), borrow().unwrap());
+    assert!(matches!(open(&path), Err(ContextError::Locked { .. })));
+    for (tier, salt) in [(&mut one, 2), (&mut other, 3)] {
+        assert_eq!(tier.n_blocks(), 5);
+        grow(tier, 9, salt);
+        tier.truncate(3);
+        grow(tier, 6, salt);
+        commit(tier, "in memory");
+        grow(tier, 8, salt);
+        assert!(holds(tier, 2, 1) && holds(tier, 3, salt) && holds(tier, 7, salt));
+        assert_eq!(tier.part("tokens").unwrap().unwrap(), b"in memory");
+    }
+    drop((one, other));
+    assert_eq!(files(&path), before);
+    // Without a lock, as in a copy.
+    std::fs::remove_file(path.join("lock")).unwrap();
+    assert_eq!(borrow().unwrap().part("tokens").unwrap().unwrap(), b"five");
+    assert!(!path.join("lock").exists());
+    assert!(verify(&path).unwrap().faults.is_empty());
+}
+
 #[test]
 fn a_manifest_of_another_program_is_not_removed() {
     let folder = tempfile::tempdir().unwrap();

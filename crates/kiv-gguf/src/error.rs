@@ -165,14 +165,32 @@ pub enum GgufError {
     },
     /// A split whose siblings cannot be found by name.
     #[error(
-        "{}: one of {count} splits, but not named like one: rename it to NAME-00001-of-{count:05}.gguf, or merge the splits with llama-gguf-split --merge",
+        "{}: split {number} of {count}, but not named like that: rename it to NAME-{number:05}-of-{count:05}.gguf, or merge the splits with llama-gguf-split --merge",
         path.display()
     )]
     SplitName {
         /// The file.
         path: PathBuf,
+        /// Number of this split, from 1.
+        number: u64,
         /// Number of splits.
         count: usize,
+    },
+    /// A file where a split should be that is none, or another one.
+    #[error(
+        "{}: not split {number} of {count}, as its name says{}: rename or download it again",
+        path.display(),
+        holds.map_or(String::new(), |other| format!(", but split {other}"))
+    )]
+    OtherSplit {
+        /// The file.
+        path: PathBuf,
+        /// Number of the split that should be there, from 1.
+        number: usize,
+        /// Number of splits.
+        count: usize,
+        /// Number of the split that is there, if it is one.
+        holds: Option<u64>,
     },
     /// A GGUF that holds something other than a language model.
     #[error("{}: {what}, not a language model: pass the model itself to -m", path.display())]

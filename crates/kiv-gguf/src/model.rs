@@ -252,6 +252,7 @@ fn splits(path: &Path, metadata: &Metadata) -> Result<Vec<PathBuf>, GgufError> {
     let Some(prefix) = name.strip_suffix(&suffix(number)) else {
         return Err(GgufError::SplitName {
             path: path.into(),
+            number,
             count,
         });
     };
@@ -293,7 +294,12 @@ fn add_split(
     };
     let number = split.metadata.get("split.no").and_then(Value::as_u64);
     if number != Some(index as u64) {
-        return Err(bad("split.no", format!("does not say {index}")));
+        return Err(GgufError::OtherSplit {
+            path: file.into(),
+            number: index + 1,
+            count,
+            holds: number.map(|number| number.saturating_add(1)),
+        });
     }
     let overflow = || {
         bad(

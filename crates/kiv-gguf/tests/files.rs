@@ -200,11 +200,21 @@ fn splits_are_found_and_missed() {
     );
     fs::rename(dir.path().join("renamed.gguf"), name(1)).unwrap();
     fs::copy(name(2), name(3)).unwrap();
-    assert!(matches!(
-        ModelFile::open(name(1)),
-        Err(GgufError::BadKey { .. })
-    ));
+    let error = ModelFile::open(name(1)).unwrap_err().to_string();
+    assert!(
+        error.contains("not split 3 of 3, as its name says, but split 2"),
+        "{error}"
+    );
+    write(&name(3), "llama", &[], &[("c", &[32], 0)]);
+    let error = ModelFile::open(name(1)).unwrap_err().to_string();
+    assert!(error.contains("not split 3 of 3"), "{error}");
     fs::remove_file(name(3)).unwrap();
+    // The second one under the first one's name.
+    fs::copy(name(2), name(1)).unwrap();
+    let error = ModelFile::open(name(1)).unwrap_err().to_string();
+    assert!(error.contains("NAME-00002-of-00003.gguf"), "{error}");
+    let keys = [("split.count", u(3)), ("split.no", u(0))];
+    write(&name(1), "llama", &keys, &[("a", &[32], 0)]);
     let error = ModelFile::open(name(1)).unwrap_err();
     assert!(
         error.to_string().contains("split 3 of 3 is missing"),

@@ -1,10 +1,11 @@
 //! Chat templates: from messages to the text that the model was trained on.
 
 use crate::error::Error;
+use crate::jinja;
 use crate::model::Model;
 use crate::session::Token;
 use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::context;
 use serde_json::{Map, Value, json};
 
 const BOS: &str = "tokenizer.ggml.bos_token_id";
@@ -82,9 +83,13 @@ impl ChatTemplate {
         variables: &Map<String, Value>,
     ) -> Result<String, Error> {
         let text = match self {
-            Self::Jinja(source) => render(model, source, messages, variables)
-                // llama.cpp recognizes common templates without running them.
-                .or_else(|why| builtin(model, source, messages).map_err(|_| Error::Template(why))),
+            Self::Jinja(source) => render(model, source, messages, variables).or_else(|why| {
+                // llama.cpp recognizes common templates without running them, but only
+                // roles and texts reach them.
+                let is_plain = variables.is_empty() && messages.iter().all(|m| m.more.is_empty());
+                let text = builtin(model, source, messages).ok().filter(|_| is_plain);
+                text.ok_or(Error::Template(why))
+            }),
             Self::Named(_) if messages.iter().any(|m| m.content.contains('\0')) => Err(
                 // llama.cpp takes C strings.
                 Error::Template("a message with a zero byte in it cannot be taken".to_owned()),
@@ -121,23 +126,12 @@ fn render(
     messages: &[Message],
     variables: &Map<String, Value>,
 ) -> Result<String, String> {
-    let mut env = Environment::new();
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    // As transformers sets Jinja up.
-    env.set_trim_blocks(true);
-    env.set_lstrip_blocks(true);
-    env.add_function(
-        "raise_exception",
-        |text: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
-        },
-    );
     let token = |key: &str| special(model, key).map_or(String::new(), |(_, text)| text);
     let messages = messages.iter().map(|m| {
         let mut all = m.more.clone();
         all.insert("role".to_owned(), json!(m.role));
         all.insert("content".to_owned(), json!(m.content));
-        minijinja::Value::from_serialize(all)
+        jinja::map(&all)
     });
     let messages: Vec<_> = messages.collect();
     let own = context! {
@@ -146,11 +140,10 @@ fn render(
         bos_token => token(BOS),
         eos_token => token(EOS),
     };
-    let others = minijinja::Value::from_serialize(variables);
+    let others = jinja::map(variables);
     // Templates ask whether there are any tools; of two values the first one's counts.
     let usual = context! { tools => () };
-    env.render_str(source, context! { ..own, ..others, ..usual })
-        .map_err(|e| e.to_string())
+    jinja::render(source, context! { ..own, ..others, ..usual })
 }
 
 fn builtin(model: &Model, template: &str, messages: &[Message]) -> Result<String, String> {

@@ -20,7 +20,7 @@ pub(crate) fn open_disk(
     layout: &PoolLayout,
 ) -> Result<(DiskTier, Option<Scratch>), Error> {
     let (folder, scratch) = match disk {
-        Disk::Kept(folder) => (folder.clone(), None),
+        Disk::Kept(folder) | Disk::Borrowed(folder) => (folder.clone(), None),
         Disk::Scratch(parent) => {
             let folder = scratch(parent)?;
             (folder.clone(), Some(Scratch(folder)))
@@ -35,7 +35,11 @@ pub(crate) fn open_disk(
         folder,
         host_limit: options.host_limit,
     };
-    Ok((DiskTier::open(&options, identity)?, scratch))
+    let tier = match disk {
+        Disk::Borrowed(_) => DiskTier::borrow(&options, identity)?,
+        Disk::Kept(_) | Disk::Scratch(_) => DiskTier::open(&options, identity)?,
+    };
+    Ok((tier, scratch))
 }
 
 /// A new folder below `parent`.

@@ -47,17 +47,6 @@ pub enum Error {
     /// The pool's numbers do not fit together.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// The context is not larger than the resident pool.
-    #[error(
-        "--ctx-size {n_ctx} is smaller than the resident pool of {pool} tokens: raise it, \
-         lower --kv-window or --kv-budget, or use --kv-policy full"
-    )]
-    ContextSmallerThanPool {
-        /// Tokens asked for.
-        n_ctx: usize,
-        /// Cells of the pool.
-        pool: usize,
-    },
     /// llama.cpp picks RoPE factors by the size of its context, which is the
     /// pool here: it would pick those for short texts.
     #[error(
@@ -73,6 +62,14 @@ pub enum Error {
         pool: usize,
         /// Longest context of the short factors.
         n_ctx_orig: usize,
+    },
+    /// A setting of RoPE that nothing can be computed with.
+    #[error("{flag} {value} cannot be: it must be a number above 0, or 0 for the model's own")]
+    Rope {
+        /// Command-line flag of the value.
+        flag: &'static str,
+        /// What was given.
+        value: f32,
     },
     /// Far tokens cannot be moved near.
     #[error("positions cannot be remapped (--kv-pos): {why}")]
@@ -112,6 +109,22 @@ pub enum Error {
         /// Its reason.
         why: String,
     },
+    /// A parameter of [`crate::Sampling`] out of its range.
+    #[error("{name} {value} cannot be: it must be {range}")]
+    Sampling {
+        /// The parameter.
+        name: &'static str,
+        /// What was given.
+        value: f32,
+        /// What can be.
+        range: &'static str,
+    },
+    /// What the model computes has become NaN.
+    #[error(
+        "the model's logits are not numbers: its file is damaged (kiv verify), or --rope-freq-base \
+         or --rope-freq-scale is nothing that it can compute with"
+    )]
+    NotNumbers,
     /// A token number that the vocabulary does not have.
     #[error("token {token} is not in the vocabulary of {n_vocab}")]
     BadToken {

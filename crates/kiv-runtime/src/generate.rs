@@ -197,16 +197,17 @@ impl Generation {
         self.generated
     }
 
-    /// Text that was held back when the stream ended: an incomplete character
-    /// or the beginning of a stop text that did not come.
+    /// Text that was held back when the stream ended: the beginning of a stop text that did
+    /// not come. A character whose end did not come is no text.
     #[must_use]
     pub fn rest(&mut self) -> String {
         if self.finish == Some(Finish::Stop) {
             self.held.clear();
             self.undecided.clear();
         }
-        let held = std::mem::take(&mut self.held);
+        let mut held = std::mem::take(&mut self.held);
         self.decide(held.len());
+        held.truncate(whole_characters(&held));
         String::from_utf8_lossy(&held).into_owned()
     }
 
@@ -270,13 +271,7 @@ impl Generation {
                 .unwrap_or(0)
         };
         let keep = self.options.stop.iter().map(begun).max().unwrap_or(0);
-        let sure = &self.held[..self.held.len() - keep];
-        // Cut off an incomplete character, but not bytes that can never
-        // become one.
-        let sure = match std::str::from_utf8(sure) {
-            Err(e) if e.error_len().is_none() => e.valid_up_to(),
-            _ => sure.len(),
-        };
+        let sure = whole_characters(&self.held[..self.held.len() - keep]);
         let rest = self.held.split_off(sure);
         let text = std::mem::replace(&mut self.held, rest);
         self.decide(sure);
@@ -286,7 +281,8 @@ impl Generation {
     /// The next piece, `None` once it has ended. Always of the same session.
     ///
     /// # Errors
-    /// Any [`Error`]; [`Error::NoLogits`] without a token to continue from.
+    /// Any [`Error`]; [`Error::NoLogits`] without a token to continue from, [`Error::Sampling`]
+    /// and [`Error::Grammar`] where the options cannot be.
     pub fn step(&mut self, session: &mut Session) -> Option<Result<Piece, Error>> {
         if self.finish.is_some() {
             return None;
@@ -318,6 +314,10 @@ impl Generation {
             self.finish = Some(Finish::Interrupted);
             return Some(Err(Error::NoLogits));
         }
+        if session.logits().iter().any(|logit| logit.is_nan()) {
+            self.finish = Some(Finish::Interrupted);
+            return Some(Err(Error::NotNumbers));
+        }
         let sampler = match &mut self.sampler {
             Some(sampler) => sampler,
             none => {
@@ -346,5 +346,63 @@ impl Generation {
         self.held.extend(session.model().piece(token, false));
         let text = self.certain_text();
         Some(Ok(Piece { token, text }))
+    }
+}
+
+/// How many of these bytes come before a character at their end that is incomplete. Bytes that
+/// can never become a character are whole.
+fn whole_characters(bytes: &[u8]) -> usize {
+    let last = bytes.utf8_chunks().last();
+    let broken = last.map_or(&[][..], |chunk| chunk.invalid());
+    match std::str::from_utf8(broken) {
+        Err(error) if error.error_len().is_none() => bytes.len() - broken.len(),
+        _ => bytes.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is shown of an answer whose tokens are these bytes.
+    fn shown(tokens: &[&[u8]], stop: &str) -> String {
+        let stop = vec![stop.to_owned()];
+        let mut generation = Generation::new(GenerateOptions {
+            stop,
+            ..GenerateOptions::default()
+        });
+        let mut text = String::new();
+        for token in tokens {
+            generation.held.extend(*token);
+            text += &generation.certain_text();
+            if generation.finish().is_some() {
+                break;
+            }
+        }
+        text + &generation.rest()
+    }
+
+    #[test]
+    fn characters_in_pieces_are_shown_whole() {
+        let text = "a\u{e9}\u{20ac}\u{1f600}z";
+        for size in 1..text.len() {
+            let tokens: Vec<&[u8]> = text.as_bytes().chunks(size).collect();
+            assert_eq!(shown(&tokens, ""), text, "{size}");
+            // A stop text in pieces, and one that only begins like what comes.
+            assert_eq!(shown(&tokens, "\u{1f600}"), "a\u{e9}\u{20ac}", "{size}");
+            assert_eq!(shown(&tokens, "\u{1f601}"), text, "{size}");
+            assert_eq!(shown(&tokens, "z!"), text, "{size}");
+        }
+        // One that ends too early is left out; its beginning may be that of a stop text.
+        assert_eq!(shown(&[b"a\xe2", b"\x82"], ""), "a");
+        assert_eq!(shown(&[b"a\xe2", b"\x82"], "\u{20ac}"), "a");
+        assert_eq!(shown(&[b"az"], "z!"), "az");
+    }
+
+    #[test]
+    fn broken_bytes_cost_no_character_after_them() {
+        assert_eq!(shown(&[b"\xe2", b"\xc3", b"\xa9"], ""), "\u{fffd}\u{e9}");
+        assert_eq!(shown(&[b"\xff\xc3", b"\xa9"], ""), "\u{fffd}\u{e9}");
+        assert_eq!(shown(&[b"\xff", b"\xff"], ""), "\u{fffd}\u{fffd}");
     }
 }

@@ -22,6 +22,7 @@ mod generate;
 mod gpu;
 mod hook;
 mod hot;
+mod jinja;
 mod llama;
 mod local;
 mod mark;

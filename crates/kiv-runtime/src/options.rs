@@ -60,10 +60,26 @@ pub(crate) struct Rope {
     pub freq_scale: f32,
 }
 
+impl Rope {
+    fn check(&self) -> Result<(), Error> {
+        for (value, flag) in [
+            (self.freq_base, "--rope-freq-base"),
+            (self.freq_scale, "--rope-freq-scale"),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::Rope { flag, value });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Where cold rows go on disk.
 pub(crate) enum Disk {
     /// A context that stays.
     Kept(PathBuf),
+    /// One that stays as it is.
+    Borrowed(PathBuf),
     /// A folder to make one of the session's own in, which is removed with it.
     Scratch(PathBuf),
 }
@@ -253,6 +269,14 @@ impl SessionBuilder {
         self
     }
 
+    /// As [`SessionBuilder::context_dir`], but the folder stays as it is, and may be one that
+    /// cannot be written to: what is sealed from now on is kept in memory, and a commit does
+    /// nothing.
+    pub fn borrowed_context(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.options.disk = Some(Disk::Borrowed(folder.into()));
+        self
+    }
+
     /// Keeps cold rows in a new folder below this one, removed with the session:
     /// for texts that are larger than the memory.
     pub fn scratch_dir(mut self, folder: impl Into<PathBuf>) -> Self {
@@ -288,7 +312,7 @@ impl SessionBuilder {
     }
 
     /// RoPE scaling (`None` as in the model), base frequency and frequency
-    /// factor (0 as in the model).
+    /// factor (0 as in the model), which [`SessionBuilder::build`] checks.
     pub fn rope(mut self, scaling: Option<RopeScaling>, freq_base: f32, freq_scale: f32) -> Self {
         self.options.rope = Rope {
             scaling,
@@ -346,8 +370,8 @@ impl SessionBuilder {
     /// Builds the session and looks at how the model attends.
     ///
     /// # Errors
-    /// [`Error::UnknownPolicy`], [`Error::Pool`], [`Error::ContextSmallerThanPool`],
-    /// [`Error::Context`], [`Error::Unhookable`], [`Error::NotGenerative`] and, with
+    /// [`Error::UnknownPolicy`], [`Error::Pool`], [`Error::Rope`], [`Error::Context`],
+    /// [`Error::Unhookable`], [`Error::NotGenerative`] and, with
     /// [`Positions::Remapped`], [`Error::CannotRemap`].
     pub fn build(self) -> Result<Session, Error> {
         let Self {
@@ -356,6 +380,7 @@ impl SessionBuilder {
             policy_name,
             index_on_device,
         } = self;
+        options.rope.check()?;
         match policy_name.as_deref() {
             None | Some("full") => {}
             Some("pq") if index_on_device => {

@@ -15,8 +15,8 @@ pub(crate) const COMMIT_EVERY: usize = 16 * 1024;
 impl Session {
     /// Makes everything read so far durable in the folder of
     /// [`crate::SessionBuilder::context_dir`], all at once. While a long text is
-    /// read this happens by itself, at ever longer intervals. Without a folder
-    /// nothing is done.
+    /// read this happens by itself, at ever longer intervals. Without a folder, or with one
+    /// that is borrowed, nothing is done.
     ///
     /// # Errors
     /// [`Error::Disk`]; the last commit stays what it was, and the session is
@@ -37,7 +37,7 @@ impl Session {
         let (Some(tiers), Some(cells)) = (&mut engine.tiers, &engine.cells) else {
             return Ok(());
         };
-        if tiers.disk().is_none() {
+        if tiers.disk().is_none_or(|disk| disk.is_borrowed()) {
             return Ok(());
         }
         tiers.sinks_go_home(caches, cells)?;
@@ -81,11 +81,13 @@ impl Session {
     /// the blocks they have in common.
     ///
     /// # Errors
-    /// [`Error::Disk`]; [`Error::NoContext`] without a folder.
+    /// [`Error::Disk`]; [`Error::NoContext`] without a folder of its own.
     pub fn fork(&mut self, to: impl AsRef<Path>) -> Result<(), Error> {
         self.commit()?;
         let tiers = self.context.hook().tiers.as_mut();
-        let disk = tiers.and_then(Tiers::disk).ok_or(Error::NoContext)?;
+        let disk = tiers.and_then(Tiers::disk);
+        let disk = disk.filter(|disk| !disk.is_borrowed());
+        let disk = disk.ok_or(Error::NoContext)?;
         Ok(disk.fork(to.as_ref())?)
     }
 

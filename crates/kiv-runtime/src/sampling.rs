@@ -11,7 +11,7 @@ use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 /// Sampling parameters; the defaults are llama.cpp's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Temperature; 0 takes the likeliest token always.
+    /// Temperature, 0 or more; 0 takes the likeliest token always.
     pub temperature: f32,
     /// Keep the `k` likeliest; 0 keeps all.
     pub top_k: i32,
@@ -44,7 +44,24 @@ impl Sampling {
             ..Self::default()
         }
     }
+
+    fn check(&self) -> Result<(), Error> {
+        let (any, share) = ("a number of 0 or more", "a number from 0 to 1");
+        for (name, value, most, range) in [
+            ("temperature", self.temperature, f32::MAX, any),
+            ("top_p", self.top_p, 1.0, share),
+            ("min_p", self.min_p, 1.0, share),
+        ] {
+            if !(0.0..=most).contains(&value) {
+                return Err(Error::Sampling { name, value, range });
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Below this logits would become infinite, and the likeliest token is all that is left.
+const COLDEST: f32 = 1e-30;
 
 /// What generated text must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +117,8 @@ impl Sampler {
         grammar: Option<&Grammar>,
         model: &Model,
     ) -> Result<Self, Error> {
-        let chain = if p.temperature <= 0.0 {
+        p.check()?;
+        let chain = if p.temperature < COLDEST {
             LlamaSampler::chain_simple([LlamaSampler::greedy()])
         } else {
             LlamaSampler::chain_simple([

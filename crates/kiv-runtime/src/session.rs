@@ -117,12 +117,6 @@ impl Session {
         let policy = options.policy.take();
         let pool = options.pool.clone();
         let layout = pool_layout(pool, policy.as_deref(), n_ctx, model.raw().n_swa())?;
-        if policy.is_some() && n_ctx < layout.n_cells {
-            return Err(Error::ContextSmallerThanPool {
-                n_ctx,
-                pool: layout.n_cells,
-            });
-        }
         let raw = model.raw();
         if !raw.has_decoder() || raw.has_encoder() {
             let reason = "it encodes text (an embedding or encoder-decoder model)".to_owned();

@@ -2,7 +2,7 @@
 
 use crate::engine::{Event, Refused, Request, Summary};
 use crate::fault::{Fault, Protocol};
-use crate::tools::Tools;
+use crate::tools::{Tools, arguments_of};
 use crate::{BODY, Shared};
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequest;
@@ -164,6 +164,32 @@ impl Texts {
     }
 }
 
+/// The parameter `prompt`: a text, alone or in a list, or the numbers of its tokens.
+pub(crate) fn prompt(app: &Shared, params: &mut Params) -> Result<Vec<Token>, Fault> {
+    let tokens = match params.need("prompt")? {
+        Value::String(text) => Some(app.model.tokenize(&text, true)),
+        Value::Array(all) => match &all[..] {
+            [Value::String(text)] => Some(app.model.tokenize(text, true)),
+            [Value::Array(all)] => known(app, all),
+            all => known(app, all),
+        },
+        _ => None,
+    };
+    tokens.ok_or_else(|| {
+        let most = app.model.n_vocab() - 1;
+        let why = format!("prompt must be one text, or a list of tokens from 0 to {most}");
+        Fault::param("prompt", why)
+    })
+}
+
+/// Tokens by their numbers, if the vocabulary has all of them.
+pub(crate) fn known(app: &Shared, all: &[Value]) -> Option<Vec<Token>> {
+    let n = app.model.n_vocab() as u64;
+    let token = |value: &Value| value.as_u64().filter(|token| *token < n);
+    let tokens = all.iter().map(token);
+    tokens.map(|token| Some(token? as Token)).collect()
+}
+
 /// A message as clients send it.
 #[derive(Deserialize)]
 pub(crate) struct Said {
@@ -254,7 +280,7 @@ pub(crate) fn call_for_templates(mut call: Value) -> Option<Value> {
     let function = call.get_mut("function")?;
     function.get("name")?.as_str()?;
     if let Some(Value::String(text)) = function.get("arguments")
-        && let Ok(arguments @ Value::Object(_)) = serde_json::from_str(text)
+        && let Some(arguments @ Value::Object(_)) = arguments_of(text)
     {
         function["arguments"] = arguments;
     }

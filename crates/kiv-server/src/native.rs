@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use kiv_runtime::{Finish, GenerateOptions, Token};
+use kiv_runtime::{Finish, GenerateOptions};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -186,13 +186,11 @@ pub(crate) async fn tokenize(State(app): State<Shared>, Raw(body): Raw) -> Respo
 
 pub(crate) async fn detokenize(State(app): State<Shared>, Raw(body): Raw) -> Response {
     let text = || {
-        let tokens: Vec<Token> = Params::parse(&body)?.need("tokens")?;
-        let n = app.model.n_vocab();
-        let known = |token: &Token| usize::try_from(*token).is_ok_and(|token| token < n);
-        if let Some(bad) = tokens.iter().find(|token| !known(token)) {
-            let why = format!("tokens must be 0 to {}, not {bad}", n - 1);
-            return Err(Fault::param("tokens", why));
-        }
+        let tokens: Vec<Value> = Params::parse(&body)?.need("tokens")?;
+        let tokens = ask::known(&app, &tokens).ok_or_else(|| {
+            let most = app.model.n_vocab() - 1;
+            Fault::param("tokens", format!("tokens must be a list of 0 to {most}"))
+        })?;
         Ok(json!({"content": app.model.detokenize(&tokens)}))
     };
     answer(text())
@@ -234,7 +232,7 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     ] {
         params.refuse(name, &harmless)?;
     }
-    let prompt: String = params.need("prompt")?;
+    let prompt = ask::prompt(app, &mut params)?;
     let most = params.whole("n_predict", -2, ask::MOST)?;
     let most = most.or(params.whole("max_tokens", -2, ask::MOST)?);
     let options = GenerateOptions {
@@ -247,13 +245,7 @@ async fn complete(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     };
     let is_asked = options.likeliest.is_some();
     let stream = params.take::<bool>("stream")?.unwrap_or(false);
-    let events = ask::submit(
-        app,
-        app.model.tokenize(&prompt, true),
-        options,
-        "prompt",
-        false,
-    )?;
+    let events = ask::submit(app, prompt, options, "prompt", false)?;
     if !stream {
         let whole = ask::collect(events).await?;
         let mut last = last(&whole.text, &whole.summary);

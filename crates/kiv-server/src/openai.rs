@@ -1,6 +1,6 @@
 //! OpenAI's protocol: models, chat completions, completions.
 
-use crate::ask::{self, Params, Raw, Said, Texts, Whole};
+use crate::ask::{self, Params, Raw, Said, Whole};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
@@ -70,6 +70,7 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
         ("echo", vec![json!(false)]),
         ("audio", vec![]),
         ("modalities", vec![json!(["text"])]),
+        ("web_search_options", vec![]),
         ("add_generation_prompt", vec![json!(true)]),
     ] {
         params.refuse(name, &harmless)?;
@@ -87,24 +88,18 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
             return Err(Fault::param("response_format", why));
         }
     };
-    let (text, param, usual) = match kind {
+    let (prompt, param, usual) = match kind {
         Kind::Chat => {
             let said: Vec<Said> = params.need("messages")?;
             let variables = ask::template_variables(&mut params)?;
             let text = ask::render_with(app, ask::messages(said)?, &tools, variables)?;
-            (text, "messages", None)
+            (app.model.tokenize(&text, true), "messages", None)
         }
-        Kind::Text => match params.need::<Texts>("prompt")?.into_vec().as_slice() {
-            [one] => (one.clone(), "prompt", Some(16)),
-            many => {
-                let why = format!("prompt must be one text, not {}", many.len());
-                return Err(Fault::param("prompt", why));
-            }
-        },
+        Kind::Text => (ask::prompt(app, &mut params)?, "prompt", Some(16)),
     };
-    let newer = params.whole("max_completion_tokens", 0, ask::MOST)?;
-    let max = newer.or(params.whole("max_tokens", 0, ask::MOST)?);
-    // llama-server's, where none is "until it ends".
+    // As in llama-server, less than 0 is "until it ends".
+    let newer = params.whole("max_completion_tokens", -1, ask::MOST)?;
+    let max = newer.or(params.whole("max_tokens", -1, ask::MOST)?);
     let max = max.or(params.whole("n_predict", -2, ask::MOST)?);
     let options = GenerateOptions {
         max_tokens: max.map_or(usual, |n| usize::try_from(n).ok()),
@@ -125,7 +120,6 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     // As in llama-server, and kiv's own.
     let progress = params.take::<bool>("return_progress")?.unwrap_or(false);
     let retrieved = params.take::<bool>("kiv_retrieved")?.unwrap_or(false);
-    let prompt = app.model.tokenize(&text, true);
     let likeliest = options.likeliest.is_some();
     let events = ask::submit(app, prompt, options, param, retrieved)?;
     let mut frame = Frame::new(kind, Shared::clone(app), likeliest);
@@ -166,7 +160,7 @@ fn response_format(params: &mut Params) -> Result<Option<Grammar>, Fault> {
 fn calls_json(calls: &[Call], indexed: bool) -> Value {
     let calls = calls.iter().enumerate().map(|(i, call)| {
         let mut one = json!({
-            "id": fresh_id("call_"),
+            "id": call_id(),
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments.to_string()},
         });
@@ -362,14 +356,42 @@ fn usage(summary: &Summary) -> Value {
     })
 }
 
-/// A name that no other answer or call of this server has.
+/// A name that no other answer of this server has.
 pub(crate) fn fresh_id(prefix: &str) -> String {
+    format!("{prefix}{:x}{:04x}", seconds(SystemTime::now()), counted())
+}
+
+/// The same of a call: nine letters and digits, as Mistral's templates want it.
+pub(crate) fn call_id() -> String {
+    let mut rest = (seconds(SystemTime::now()) << 14) | (counted() & 0x3fff);
+    let mut id = [0; 9];
+    for place in id.iter_mut().rev() {
+        *place = b"0123456789abcdefghijklmnopqrstuvwxyz"[(rest % 36) as usize];
+        rest /= 36;
+    }
+    id.into_iter().map(char::from).collect()
+}
+
+fn counted() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{prefix}{:x}{number:04x}", seconds(SystemTime::now()))
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 pub(crate) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::call_id;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn calls_have_names_of_their_own() {
+        let all: BTreeSet<String> = (0..1000).map(|_| call_id()).collect();
+        assert_eq!(all.len(), 1000);
+        let nine = |id: &String| id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric());
+        assert!(all.iter().all(nine), "{all:?}");
+    }
 }

@@ -6,7 +6,7 @@ use crate::ask::{self, Params, Raw, check_model};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
-use crate::openai::{fresh_id, seconds};
+use crate::openai::{call_id, fresh_id, seconds};
 use crate::tools::{Call, Listener, Tools};
 use axum::Json;
 use axum::extract::State;
@@ -83,9 +83,8 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     );
     told.insert("top_p".to_owned(), json!(short(options.sampling.top_p)));
     let stream = params.take::<bool>("stream")?.unwrap_or(false);
-    let parallel = params.take("parallel_tool_calls")?.unwrap_or(true);
     let prompt = app.model.tokenize(&text, true);
-    let mut writer = Writer::new(app, told, tools, parallel);
+    let mut writer = Writer::new(app, told, tools);
     let mut events = ask::submit(app, prompt, options, "input", false)?;
     if !stream {
         while let Some(event) = events.next().await {
@@ -181,7 +180,8 @@ fn text_format(params: &mut Params) -> Result<Option<Grammar>, Fault> {
 fn flat_tools(params: &mut Params) -> Result<(), Fault> {
     let nested = |mut tool: Value| match tool.as_object_mut() {
         Some(flat) if flat.get("type").is_some_and(|kind| kind == "function") => {
-            flat.remove("type");
+            // The others stay in their order.
+            flat.shift_remove("type");
             Some(json!({"type": "function", "function": tool}))
         }
         _ => None,
@@ -306,8 +306,6 @@ struct Writer {
     id: String,
     created: u64,
     told: Map<String, Value>,
-    /// Whether an answer may call more than one function.
-    parallel: bool,
     listener: Listener,
     /// Number of the next event.
     sequence: usize,
@@ -342,13 +340,12 @@ impl Said {
 }
 
 impl Writer {
-    fn new(app: &Shared, told: Map<String, Value>, tools: Tools, parallel: bool) -> Self {
+    fn new(app: &Shared, told: Map<String, Value>, tools: Tools) -> Self {
         Self {
             app: Shared::clone(app),
             id: fresh_id("resp_"),
             created: seconds(SystemTime::now()),
             told,
-            parallel,
             listener: Listener::new(tools),
             sequence: 0,
             message: None,
@@ -434,10 +431,7 @@ impl Writer {
     }
 
     fn end(&mut self, summary: &Summary) -> Vec<Value> {
-        let (rest, mut calls) = std::mem::take(&mut self.listener).end();
-        if !self.parallel {
-            calls.truncate(1);
-        }
+        let (rest, calls) = std::mem::take(&mut self.listener).end();
         let is_whole = matches!(summary.finish, Finish::End | Finish::Stop);
         let status = if is_whole { "completed" } else { "incomplete" };
         let mut events = Vec::new();
@@ -484,7 +478,7 @@ impl Writer {
     fn call(&mut self, call: &Call, index: usize, events: &mut Vec<Value>) -> Value {
         let mut item = json!({
             "id": fresh_id("fc_"), "type": "function_call", "status": "in_progress",
-            "call_id": fresh_id("call_"), "name": call.name, "arguments": "",
+            "call_id": call_id(), "name": call.name, "arguments": "",
         });
         let arguments = call.arguments.to_string();
         let added = json!({"output_index": index, "item": item});

@@ -16,6 +16,8 @@ pub(crate) struct Tools {
     /// As clients sent them: `{"type": "function", "function": {…}}`.
     all: Vec<Value>,
     choice: Choice,
+    /// Whether an answer may have several calls.
+    one_only: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +38,7 @@ pub(crate) struct Call {
 }
 
 impl Tools {
-    /// From the parameters `tools` and `tool_choice`.
+    /// From the parameters `tools`, `tool_choice` and `parallel_tool_calls`.
     pub fn take(params: &mut Params) -> Result<Self, Fault> {
         let all: Vec<Value> = params.take("tools")?.unwrap_or_default();
         let choice: Option<Value> = params.take("tool_choice")?;
@@ -72,7 +74,12 @@ impl Tools {
         if all.is_empty() && choice != Choice::Auto {
             return Err(unknown("needs tools".to_owned()));
         }
-        Ok(Self { all, choice })
+        let parallel = params.take::<bool>("parallel_tool_calls")?;
+        Ok(Self {
+            all,
+            choice,
+            one_only: parallel == Some(false),
+        })
     }
 
     /// Whether there are none.
@@ -147,6 +154,14 @@ impl Tools {
 
     /// Calls in an answer and the text before them.
     pub fn read(&self, text: &str) -> (String, Vec<Call>) {
+        let (text, mut calls) = self.read_all(text);
+        if self.one_only {
+            calls.truncate(1);
+        }
+        (text, calls)
+    }
+
+    fn read_all(&self, text: &str) -> (String, Vec<Call>) {
         if self.is_empty() {
             return (text.to_owned(), Vec::new());
         }
@@ -157,7 +172,7 @@ impl Tools {
                 let arguments = match arguments {
                     None => json!({}),
                     // Written as OpenAI's clients see it.
-                    Some(Value::String(text)) => serde_json::from_str(text).ok()?,
+                    Some(Value::String(text)) => arguments_of(text)?,
                     Some(other) => other.clone(),
                 };
                 let known = self.all.iter().any(|tool| name_of(tool) == Some(name));
@@ -198,6 +213,14 @@ impl Tools {
             None => (text.to_owned(), Vec::new()),
         }
     }
+}
+
+/// Arguments as OpenAI's protocol has them, a text, of which nothing is no arguments.
+pub(crate) fn arguments_of(text: &str) -> Option<Value> {
+    if text.trim().is_empty() {
+        return Some(json!({}));
+    }
+    serde_json::from_str(text).ok()
 }
 
 const CALL: &str = "<tool_call>";
@@ -364,6 +387,7 @@ mod tests {
         Tools {
             all: vec![function("weather"), function("time")],
             choice: Choice::Auto,
+            one_only: false,
         }
     }
 
@@ -398,6 +422,14 @@ mod tests {
             format!("Let me see. <tool_call>{json}</tool_call>\n<tool_call>{json}</tool_call>");
         let (text, calls) = tools().read(&two);
         assert_eq!((text.as_str(), calls.len()), ("Let me see.", 2));
+        let one_only = Tools {
+            one_only: true,
+            ..tools()
+        };
+        let (text, calls) = one_only.read(&two);
+        assert_eq!((text.as_str(), calls), ("Let me see.", vec![one]));
+        let (_, calls) = tools().read(r#"{"name": "time", "arguments": ""}"#);
+        assert_eq!(calls[0].arguments, json!({}));
         for text in [
             "It is 3 degrees.",
             r#"{"name": "launch", "arguments": {}}"#,

@@ -1,9 +1,10 @@
 //! `kiv chat`: a conversation at the terminal.
 
 use crate::args::ChatArgs;
+use crate::interrupt;
 use crate::model::{self, builder};
 use crate::output::{Generated, ReadBar, print_json};
-use crate::{bundled, interrupt};
+use crate::template::{self, Template};
 use anyhow::{Context, Result};
 use kiv_runtime::{
     ChatTemplate, Error, Finish, GenerateOptions, Message, Model, Outputs, Sampling, Session,
@@ -19,18 +20,11 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let policy = &args.policy.kv_policy;
     let opened = model::open(&args.model)?;
     let model = opened.load(&args.model, policy)?;
-    let template = match &args.chat_template {
-        Some(text) => ChatTemplate::parse(text),
-        None if opened.bundled => ChatTemplate::parse(bundled::CHAT_TEMPLATE),
-        None => ChatTemplate::of(&model).with_context(|| {
-            let path = opened.file.path.display();
-            format!("{path}: carries no chat template: give one with --chat-template (Jinja, or a name such as chatml)")
-        })?,
-    };
-    // Told now, not after the first question.
-    template.apply(&model, &[Message::new("user", "?")]).context(
-        "this chat template cannot be used: give another with --chat-template (Jinja, or a name such as chatml)",
-    )?;
+    let chosen = template::choose(&args.template, &opened, &model)?;
+    let Template { template, stop } = chosen.with_context(|| {
+        let path = opened.file.path.display();
+        format!("{path}: carries no chat template: give one with --chat-template (Jinja, or a name such as chatml)")
+    })?;
     let n_ctx = opened.n_ctx(&args.model);
     let read = document
         .as_deref()
@@ -40,7 +34,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     model::check_memory(&plan, &args.model)?;
     let mut builder = builder(&model, &args.model, &args.cache, policy);
     if let Some(folder) = &args.cache.store.kv_dir {
-        builder = builder.context_dir(folder);
+        builder = model::with_context(builder, folder, args.kv_no_save);
     }
     let mut session = builder.build()?;
     let mut input = Input::new()?;
@@ -55,6 +49,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
         args,
         model,
         template,
+        stop,
         session,
         sampling,
         messages: Vec::new(),
@@ -129,6 +124,8 @@ struct Chat<'a> {
     args: &'a ChatArgs,
     model: Model,
     template: ChatTemplate,
+    /// Texts that end an answer.
+    stop: Vec<String>,
     session: Session,
     sampling: Sampling,
     messages: Vec<Message>,
@@ -177,12 +174,7 @@ impl Chat<'_> {
                 seed: self.sampling.seed.wrapping_add(self.messages.len() as u32),
                 ..self.sampling
             },
-            stop: if matches!(&self.template, ChatTemplate::Jinja(t) if t == bundled::CHAT_TEMPLATE)
-            {
-                vec!["\n".to_owned()]
-            } else {
-                Vec::new()
-            },
+            stop: self.stop.clone(),
             ..GenerateOptions::default()
         };
         let json = self.args.model.json;

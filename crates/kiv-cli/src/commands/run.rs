@@ -75,10 +75,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     model::check_memory(&plan, &args.model)?;
     let mut builder = builder(&model, &args.model, &args.cache, policy);
     if let Some(folder) = folder {
-        builder = builder.context_dir(folder);
-        if args.kv_no_save {
-            builder = builder.commit_every(usize::MAX);
-        }
+        builder = model::with_context(builder, folder, args.kv_no_save);
     }
     let mut session = session(builder)?;
     let held = session.tokens().len();

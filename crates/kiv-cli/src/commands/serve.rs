@@ -3,9 +3,8 @@
 use crate::args::ServeArgs;
 use crate::model::{self, builder};
 use crate::output::{print_json, print_warning};
-use crate::{bundled, interrupt};
+use crate::{interrupt, template};
 use anyhow::{Context, Result};
-use kiv_runtime::{ChatTemplate, Message};
 use kiv_server::{Config, Engine, EngineOptions, KeptContexts};
 use serde_json::json;
 use std::process::ExitCode;
@@ -21,23 +20,13 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
     let plan = model::plan(&opened.file, &args.model, &args.cache, &policy, n_ctx, 0)?;
     model::check_memory(&plan, &args.model)?;
     let model = opened.load(&args.model, &policy)?;
-    let template = match &args.chat_template {
-        Some(text) => Some(ChatTemplate::parse(text)),
-        None if opened.bundled => Some(ChatTemplate::parse(bundled::CHAT_TEMPLATE)),
-        None => ChatTemplate::of(&model),
-    };
-    match &template {
-        Some(template) => {
-            // Told now, not after the first question.
-            template.apply(&model, &[Message::new("user", "?")]).context(
-                "this chat template cannot be used: give another with --chat-template (Jinja, or a name such as chatml)",
-            )?;
-        }
-        None => note!(
+    let template = template::choose(&args.template, &opened, &model)?;
+    if template.is_none() {
+        note!(
             "warning: the model carries no chat template: conversations are refused, plain prompts are not (--chat-template)"
-        ),
+        );
     }
-    let is_bundled = args.chat_template.is_none() && opened.bundled;
+    let (template, stop) = template.map_or((None, Vec::new()), |t| (Some(t.template), t.stop));
     let named = opened.file.path.file_stem().unwrap_or_default();
     let config = Config {
         name: args
@@ -46,12 +35,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
             .unwrap_or_else(|| named.to_string_lossy().into_owned()),
         bytes: std::fs::metadata(&opened.file.path).map_or(0, |found| found.len()),
         template,
-        // The bundled model goes on with questions of its own.
-        stop: if is_bundled {
-            vec!["\n".to_owned()]
-        } else {
-            Vec::new()
-        },
+        stop,
         n_ctx,
         api_key: args.api_key.clone(),
         hosts: args.allow_host.clone(),
