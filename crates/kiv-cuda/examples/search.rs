@@ -136,7 +136,8 @@ fn layer<D: Device + Send>(
 
 /// Searches all heads on the CPU: the time, and how many found what the device found.
 fn search(index: &HeadIndex, queries: &[f32], found: &[Option<Found>]) -> (Duration, usize) {
-    let (mut scratch, mut hits, mut again) = (Scratch::default(), Hits::default(), Hits::default());
+    let (mut scratch, mut hits, mut again) =
+        (Scratch::default(), Hits::in_order(), Hits::in_order());
     let (mut time, mut same) = (Duration::ZERO, 0);
     let isa = Isa::detect();
     let of_heads = queries.chunks(queries.len() / HEADS);

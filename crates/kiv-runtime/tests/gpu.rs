@@ -180,7 +180,7 @@ fn inner_index() {
         };
         let finder = DeviceFinder::new(open_or_say(0).unwrap(), config).unwrap();
         let mut device = new(Pq::default().with_finder(Box::new(finder)));
-        let mut host = new(Pq::default());
+        let mut host = new(Pq::default().in_order());
         let mut searches = 0;
         for (cut, part) in [(None, 0..700), (Some(450), 700..900)] {
             for session in [&mut host, &mut device] {

@@ -191,7 +191,7 @@ pub fn compare<D: Device + Send>(
     let heads: Vec<&HeadIndex> = layer.heads.iter().collect();
     let mut found = vec![None; heads.len()];
     finder.find(number, &heads, &queries, effort, &mut found);
-    let (mut scratch, mut hits) = (Scratch::default(), Hits::default());
+    let (mut scratch, mut hits) = (Scratch::default(), Hits::in_order());
     let len = queries.len() / heads.len();
     for (head, (index, queries)) in heads.iter().zip(queries.chunks(len)).enumerate() {
         let isa = Isa::detect();

@@ -33,7 +33,7 @@ impl ColdRows for Failing {
 
 /// A policy that knows all blocks of a store, and the store.
 fn prepared() -> (Pq, Failing) {
-    let mut policy = Pq::default();
+    let mut policy = Pq::default().in_order();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let rows = fixture::store(&mut policy, 6, 1.5, &mut rng);
     let reads_left = Mutex::new(usize::MAX);
