@@ -83,23 +83,20 @@ fn inner_search() {
         max_bytes: usize::MAX,
         warn: |what| panic!("{what}"),
     };
-    for (dim, n_heads, group, effort) in [
-        (16, 2, 3, (48, 20)),
-        (64, 1, 2, (128, 64)),
-        (144, 1, 1, (60, 400)),
+    // With efforts that leave lists out, open some later, and tell less than a sample bounds.
+    let many = [(48, 20), (16, 60), (100, 60), (20, 12)];
+    for (dim, n_heads, group, efforts) in [
+        (16, 1, 2, &many[..]),
+        (64, 2, 1, &[(128, 64)]),
+        (144, 1, 1, &[(60, 400)]),
     ] {
-        let effort = Effort {
-            probed: effort.0,
-            kept: effort.1,
-        };
         let mut finder = DeviceFinder::new(open(), config).unwrap();
         assert!(finder.device_mut().free_memory().unwrap() > 0);
         for kind in [Kind::Usual, Kind::Alike, Kind::Coarse] {
             let mut layer = Layer::new(&params(dim), n_heads, kind, 3);
-            let mut served = 0;
             for step in [
                 Step::Append(100),
-                Step::Append(200),
+                Step::Append(190),
                 Step::Work(true),
                 Step::Append(300),
                 Step::Reopen,
@@ -108,10 +105,11 @@ fn inner_search() {
                 Step::Append(150),
             ] {
                 layer.step(step);
-                served += compare(&mut finder, 0, &mut layer, group, effort);
-            }
-            if kind == Kind::Usual {
-                assert_eq!(served, 8 * n_heads);
+                for (i, (probed, kept)) in efforts.iter().copied().enumerate() {
+                    let effort = Effort { probed, kept };
+                    let served = compare(&mut finder, 0, &mut layer, group, effort);
+                    assert!(kind != Kind::Usual || i > 0 || served == n_heads);
+                }
             }
         }
     }
