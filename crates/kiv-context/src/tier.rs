@@ -367,6 +367,11 @@ impl ColdRows for DiskTier {
         self.run(self.reader.layout.part(layer, kv_head, 1), first, max)
     }
 
+    fn expect_keys(&self, layer: usize, kv_head: usize, blocks: &[BlockId]) {
+        let part = self.reader.layout.part(layer, kv_head, 0);
+        self.fetch(blocks.iter().map(|block| (part, *block)));
+    }
+
     fn expect_values(&self, layer: usize, kv_head: usize, blocks: &[BlockId]) {
         let part = self.reader.layout.part(layer, kv_head, 1);
         self.fetch(blocks.iter().map(|block| (part, *block)));

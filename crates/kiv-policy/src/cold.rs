@@ -77,8 +77,14 @@ pub trait ColdRows: Sync {
         max: usize,
     ) -> Result<ColdRun<'_>, ColdError>;
 
-    /// Says that the values of these blocks will be read next. A store that has to get
+    /// Says that the keys of these blocks will be read next. A store that has to get
     /// them from somewhere gets them side by side from now on; others do nothing.
+    ///
+    /// # Panics
+    /// As [`ColdRows::keys`].
+    fn expect_keys(&self, _layer: usize, _kv_head: usize, _blocks: &[BlockId]) {}
+
+    /// The same of values.
     ///
     /// # Panics
     /// As [`ColdRows::values`].

@@ -3,8 +3,8 @@
 use super::Head;
 use super::ask::{Ask, TOGETHER};
 use kiv_fastscan::prefetch;
-use kiv_numeric::{exp_nonpositive, log_sum_exp};
-use kiv_policy::{BlockId, PolicyError, Rest, Rows};
+use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
+use kiv_policy::{BlockId, ColdError, ColdRun, PolicyError, Rest, Rows};
 
 /// Keys outside of the wanted blocks whose values are read, for each query of a decoded
 /// token: what they add is known then without their being swapped in.
@@ -12,6 +12,17 @@ const RESTING: usize = 512;
 
 /// Share of a query's softmax below which a key is not worth it.
 const LEAST: f32 = 1e-5;
+
+/// Share of a query's softmax from which on a key's logit has to be true.
+const MATTERS: f32 = 1e-4;
+
+/// A key that is in no wanted block.
+#[derive(Clone, Copy)]
+struct Left {
+    token: u32,
+    query: usize,
+    logit: f32,
+}
 
 impl Ask<'_> {
     /// What the best keys outside of the wanted blocks add to the attention of the token
@@ -28,54 +39,57 @@ impl Ask<'_> {
         } = head;
         wanted.iter().for_each(|b| one[*b as usize] = 1.0);
         rest.values.resize(group * dim, 0.0);
-        // Of every query the best, as (token, query, logit).
-        let (mut left, mut logits) = (Vec::new(), Vec::new());
+        // Of every query the best.
+        let mut left = Vec::new();
         for (query, all) in totals.iter().enumerate() {
             let (tokens, products) = hits.of(query);
             let least = all + LEAST.ln();
             let first = left.len();
             for (token, product) in tokens.iter().zip(products) {
-                let logit = self.capped(*product);
-                if logit >= least && one[*token as usize / self.block] == 0.0 {
-                    left.push((*token, query, logit));
+                let (token, logit) = (*token, self.capped(*product));
+                if logit >= least && one[token as usize / self.block] == 0.0 {
+                    left.push(Left {
+                        token,
+                        query,
+                        logit,
+                    });
                 }
             }
             let best = &mut left[first..];
             if best.len() > RESTING {
                 best.select_nth_unstable_by(RESTING, |a, b| {
-                    b.2.total_cmp(&a.2).then(a.0.cmp(&b.0))
+                    b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
                 });
                 left.truncate(first + RESTING);
             }
-            logits.clear();
-            logits.extend(left[first..].iter().map(|(_, _, logit)| *logit));
-            rest.logits.push(log_sum_exp(&logits));
         }
         // Before anything can fail: it is all 0 between searches.
         wanted.iter().for_each(|b| one[*b as usize] = 0.0);
         // Together, so that every row is read once.
-        left.sort_unstable_by_key(|(token, query, _)| (*token, *query));
-        let block_of = |token: u32| token as BlockId / self.block as BlockId;
-        let of_blocks = || left.chunk_by(|a, b| block_of(a.0) == block_of(b.0));
-        let (layer, cold) = (self.request.layer, self.request.cold);
-        let blocks: Vec<BlockId> = of_blocks().map(|keys| block_of(keys[0].0)).collect();
-        cold.expect_values(layer, self.kv_head, &blocks);
-        let mut runs = Vec::new();
-        for (of_block, block) in of_blocks().zip(blocks) {
-            let run = cold.values(layer, self.kv_head, block, 1)?;
-            let of_tokens = of_block.chunk_by(|a, b| a.0 == b.0);
-            // Rows are everywhere: all of them are on their way before the first is used.
-            of_tokens.for_each(|of_token| prefetch(self.row(run.rows(), of_token[0].0)));
-            runs.push((of_block, run));
+        left.sort_unstable_by_key(|key| (key.token, key.query));
+        self.rescore(totals, &mut left)?;
+        let mut logits = Vec::new();
+        for query in 0..totals.len() {
+            logits.clear();
+            let keys = left.iter().filter(|key| key.query == query);
+            logits.extend(keys.map(|key| key.logit));
+            rest.logits.push(log_sum_exp(&logits));
         }
+        let runs = self.runs(&left, |blocks| {
+            let (layer, cold) = (self.request.layer, self.request.cold);
+            cold.expect_values(layer, self.kv_head, blocks);
+            let run = |block: &BlockId| cold.values(layer, self.kv_head, *block, 1);
+            blocks.iter().map(run).collect()
+        })?;
         let mut row = vec![0f32; dim];
-        for (of_block, run) in runs {
+        for (keys, run) in &runs {
             let rows = run.rows();
-            for of_token in of_block.chunk_by(|a, b| a.0 == b.0) {
-                rows.format.decode(self.row(rows, of_token[0].0), &mut row);
-                for (_, query, logit) in of_token {
-                    let share = exp_nonpositive((logit - rest.logits[*query]).min(0.0));
-                    let value = &mut rest.values[query * dim..(query + 1) * dim];
+            for of_token in keys.chunk_by(|a, b| a.token == b.token) {
+                rows.format
+                    .decode(self.row(rows, of_token[0].token), &mut row);
+                for key in of_token {
+                    let share = exp_nonpositive((key.logit - rest.logits[key.query]).min(0.0));
+                    let value = &mut rest.values[key.query * dim..(key.query + 1) * dim];
                     value
                         .iter_mut()
                         .zip(&row)
@@ -88,6 +102,53 @@ impl Ask<'_> {
             *rest = Rest::default();
         }
         Ok(())
+    }
+
+    /// Replaces the logits that matter by the true ones. Those of keys in slots are true, so
+    /// these have to be: one that is too high would take what is theirs.
+    fn rescore(&self, totals: &[f32], left: &mut [Left]) -> Result<(), PolicyError> {
+        let matters = |key: &Left| key.logit >= totals[key.query] + MATTERS.ln();
+        let some: Vec<Left> = left.iter().copied().filter(matters).collect();
+        let runs = self.runs(&some, |blocks| {
+            let (layer, cold) = (self.request.layer, self.request.cold);
+            cold.expect_keys(layer, self.kv_head, blocks);
+            let run = |block: &BlockId| cold.keys(layer, self.kv_head, *block, 1);
+            blocks.iter().map(run).collect()
+        })?;
+        let first = self.query_heads().start;
+        let (mut row, mut logits) = (vec![0f32; self.layer.key_dim], Vec::new());
+        for (keys, run) in &runs {
+            let rows = run.rows();
+            for of_token in keys.chunk_by(|a, b| a.token == b.token) {
+                rows.format
+                    .decode(self.row(rows, of_token[0].token), &mut row);
+                for key in of_token {
+                    let query = self.request.queries.get(0, first + key.query);
+                    logits.push(self.capped(dot(query, &row) * self.layer.scale));
+                }
+            }
+        }
+        let there = left.iter_mut().filter(|key| matters(key));
+        there.zip(logits).for_each(|(key, logit)| key.logit = logit);
+        Ok(())
+    }
+
+    /// Keys in the order of tokens block by block, each with its block's rows, which `read`
+    /// gets. Rows are everywhere: all of them are on their way before the first is used.
+    fn runs<'k, 'c>(
+        &self,
+        keys: &'k [Left],
+        read: impl FnOnce(&[BlockId]) -> Result<Vec<ColdRun<'c>>, ColdError>,
+    ) -> Result<Vec<(&'k [Left], ColdRun<'c>)>, PolicyError> {
+        let block_of = |key: &Left| key.token as BlockId / self.block as BlockId;
+        let of_blocks = || keys.chunk_by(|a, b| block_of(a) == block_of(b));
+        let blocks: Vec<BlockId> = of_blocks().map(|keys| block_of(&keys[0])).collect();
+        let runs: Vec<_> = of_blocks().zip(read(&blocks)?).collect();
+        for (keys, run) in &runs {
+            let of_tokens = keys.chunk_by(|a, b| a.token == b.token);
+            of_tokens.for_each(|of_token| prefetch(self.row(run.rows(), of_token[0].token)));
+        }
+        Ok(runs)
     }
 
     /// A token's row among those of its block.

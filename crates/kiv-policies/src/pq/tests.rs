@@ -76,6 +76,45 @@ fn a_row_that_cannot_be_read_leaves_no_trace() {
     }
 }
 
+/// However coarse the codes are: a key outside of the slots counts for what it is.
+#[test]
+fn a_rest_is_made_of_true_logits() {
+    let coarse = |dim, scale| Params {
+        fine: 2,
+        coarse: 2,
+        segment: 64,
+        era: 4,
+        late: 0,
+        ..Params::new(dim, scale)
+    };
+    let mut policy = Pq::default().with_sizes(coarse);
+    let rows = fixture::store(&mut policy, 6, 1.5, &mut ChaCha8Rng::seed_from_u64(1));
+    let all = rows.keys(0, 0, 0, fixture::N_BLOCKS).unwrap();
+    let (block, mut keys) = (all.rows().n_rows() / fixture::N_BLOCKS, Vec::new());
+    all.rows().decode_into(&mut keys);
+    drop(all);
+    let reads_left = Mutex::new(usize::MAX);
+    let cold = Failing { rows, reads_left };
+    let asked = queries(2);
+    let (wanted, rest) = ask(&mut policy, &cold, &asked).unwrap();
+    assert_eq!((wanted.len(), rest.logits.len()), (5, 2));
+    for (i, query) in asked.chunks(fixture::DIM).enumerate() {
+        let keys = keys.chunks(fixture::DIM).enumerate();
+        let outside = keys.filter(|(token, _)| !wanted.contains(&((token / block) as BlockId)));
+        let logit = |key: &[f32]| 0.3 * kiv_numeric::dot(query, key);
+        let (mut sum, mut value) = (0.0, vec![0.0; fixture::DIM]);
+        for (_, key) in outside {
+            let share = (logit(key) - rest.logits[i]).exp();
+            sum += share;
+            value.iter_mut().zip(key).for_each(|(v, k)| *v += share * k);
+        }
+        assert!((sum - 1.0).abs() < 0.05, "query {i}: {sum}");
+        let got = &rest.values[i * fixture::DIM..(i + 1) * fixture::DIM];
+        let apart = got.iter().zip(&value).map(|(a, b)| (a - b).abs());
+        assert!(apart.fold(0.0, f32::max) < 0.05, "query {i}");
+    }
+}
+
 #[test]
 fn all_heads_are_served_by_several_threads() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(3);
