@@ -241,7 +241,7 @@ fn train_line(mut values: Vec<f32>) -> [f32; CENTROIDS] {
         // What is nearest to a centroid is a run of the sorted values.
         let mut start = 0;
         let mut next = centroids;
-        for c in 0..CENTROIDS {
+        for (c, next) in next.iter_mut().enumerate() {
             let rest = &values[start..];
             let pair = centroids.get(c..c + 2);
             let length = pair.map_or(rest.len(), |pair| {
@@ -251,7 +251,7 @@ fn train_line(mut values: Vec<f32>) -> [f32; CENTROIDS] {
             // A centroid that nothing is nearest to stays where it is.
             if length > 0 {
                 let sum: f64 = rest[..length].iter().copied().map(f64::from).sum();
-                next[c] = (sum / length as f64) as f32;
+                *next = (sum / length as f64) as f32;
             }
             start += length;
         }
