@@ -77,7 +77,6 @@ impl Ask<'_> {
         }
         let runs = self.runs(&left, |blocks| {
             let (layer, cold) = (self.request.layer, self.request.cold);
-            cold.expect_values(layer, self.kv_head, blocks);
             let run = |block: &BlockId| cold.values(layer, self.kv_head, *block, 1);
             blocks.iter().map(run).collect()
         })?;
@@ -109,9 +108,12 @@ impl Ask<'_> {
     fn rescore(&self, totals: &[f32], left: &mut [Left]) -> Result<(), PolicyError> {
         let matters = |key: &Left| key.logit >= totals[key.query] + MATTERS.ln();
         let some: Vec<Left> = left.iter().copied().filter(matters).collect();
+        // Values, too: whatever has to come from a disk is on its way before any of it is waited
+        // for.
+        let (layer, cold) = (self.request.layer, self.request.cold);
+        cold.expect_keys(layer, self.kv_head, &self.blocks(&some));
+        cold.expect_values(layer, self.kv_head, &self.blocks(left));
         let runs = self.runs(&some, |blocks| {
-            let (layer, cold) = (self.request.layer, self.request.cold);
-            cold.expect_keys(layer, self.kv_head, blocks);
             let run = |block: &BlockId| cold.keys(layer, self.kv_head, *block, 1);
             blocks.iter().map(run).collect()
         })?;
@@ -140,15 +142,25 @@ impl Ask<'_> {
         keys: &'k [Left],
         read: impl FnOnce(&[BlockId]) -> Result<Vec<ColdRun<'c>>, ColdError>,
     ) -> Result<Vec<(&'k [Left], ColdRun<'c>)>, PolicyError> {
-        let block_of = |key: &Left| key.token as BlockId / self.block as BlockId;
-        let of_blocks = || keys.chunk_by(|a, b| block_of(a) == block_of(b));
-        let blocks: Vec<BlockId> = of_blocks().map(|keys| block_of(&keys[0])).collect();
-        let runs: Vec<_> = of_blocks().zip(read(&blocks)?).collect();
+        let read = read(&self.blocks(keys))?;
+        let runs: Vec<_> = self.by_block(keys).zip(read).collect();
         for (keys, run) in &runs {
             let of_tokens = keys.chunk_by(|a, b| a.token == b.token);
             of_tokens.for_each(|of_token| prefetch(self.row(run.rows(), of_token[0].token)));
         }
         Ok(runs)
+    }
+
+    /// Keys in the order of tokens block by block.
+    fn by_block<'k>(&self, keys: &'k [Left]) -> impl Iterator<Item = &'k [Left]> {
+        let block = self.block as u32;
+        keys.chunk_by(move |a, b| a.token / block == b.token / block)
+    }
+
+    /// Blocks of keys in the order of tokens, each once.
+    fn blocks(&self, keys: &[Left]) -> Vec<BlockId> {
+        let of_block = |keys: &[Left]| keys[0].token as BlockId / self.block as BlockId;
+        self.by_block(keys).map(of_block).collect()
     }
 
     /// A token's row among those of its block.
