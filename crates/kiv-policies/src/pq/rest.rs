@@ -8,13 +8,13 @@ use kiv_policy::{BlockId, ColdError, ColdRun, PolicyError, Rest, Rows};
 
 /// Keys outside of the wanted blocks whose values are read, for each query of a decoded
 /// token: what they add is known then without their being swapped in.
-const RESTING: usize = 512;
+const RESTING: usize = 256;
 
 /// Share of a query's softmax below which a key is not worth it.
 const LEAST: f32 = 1e-5;
 
 /// Share of a query's softmax from which on a key's logit has to be true.
-const MATTERS: f32 = 1e-4;
+const MATTERS: f32 = 2e-4;
 
 /// A key that is in no wanted block.
 #[derive(Clone, Copy)]
