@@ -24,6 +24,11 @@ struct Left {
     logit: f32,
 }
 
+/// Keys of one token together.
+fn by_token(keys: &[Left]) -> impl Iterator<Item = &[Left]> {
+    keys.chunk_by(|a, b| a.token == b.token)
+}
+
 impl Ask<'_> {
     /// What the best keys outside of the wanted blocks add to the attention of the token
     /// that has just been searched for.
@@ -67,35 +72,37 @@ impl Ask<'_> {
         wanted.iter().for_each(|b| one[*b as usize] = 0.0);
         // Together, so that every row is read once.
         left.sort_unstable_by_key(|key| (key.token, key.query));
-        self.rescore(totals, &mut left)?;
-        let mut logits = Vec::new();
+        let matters = |key: &Left| key.logit >= totals[key.query] + MATTERS.ln();
+        let few: Vec<Left> = left.iter().copied().filter(matters).collect();
+        let (of_few, of_all) = (self.blocks(&few), self.blocks(&left));
+        // Whatever has to come from a disk is on its way before any of it is waited for.
+        let (layer, cold) = (self.request.layer, self.request.cold);
+        cold.expect_keys(layer, self.kv_head, &of_few);
+        cold.expect_values(layer, self.kv_head, &of_all);
+        // Logits of keys in slots are true, so those that matter here have to be: one that is
+        // too high would take what is theirs.
+        let (first, mut logits) = (self.query_heads().start, Vec::new());
+        let keys = |block| cold.keys(layer, self.kv_head, block, 1);
+        self.each_row((&few, &of_few), self.layer.key_dim, keys, |key, row| {
+            let query = self.request.queries.get(0, first + key.query);
+            logits.push(self.capped(dot(query, row) * self.layer.scale));
+        })?;
+        let there = left.iter_mut().filter(|key| matters(key));
+        there
+            .zip(&logits)
+            .for_each(|(key, logit)| key.logit = *logit);
         for query in 0..totals.len() {
             logits.clear();
             let keys = left.iter().filter(|key| key.query == query);
             logits.extend(keys.map(|key| key.logit));
             rest.logits.push(log_sum_exp(&logits));
         }
-        let runs = self.runs(&left, |blocks| {
-            let (layer, cold) = (self.request.layer, self.request.cold);
-            let run = |block: &BlockId| cold.values(layer, self.kv_head, *block, 1);
-            blocks.iter().map(run).collect()
+        let values = |block| cold.values(layer, self.kv_head, block, 1);
+        self.each_row((&left, &of_all), dim, values, |key, row| {
+            let share = exp_nonpositive((key.logit - rest.logits[key.query]).min(0.0));
+            let value = &mut rest.values[key.query * dim..(key.query + 1) * dim];
+            value.iter_mut().zip(row).for_each(|(v, r)| *v += share * r);
         })?;
-        let mut row = vec![0f32; dim];
-        for (keys, run) in &runs {
-            let rows = run.rows();
-            for of_token in keys.chunk_by(|a, b| a.token == b.token) {
-                rows.format
-                    .decode(self.row(rows, of_token[0].token), &mut row);
-                for key in of_token {
-                    let share = exp_nonpositive((key.logit - rest.logits[key.query]).min(0.0));
-                    let value = &mut rest.values[key.query * dim..(key.query + 1) * dim];
-                    value
-                        .iter_mut()
-                        .zip(&row)
-                        .for_each(|(v, r)| *v += share * r);
-                }
-            }
-        }
         if !rest.values.iter().all(|v| v.is_finite()) {
             // Values that the model cannot attend to either; they are left out.
             *rest = Rest::default();
@@ -103,52 +110,31 @@ impl Ask<'_> {
         Ok(())
     }
 
-    /// Replaces the logits that matter by the true ones. Those of keys in slots are true, so
-    /// these have to be: one that is too high would take what is theirs.
-    fn rescore(&self, totals: &[f32], left: &mut [Left]) -> Result<(), PolicyError> {
-        let matters = |key: &Left| key.logit >= totals[key.query] + MATTERS.ln();
-        let some: Vec<Left> = left.iter().copied().filter(matters).collect();
-        // Values, too: whatever has to come from a disk is on its way before any of it is waited
-        // for.
-        let (layer, cold) = (self.request.layer, self.request.cold);
-        cold.expect_keys(layer, self.kv_head, &self.blocks(&some));
-        cold.expect_values(layer, self.kv_head, &self.blocks(left));
-        let runs = self.runs(&some, |blocks| {
-            let run = |block: &BlockId| cold.keys(layer, self.kv_head, *block, 1);
-            blocks.iter().map(run).collect()
-        })?;
-        let first = self.query_heads().start;
-        let (mut row, mut logits) = (vec![0f32; self.layer.key_dim], Vec::new());
-        for (keys, run) in &runs {
+    /// Shows each key and its row, of `len` values, which is in the run that `read` gives of its
+    /// block. Keys are in the order of tokens, and `blocks` are theirs.
+    fn each_row<'c>(
+        &self,
+        (keys, blocks): (&[Left], &[BlockId]),
+        len: usize,
+        read: impl Fn(BlockId) -> Result<ColdRun<'c>, ColdError>,
+        mut each: impl FnMut(&Left, &[f32]),
+    ) -> Result<(), PolicyError> {
+        let runs: Vec<ColdRun<'c>> = blocks.iter().map(|b| read(*b)).collect::<Result<_, _>>()?;
+        let of_blocks = || self.by_block(keys).zip(&runs);
+        // Rows are everywhere: all of them are on their way before the first is used.
+        for (keys, run) in of_blocks() {
             let rows = run.rows();
-            for of_token in keys.chunk_by(|a, b| a.token == b.token) {
-                rows.format
-                    .decode(self.row(rows, of_token[0].token), &mut row);
-                for key in of_token {
-                    let query = self.request.queries.get(0, first + key.query);
-                    logits.push(self.capped(dot(query, &row) * self.layer.scale));
-                }
+            by_token(keys).for_each(|same| prefetch(self.row(rows, same[0].token)));
+        }
+        let mut row = vec![0f32; len];
+        for (keys, run) in of_blocks() {
+            let rows = run.rows();
+            for same in by_token(keys) {
+                rows.format.decode(self.row(rows, same[0].token), &mut row);
+                same.iter().for_each(|key| each(key, &row));
             }
         }
-        let there = left.iter_mut().filter(|key| matters(key));
-        there.zip(logits).for_each(|(key, logit)| key.logit = logit);
         Ok(())
-    }
-
-    /// Keys in the order of tokens block by block, each with its block's rows, which `read`
-    /// gets. Rows are everywhere: all of them are on their way before the first is used.
-    fn runs<'k, 'c>(
-        &self,
-        keys: &'k [Left],
-        read: impl FnOnce(&[BlockId]) -> Result<Vec<ColdRun<'c>>, ColdError>,
-    ) -> Result<Vec<(&'k [Left], ColdRun<'c>)>, PolicyError> {
-        let read = read(&self.blocks(keys))?;
-        let runs: Vec<_> = self.by_block(keys).zip(read).collect();
-        for (keys, run) in &runs {
-            let of_tokens = keys.chunk_by(|a, b| a.token == b.token);
-            of_tokens.for_each(|of_token| prefetch(self.row(run.rows(), of_token[0].token)));
-        }
-        Ok(runs)
     }
 
     /// Keys in the order of tokens block by block.
