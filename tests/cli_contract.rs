@@ -293,6 +293,10 @@ fn llama_cpp_spellings_of_flags_are_accepted() {
     assert_eq!(integer(&short, "resident_kv_bytes") % (2048 * 34 / 64), 0);
     assert_eq!(short["text"], long["text"]);
     assert_eq!(short["resident_kv_bytes"], long["resident_kv_bytes"]);
+    for layers in ["auto", "-1", "all", "-2", "99"] {
+        let line = format!("run -p hi -n 1 --temp 0 -ngl {layers}");
+        assert_eq!(integer(&json(dir.path(), &line), "generated_tokens"), 1);
+    }
 }
 
 /// Flags that another one makes mean nothing, and values that mean nothing.
@@ -305,6 +309,8 @@ fn what_would_not_be_heeded_is_refused() {
         "bench -m M --vocab 300",
         "bench -m M --synthetic-dir d",
         "bench --rounds 0",
+        "run -p hi -ngl many",
+        "run -p hi -ngl -3",
         "run -p hi --top-p 1.5",
         "run -p hi --min-p 2",
     ] {

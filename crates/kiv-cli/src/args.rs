@@ -125,9 +125,10 @@ pub(crate) struct ModelArgs {
     /// Tokens computed at once while reading [-ub]
     #[arg(long, default_value_t = 512, value_parser = positive, value_name = "N")]
     pub ubatch_size: usize,
-    /// Layers on the GPU [-ngl; default: llama.cpp's]
-    #[arg(long, alias = "n-gpu-layers", value_name = "N")]
-    pub gpu_layers: Option<u32>,
+    /// Layers on the GPU: a number, all, or auto, which is left to llama.cpp [-ngl]
+    #[arg(long, alias = "n-gpu-layers", value_parser = gpu_layers, value_name = "N")]
+    #[arg(default_value = "auto", allow_negative_numbers = true)]
+    pub gpu_layers: GpuLayers,
     /// K cache type: f16, bf16, q8_0, q4_0 [-ctk]
     #[arg(long, default_value = "f16", value_parser = cache_type, value_name = "TYPE")]
     pub cache_type_k: RowFormat,
@@ -565,6 +566,20 @@ pub(crate) struct VerifyArgs {
     /// Seed of texts and permutations
     #[arg(short, long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+}
+
+/// Layers on the GPU, if that is not left to llama.cpp.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuLayers(pub Option<u32>);
+
+/// llama.cpp's spellings of `auto` and `all` are numbers, too.
+fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
+    let n = match text {
+        "auto" | "-1" => None,
+        "all" | "-2" => Some(u32::MAX),
+        _ => Some(text.parse().map_err(|_| "not a number, all or auto")?),
+    };
+    Ok(GpuLayers(n))
 }
 
 fn positive(text: &str) -> Result<usize, String> {

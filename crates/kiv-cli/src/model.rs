@@ -89,7 +89,7 @@ impl Opened {
         self.file
             .check_cache_types(args.cache_type_k, args.cache_type_v)?;
         let options = LoadOptions {
-            gpu_layers: args.gpu_layers,
+            gpu_layers: args.gpu_layers.0,
             mmap: !args.no_mmap,
         };
         Model::load_with(&self.file.path, options).map_err(|error| {

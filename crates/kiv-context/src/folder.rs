@@ -62,6 +62,15 @@ pub trait Readable: Send + Sync {
     /// # Errors
     /// The system's; `UnexpectedEof` if the file is shorter.
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The same where reads come from all over the file: what is beside them should not be read
+    /// with them.
+    ///
+    /// # Errors
+    /// As [`Readable::read_exact_at`].
+    fn read_scattered_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(out, offset)
+    }
 }
 
 /// A file being written.
@@ -117,7 +126,7 @@ impl Folder for DiskFolder {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn Readable>> {
-        Ok(Arc::new(File::open(self.path(name))?))
+        Ok(Arc::new(DiskFile::open(&self.path(name))?))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn Appendable>> {
@@ -142,25 +151,56 @@ impl Folder for DiskFolder {
     }
 }
 
-impl Readable for File {
-    #[cfg(unix)]
+/// A file of the file system, open twice: how much the system reads ahead is a matter of
+/// the open file, and so is what it takes for a pattern.
+struct DiskFile {
+    in_order: File,
+    scattered: File,
+}
+
+impl DiskFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        let scattered = File::open(path)?;
+        // Without this rows that happen to lie near each other look like a file being read
+        // from front to back, and megabytes after them are read, too.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            let _ = rustix::fs::fadvise(&scattered, 0, None, rustix::fs::Advice::Random);
+        }
+        Ok(Self {
+            in_order: File::open(path)?,
+            scattered,
+        })
+    }
+}
+
+impl Readable for DiskFile {
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(self, out, offset)
+        read_exact_at(&self.in_order, out, offset)
     }
 
-    #[cfg(windows)]
-    fn read_exact_at(&self, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
-        while !out.is_empty() {
-            match std::os::windows::fs::FileExt::seek_read(self, out, offset)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => {
-                    out = &mut out[n..];
-                    offset += n as u64;
-                }
+    fn read_scattered_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        read_exact_at(&self.scattered, out, offset)
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                out = &mut out[n..];
+                offset += n as u64;
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 impl Appendable for File {

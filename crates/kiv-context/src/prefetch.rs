@@ -7,6 +7,7 @@ use crate::record::{HEADER, Part, RecordLayout, SUM, checked};
 use kiv_policy::{ColdError, Rows};
 use kiv_store::ReadStats;
 use parking_lot::{Condvar, Mutex, RwLock};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,10 +33,10 @@ pub(crate) struct Reader {
     pub stats: Mutex<ReadStats>,
 }
 
-/// A part of a block that a worker is to read.
-#[derive(Clone, Copy, Debug)]
+/// Parts of a block, side by side, that a worker is to read at once.
+#[derive(Clone, Debug)]
 pub(crate) struct Job {
-    pub part: usize,
+    pub parts: Range<usize>,
     pub block: usize,
     pub epoch: u64,
 }
@@ -90,13 +91,22 @@ impl Reader {
 
     /// What a worker does.
     pub fn serve(&self, job: Job) {
-        let read = self.read(job.part, job.block);
+        let Job {
+            parts,
+            block,
+            epoch,
+        } = job;
+        let read = self.read_together(parts.clone(), block);
         let mut cache = self.cache.lock();
-        if cache.epoch() == job.epoch {
+        if cache.epoch() == epoch {
             match read {
-                Ok(bytes) => cache.insert(job.part, job.block, bytes, true),
+                Ok(read) => {
+                    for (part, bytes) in parts.zip(read) {
+                        cache.insert(part, block, bytes, true);
+                    }
+                }
                 // Whoever wants it tries again, and hears why.
-                Err(_) => cache.release(job.part, job.block),
+                Err(_) => parts.for_each(|part| cache.release(part, block)),
             }
         }
         drop(cache);
@@ -119,6 +129,30 @@ impl Reader {
         stats.misses += 1;
         stats.bytes += bytes.len() as u64;
         Ok(bytes)
+    }
+
+    /// Rows of some parts of a block, by one read.
+    fn read_together(&self, parts: Range<usize>, block: usize) -> Result<Vec<Arc<[u8]>>, String> {
+        let layout = &self.layout.parts;
+        let (segment, offset) = self.place(parts.start, block).ok_or("in no file")?;
+        let len = |part: usize| layout[part].len + SUM;
+        let mut bytes = vec![0; parts.clone().map(len).sum()];
+        let read = segment.file.read_scattered_at(&mut bytes, offset);
+        read.map_err(|e| e.to_string())?;
+        let mut rest = &bytes[..];
+        let mut all = Vec::new();
+        for part in parts {
+            let (own, after) = rest.split_at(len(part));
+            all.push(checked(own, block, part).ok_or("damaged")?.into());
+            rest = after;
+        }
+        let mut stats = self.stats.lock();
+        stats.misses += all.len() as u64;
+        stats.bytes += all
+            .iter()
+            .map(|rows: &Arc<[u8]>| rows.len() as u64)
+            .sum::<u64>();
+        Ok(all)
     }
 
     fn path(&self, segment: &Segment) -> String {

@@ -7,9 +7,9 @@ use crate::manifest::{Identity, Manifest, PART_HEADER, PartEntry, SegmentEntry, 
 use crate::overlay::Overlay;
 use crate::prefetch::{Job, Reader, Segment};
 use crate::record::{HEADER, SUM, checked, header, sum};
-use crossbeam_channel::Sender;
-use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun};
-use kiv_store::{ColdTier, ReadStats, StoreError, Wanted};
+use crossbeam_channel::{SendError, Sender};
+use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun, RowsOf};
+use kiv_store::{ColdTier, ReadStats, StoreError};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -306,18 +306,30 @@ impl DiskTier {
         result.map_err(ContextError::io("write", path))
     }
 
-    /// Has the workers read parts of blocks, as far as they are not in memory.
+    /// Has the workers read parts of blocks, as far as they are not in memory. Parts that lie
+    /// side by side and are told one after the other are read at once.
     fn fetch(&self, wanted: impl Iterator<Item = (usize, BlockId)>) {
         let Some(jobs) = &self.jobs else {
             return;
         };
         let mut cache = self.reader.cache.lock();
         let epoch = cache.epoch();
-        for (part, block) in wanted {
-            let block = block as usize;
-            let job = Job { part, block, epoch };
-            if cache.claim(part, block) && jobs.send(job).is_err() {
-                cache.release(part, block);
+        let absent = wanted.filter(|(part, block)| cache.claim(*part, *block as usize));
+        let mut together: Vec<Job> = Vec::new();
+        for (part, block) in absent {
+            let (parts, block) = (part..part + 1, block as usize);
+            match together.last_mut() {
+                Some(job) if job.block == block && job.parts.end == part => job.parts.end += 1,
+                _ => together.push(Job {
+                    parts,
+                    block,
+                    epoch,
+                }),
+            }
+        }
+        for job in together {
+            if let Err(SendError(job)) = jobs.send(job) {
+                job.parts.for_each(|part| cache.release(part, job.block));
             }
         }
     }
@@ -367,14 +379,15 @@ impl ColdRows for DiskTier {
         self.run(self.reader.layout.part(layer, kv_head, 1), first, max)
     }
 
-    fn expect_keys(&self, layer: usize, kv_head: usize, blocks: &[BlockId]) {
-        let part = self.reader.layout.part(layer, kv_head, 0);
-        self.fetch(blocks.iter().map(|block| (part, *block)));
-    }
-
-    fn expect_values(&self, layer: usize, kv_head: usize, blocks: &[BlockId]) {
-        let part = self.reader.layout.part(layer, kv_head, 1);
-        self.fetch(blocks.iter().map(|block| (part, *block)));
+    fn expect(&self, layer: usize, kv_head: usize, rows: RowsOf, blocks: &[BlockId]) {
+        let part = |which| self.reader.layout.part(layer, kv_head, which);
+        let parts = match rows {
+            RowsOf::Keys => part(0)..=part(0),
+            RowsOf::Values => part(1)..=part(1),
+            RowsOf::Both => part(0)..=part(1),
+        };
+        let of_block = |block: &BlockId| parts.clone().zip(std::iter::repeat(*block));
+        self.fetch(blocks.iter().flat_map(of_block));
     }
 }
 
@@ -479,12 +492,6 @@ impl ColdTier for DiskTier {
 
     fn disk_bytes(&self) -> usize {
         self.n_blocks * self.reader.layout.record_bytes()
-    }
-
-    fn prefetch(&self, wanted: &[Wanted]) {
-        let part = |want: &Wanted, which| self.reader.layout.part(want.layer, want.kv_head, which);
-        let both = |want| [0, 1].map(|which| (part(want, which), want.block));
-        self.fetch(wanted.iter().flat_map(both));
     }
 
     fn read_stats(&self) -> ReadStats {

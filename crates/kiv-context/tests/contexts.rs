@@ -5,8 +5,8 @@ mod support;
 use kiv_context::{
     ContextError, DiskOptions, DiskTier, Identity, fork, info, list, remove, verify,
 };
-use kiv_policy::ColdRows;
-use kiv_store::{ColdTier, Wanted, conformance};
+use kiv_policy::{ColdRows, RowsOf};
+use kiv_store::{ColdTier, conformance};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
@@ -82,15 +82,10 @@ fn memory_stays_below_the_limit_and_reads_are_told() {
         "{stats:?}"
     );
     // What was announced is there, or on its way.
-    let wanted = [5, 6].map(|block| Wanted {
-        layer: 1,
-        kv_head: 0,
-        block,
-    });
-    tier.prefetch(&wanted);
-    for want in wanted {
-        tier.keys(1, 0, want.block, 1).unwrap();
-        tier.values(1, 0, want.block, 1).unwrap();
+    tier.expect(1, 0, RowsOf::Both, &[5, 6]);
+    for block in [5, 6] {
+        tier.keys(1, 0, block, 1).unwrap();
+        tier.values(1, 0, block, 1).unwrap();
     }
     let more = tier.read_stats();
     assert_eq!(more.misses - stats.misses, 4, "each part is read once");

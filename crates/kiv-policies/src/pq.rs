@@ -200,11 +200,13 @@ impl Policy for Pq {
         let answers = wanted.iter_mut().zip(rests);
         let heads: Vec<_> = heads.zip(answers).enumerate().collect();
         let work = n_blocks * block * request.queries.n_tokens() * layer.n_head;
+        // What is read from a disk for one head comes while others are searched for.
         for_all(
             &state.threads,
             work,
             heads,
             |(kv_head, ((head, found), (wanted, rest)))| {
+                let mut left = None;
                 let ask = Ask { kv_head, ..first };
                 ask.observe(&mut head.index);
                 if n_blocks <= n_slots {
@@ -228,10 +230,15 @@ impl Policy for Pq {
                     let touched = head.touched.iter().copied();
                     top_of(&head.shares, touched, n, wanted);
                     if gives_rest {
-                        ask.rest(head, wanted, rest)?;
+                        let leavings = ask.leave(head, wanted);
+                        left = Some((ask, &head.totals, leavings, rest));
                     }
                 }
-                Ok(())
+                Ok(left)
+            },
+            |left| match left {
+                Some((ask, totals, leavings, rest)) => ask.rest(totals, leavings, rest),
+                None => Ok(()),
             },
         )?;
         // Of what was looked at, where something was.
@@ -432,20 +439,27 @@ impl Head {
 }
 
 /// Serves all heads, on several threads if there is much to do. This one is among them: it
-/// need not sleep until another one wakes.
-fn for_all<T: Send>(
+/// need not sleep until another one wakes. Each finishes what it has served, when no other
+/// head is left.
+fn for_all<T: Send, S>(
     threads: &rayon::ThreadPool,
     work: usize,
     heads: Vec<T>,
-    serve: impl Fn(T) -> Result<(), PolicyError> + Send + Sync,
+    serve: impl Fn(T) -> Result<S, PolicyError> + Send + Sync,
+    finish: impl Fn(S) -> Result<(), PolicyError> + Send + Sync,
 ) -> Result<(), PolicyError> {
     let n = threads.current_num_threads().min(heads.len());
-    if n < 2 || work <= PARALLEL {
-        return heads.into_iter().try_for_each(serve);
-    }
     let queue = Mutex::new(heads.into_iter());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let serve_some = || std::iter::from_fn(next).try_for_each(&serve);
+    let serve_some = || {
+        let served: Vec<S> = std::iter::from_fn(next)
+            .map(&serve)
+            .collect::<Result<_, _>>()?;
+        served.into_iter().try_for_each(&finish)
+    };
+    if n < 2 || work <= PARALLEL {
+        return serve_some();
+    }
     let mut results = Vec::new();
     results.resize_with(n, || Ok(()));
     threads.in_place_scope(|scope| {

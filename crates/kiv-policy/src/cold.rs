@@ -77,16 +77,21 @@ pub trait ColdRows: Sync {
         max: usize,
     ) -> Result<ColdRun<'_>, ColdError>;
 
-    /// Says that the keys of these blocks will be read next. A store that has to get
-    /// them from somewhere gets them side by side from now on; others do nothing.
+    /// Says which rows of these blocks will be read next. A store that has to get them from
+    /// somewhere gets them side by side from now on; others do nothing.
     ///
     /// # Panics
     /// As [`ColdRows::keys`].
-    fn expect_keys(&self, _layer: usize, _kv_head: usize, _blocks: &[BlockId]) {}
+    fn expect(&self, _layer: usize, _kv_head: usize, _rows: RowsOf, _blocks: &[BlockId]) {}
+}
 
-    /// The same of values.
-    ///
-    /// # Panics
-    /// As [`ColdRows::values`].
-    fn expect_values(&self, _layer: usize, _kv_head: usize, _blocks: &[BlockId]) {}
+/// Which rows of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowsOf {
+    /// K.
+    Keys,
+    /// V.
+    Values,
+    /// K and V.
+    Both,
 }

@@ -29,7 +29,7 @@ pub mod conformance;
 mod rows;
 mod selection;
 
-pub use cold::{ColdError, ColdRows, ColdRun};
+pub use cold::{ColdError, ColdRows, ColdRun, RowsOf};
 pub use rows::{RowFormat, Rows};
 pub use selection::{InvalidSelection, Rest, Selection};
 

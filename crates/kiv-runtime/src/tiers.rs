@@ -15,11 +15,11 @@ use crate::stats::Stats;
 use kiv_context::DiskTier;
 use kiv_cuda::Slots;
 use kiv_policy::{
-    BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, SealedBlocks,
+    BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, RowsOf, SealedBlocks,
     SelectRequest, Selection,
 };
 use kiv_pool::{NONE, PoolLayout, SlotTable, Swap};
-use kiv_store::{ColdTier, Transcoder, Wanted};
+use kiv_store::{ColdTier, Transcoder};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::time::{Duration, Instant};
@@ -561,17 +561,10 @@ impl Tiers {
         }
         // Reading of all heads' blocks begins at once, and goes on while the
         // first are copied.
-        let swaps = (0..).zip(&self.swaps);
-        let wanted: Vec<Wanted> = swaps
-            .flat_map(|(kv_head, swaps)| {
-                swaps.iter().map(move |swap| Wanted {
-                    layer,
-                    kv_head,
-                    block: swap.block,
-                })
-            })
-            .collect();
-        self.store.prefetch(&wanted);
+        for (kv_head, swaps) in self.swaps.iter().enumerate() {
+            let blocks: Vec<BlockId> = swaps.iter().map(|swap| swap.block).collect();
+            self.store.expect(layer, kv_head, RowsOf::Both, &blocks);
+        }
         let mut result = Ok(());
         let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
         if let Some(gpu) = self.store.gpu() {

@@ -1,7 +1,7 @@
 //! What every [`ColdTier`] must hold to, wherever it keeps rows.
 
-use crate::{ColdTier, Wanted};
-use kiv_policy::{BlockId, Geometry, LayerGeometry, RowFormat};
+use crate::ColdTier;
+use kiv_policy::{BlockId, Geometry, LayerGeometry, RowFormat, RowsOf};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -144,18 +144,12 @@ fn compare(tier: &dyn ColdTier, model: &Model, rng: &mut ChaCha8Rng) -> Result<(
     let block = model.geometry.block;
     if model.n_blocks > 0 {
         let streams = model.streams();
-        let wanted: Vec<Wanted> = (0..rng.random_range(0..6))
-            .map(|_| {
-                let (layer, kv_head) = streams[rng.random_range(0..streams.len())];
-                let block = rng.random_range(0..model.n_blocks) as BlockId;
-                Wanted {
-                    layer,
-                    kv_head,
-                    block,
-                }
-            })
-            .collect();
-        tier.prefetch(&wanted);
+        for _ in 0..rng.random_range(0..6) {
+            let (layer, kv_head) = streams[rng.random_range(0..streams.len())];
+            let block = rng.random_range(0..model.n_blocks) as BlockId;
+            let rows = [RowsOf::Keys, RowsOf::Values, RowsOf::Both][rng.random_range(0..3)];
+            tier.expect(layer, kv_head, rows, &[block]);
+        }
     }
     for ((layer, head), rows) in model.streams().into_iter().zip(&model.rows) {
         for (which, want) in rows.iter().enumerate() {

@@ -12,7 +12,7 @@ mod transcode;
 pub use host::{HostStore, SEGMENT_TOKENS};
 pub use transcode::{Transcoder, convert};
 
-use kiv_policy::{BlockId, ColdRows};
+use kiv_policy::ColdRows;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -38,17 +38,6 @@ pub enum StoreError {
         /// The system's reason.
         source: std::io::Error,
     },
-}
-
-/// Rows that will be wanted soon: both K and V of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Index of the layer.
-    pub layer: usize,
-    /// KV head.
-    pub kv_head: usize,
-    /// The block.
-    pub block: BlockId,
 }
 
 /// What reading has come to, since the tier was made.
@@ -109,11 +98,6 @@ pub trait ColdTier: ColdRows + Send {
     /// Bytes on disk.
     fn disk_bytes(&self) -> usize {
         0
-    }
-
-    /// Says what will be read next, so that reading can begin.
-    fn prefetch(&self, wanted: &[Wanted]) {
-        let _ = wanted;
     }
 
     /// What reading has come to.

@@ -4,7 +4,7 @@ use super::Head;
 use super::ask::{Ask, TOGETHER};
 use kiv_fastscan::prefetch;
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
-use kiv_policy::{BlockId, ColdError, ColdRun, PolicyError, Rest, Rows};
+use kiv_policy::{BlockId, ColdError, ColdRun, PolicyError, Rest, Rows, RowsOf};
 
 /// Keys outside of the wanted blocks whose values are read, for each query of a decoded
 /// token: what they add is known then without their being swapped in.
@@ -24,26 +24,35 @@ struct Left {
     logit: f32,
 }
 
+/// Keys outside of the wanted blocks that are worth it, and their blocks.
+pub(super) struct Leavings {
+    /// In the order of tokens.
+    all: Vec<Left>,
+    of_all: Vec<BlockId>,
+    /// Those whose logits have to be true.
+    few: Vec<Left>,
+    of_few: Vec<BlockId>,
+}
+
+/// Whether a key's logit has to be true.
+fn matters(totals: &[f32]) -> impl Fn(&Left) -> bool {
+    |key| key.logit >= totals[key.query] + MATTERS.ln()
+}
+
 /// Keys of one token together.
 fn by_token(keys: &[Left]) -> impl Iterator<Item = &[Left]> {
     keys.chunk_by(|a, b| a.token == b.token)
 }
 
 impl Ask<'_> {
-    /// What the best keys outside of the wanted blocks add to the attention of the token
-    /// that has just been searched for.
-    pub fn rest(
-        &self,
-        head: &mut Head,
-        wanted: &[BlockId],
-        rest: &mut Rest,
-    ) -> Result<(), PolicyError> {
-        let (group, dim) = (self.layer.group(), self.layer.value_dim);
+    /// The best keys outside of the wanted blocks, for the token that has just been searched
+    /// for. Whatever of them, and of the wanted blocks, has to come from a disk is on its way
+    /// from now on.
+    pub fn leave(&self, head: &mut Head, wanted: &[BlockId]) -> Leavings {
         let Head {
             hits, one, totals, ..
         } = head;
         wanted.iter().for_each(|b| one[*b as usize] = 1.0);
-        rest.values.resize(group * dim, 0.0);
         // Of every query the best.
         let mut left = Vec::new();
         for (query, all) in totals.iter().enumerate() {
@@ -68,17 +77,48 @@ impl Ask<'_> {
                 left.truncate(first + RESTING);
             }
         }
-        // Before anything can fail: it is all 0 between searches.
-        wanted.iter().for_each(|b| one[*b as usize] = 0.0);
         // Together, so that every row is read once.
         left.sort_unstable_by_key(|key| (key.token, key.query));
-        let matters = |key: &Left| key.logit >= totals[key.query] + MATTERS.ln();
-        let few: Vec<Left> = left.iter().copied().filter(matters).collect();
-        let (of_few, of_all) = (self.blocks(&few), self.blocks(&left));
-        // Whatever has to come from a disk is on its way before any of it is waited for.
+        let few: Vec<Left> = left.iter().copied().filter(matters(totals)).collect();
+        let leavings = Leavings {
+            of_few: self.blocks(&few),
+            few,
+            of_all: self.blocks(&left),
+            all: left,
+        };
+        // It is all 0 between searches.
+        let resident = self.request.resident.get(self.kv_head).copied();
+        for block in resident.unwrap_or_default() {
+            // Empty slots have a number, too.
+            if let Some(mark) = one.get_mut(*block as usize) {
+                *mark = 0.0;
+            }
+        }
+        let mut absent = wanted.to_vec();
+        absent.retain(|b| std::mem::take(&mut one[*b as usize]) > 0.0);
         let (layer, cold) = (self.request.layer, self.request.cold);
-        cold.expect_keys(layer, self.kv_head, &of_few);
-        cold.expect_values(layer, self.kv_head, &of_all);
+        cold.expect(layer, self.kv_head, RowsOf::Keys, &leavings.of_few);
+        cold.expect(layer, self.kv_head, RowsOf::Values, &leavings.of_all);
+        cold.expect(layer, self.kv_head, RowsOf::Both, &absent);
+        leavings
+    }
+
+    /// What keys outside of the wanted blocks add to the attention of the token.
+    pub fn rest(
+        &self,
+        totals: &[f32],
+        leavings: Leavings,
+        rest: &mut Rest,
+    ) -> Result<(), PolicyError> {
+        let (group, dim) = (self.layer.group(), self.layer.value_dim);
+        let (layer, cold) = (self.request.layer, self.request.cold);
+        let Leavings {
+            all: mut left,
+            of_all,
+            few,
+            of_few,
+        } = leavings;
+        rest.values.resize(group * dim, 0.0);
         // Logits of keys in slots are true, so those that matter here have to be: one that is
         // too high would take what is theirs.
         let (first, mut logits) = (self.query_heads().start, Vec::new());
@@ -87,6 +127,7 @@ impl Ask<'_> {
             let query = self.request.queries.get(0, first + key.query);
             logits.push(self.capped(dot(query, row) * self.layer.scale));
         })?;
+        let matters = matters(totals);
         let there = left.iter_mut().filter(|key| matters(key));
         there
             .zip(&logits)

@@ -121,21 +121,27 @@ fn all_heads_are_served_by_several_threads() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(3);
     let threads = threads.build().unwrap();
     for work in [0, PARALLEL + 1] {
-        let served = Mutex::new(Vec::new());
-        let serve = |head: usize| {
-            served.lock().unwrap().push(head);
+        let finished = Mutex::new(Vec::new());
+        let finish = |head: usize| {
+            finished.lock().unwrap().push(head);
             Ok(())
         };
-        for_all(&threads, work, (0..17).collect(), serve).unwrap();
-        let mut served = served.into_inner().unwrap();
-        served.sort_unstable();
-        assert_eq!(served, (0..17).collect::<Vec<_>>());
+        for_all(&threads, work, (0..17).collect(), Ok, finish).unwrap();
+        let mut finished = finished.into_inner().unwrap();
+        finished.sort_unstable();
+        assert_eq!(finished, (0..17).collect::<Vec<_>>());
         let fails = |head: usize| match head {
             11 => Err(PolicyError("eleven".to_owned())),
-            _ => Ok(()),
+            _ => Ok(head),
         };
-        let failed = for_all(&threads, work, (0..17).collect(), fails);
-        assert_eq!(failed.unwrap_err().to_string(), "eleven");
+        for failed in [
+            for_all(&threads, work, (0..17).collect(), fails, |_| Ok(())),
+            for_all(&threads, work, (0..17).collect(), Ok, |head| {
+                fails(head).map(|_| ())
+            }),
+        ] {
+            assert_eq!(failed.unwrap_err().to_string(), "eleven");
+        }
     }
 }
 

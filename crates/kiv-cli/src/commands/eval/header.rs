@@ -58,7 +58,7 @@ pub(super) fn header(args: &EvalArgs, file: &ModelFile, sha256: &str, plan: &Pla
         "os": std::env::consts::OS,
         "threads": threads,
         "threads_batch": model.threads_batch.unwrap_or(threads),
-        "gpu_layers": model.gpu_layers,
+        "gpu_layers": model.gpu_layers.0,
         "ctx_size": model.ctx_size,
         "ubatch": model.ubatch(),
         "cache_type_k": model.cache_type_k.to_string(),
