@@ -34,8 +34,12 @@ use work::{Job, Workers};
 /// be copied instead of it: what is left out for so little is in the rest.
 const HEAD_START: f32 = 1.5e-4;
 
-/// Cold keys, times queries, from which on a search is worth waking threads.
-const PARALLEL: usize = 1 << 18;
+/// Values of keys that queries are multiplied with, from which on it is worth waking threads.
+const PARALLEL: usize = 24 << 20;
+
+/// Cold keys that a query takes as much time as, whatever their number: for local keys, for
+/// what has been found, and for the rest.
+const ANYWAY: usize = 1 << 15;
 
 /// The policy; see the module's description.
 pub struct Pq {
@@ -199,7 +203,8 @@ impl Policy for Pq {
         let (wanted, rests) = selection.parts_mut();
         let answers = wanted.iter_mut().zip(rests);
         let heads: Vec<_> = heads.zip(answers).enumerate().collect();
-        let work = n_blocks * block * request.queries.n_tokens() * layer.n_head;
+        let n_queries = request.queries.n_tokens() * layer.n_head;
+        let work = (n_blocks * block + ANYWAY) * n_queries * layer.key_dim;
         // What is read from a disk for one head comes while others are searched for.
         for_all(
             &state.threads,
