@@ -210,7 +210,15 @@ fn llama_server_clients() {
             .any(|p| p["prompt_progress"]["processed"].is_u64())
     );
     assert_eq!(pieces.last().unwrap()["stop_type"], "limit");
-    assert_eq!(get(at, "/props").json()["total_slots"], 1);
+    let props = get(at, "/props").json();
+    assert_eq!(props["total_slots"], 1);
+    assert_eq!(props["eos_token"], "<|endoftext|>");
+    assert!(
+        props["chat_template"]
+            .as_str()
+            .unwrap()
+            .contains("messages")
+    );
     let metrics = get(at, "/metrics").body;
     assert!(
         metrics.contains("kiv_generated_tokens_total 6\n"),

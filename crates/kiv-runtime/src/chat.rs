@@ -3,13 +3,9 @@
 use crate::error::Error;
 use crate::jinja;
 use crate::model::Model;
-use crate::session::Token;
 use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
 use minijinja::context;
 use serde_json::{Map, Value, json};
-
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const EOS: &str = "tokenizer.ggml.eos_token_id";
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,16 +98,9 @@ impl ChatTemplate {
     }
 }
 
-/// The text of a special token.
-fn special(model: &Model, key: &str) -> Option<(Token, String)> {
-    let id = model.metadata(key)?.parse().ok()?;
-    let text = String::from_utf8_lossy(&model.piece(id, true)).into_owned();
-    Some((id, text))
-}
-
 /// Without the start token in front, if the model would get it twice.
 fn without_start(model: &Model, mut text: String) -> String {
-    let Some((id, start)) = special(model, BOS) else {
+    let Some((id, start)) = model.special("bos") else {
         return text;
     };
     if text.starts_with(&start) && model.tokenize("", true).first() == Some(&id) {
@@ -126,7 +115,7 @@ fn render(
     messages: &[Message],
     variables: &Map<String, Value>,
 ) -> Result<String, String> {
-    let token = |key: &str| special(model, key).map_or(String::new(), |(_, text)| text);
+    let token = |name| model.special(name).map_or(String::new(), |(_, text)| text);
     let messages = messages.iter().map(|m| {
         let mut all = m.more.clone();
         all.insert("role".to_owned(), json!(m.role));
@@ -137,8 +126,8 @@ fn render(
     let own = context! {
         messages,
         add_generation_prompt => true,
-        bos_token => token(BOS),
-        eos_token => token(EOS),
+        bos_token => token("bos"),
+        eos_token => token("eos"),
     };
     let others = jinja::map(variables);
     // Templates ask whether there are any tools; of two values the first one's counts.

@@ -1,8 +1,8 @@
 //! Jinja as the templates of models know it: what `transformers` adds to the language.
 
 use jiff::{Zoned, fmt::strtime};
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use serde_json::{Map, Value as Json};
@@ -14,10 +14,93 @@ pub(crate) fn render(source: &str, variables: Value) -> Result<String, String> {
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
+    env.set_formatter(show);
+    env.add_filter("string", |value: &Value| text(value, false));
+    env.add_filter("indent", indent);
     env.add_filter("tojson", tojson);
     env.add_function("strftime_now", strftime_now);
     env.add_function("raise_exception", raise_exception);
-    env.render_str(source, variables).map_err(|e| e.to_string())
+    let source = without_marks(source);
+    env.render_str(&source, variables)
+        .map_err(|e| e.to_string())
+}
+
+/// Without the marks around what the assistant says, `generation`, which are for training: as a
+/// block that is always taken, so that white space around them is left out as theirs.
+fn without_marks(source: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(source.len()), source);
+    while let Some((before, tag)) = rest.split_once("{%") {
+        let Some((inside, after)) = tag.split_once("%}") else {
+            break;
+        };
+        let word = inside.trim_matches(['-', '+']).trim();
+        let instead = match word {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        let inside = instead.map_or(inside.to_owned(), |new| inside.replacen(word, new, 1));
+        out.extend([before, "{%", &inside, "%}"]);
+        rest = after;
+    }
+    out + rest
+}
+
+/// What `{{ value }}` writes.
+fn show(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::None | ValueKind::Bool | ValueKind::Seq | ValueKind::Map => {
+            Ok(out.write_str(&text(value, false)?)?)
+        }
+        _ => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+/// A value as Python's `str` writes it, `repr` within lists and objects: models have been trained
+/// on that where their templates do not ask for JSON.
+fn text(value: &Value, within: bool) -> Result<String, Error> {
+    Ok(match (value.kind(), value.as_str()) {
+        (ValueKind::None, _) => "None".to_owned(),
+        (ValueKind::Bool, _) if value.is_true() => "True".to_owned(),
+        (ValueKind::Bool, _) => "False".to_owned(),
+        (ValueKind::String, Some(string)) if within => quoted(string),
+        (ValueKind::Seq, _) => {
+            let all = value.try_iter()?.map(|item| text(&item, true));
+            format!("[{}]", all.collect::<Result<Vec<_>, _>>()?.join(", "))
+        }
+        (ValueKind::Map, _) => {
+            let pairs = value.try_iter()?.map(|key| {
+                let item = text(&value.get_item(&key)?, true)?;
+                Ok(format!("{}: {item}", text(&key, true)?))
+            });
+            let pairs: Result<Vec<_>, Error> = pairs.collect();
+            format!("{{{}}}", pairs?.join(", "))
+        }
+        _ => value.to_string(),
+    })
+}
+
+/// A string as Python's `repr` writes it.
+fn quoted(string: &str) -> String {
+    let quote = if string.contains('\'') && !string.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    let mut out = String::from(quote);
+    for c in string.chars() {
+        match c {
+            '\n' => out += "\\n",
+            '\r' => out += "\\r",
+            '\t' => out += "\\t",
+            '\\' => out += "\\\\",
+            c if c == quote => out.extend(['\\', c]),
+            c if c.is_control() => out += &format!("\\x{:02x}", u32::from(c)),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+    out
 }
 
 fn refuse(why: impl ToString) -> Error {
@@ -54,6 +137,30 @@ pub(crate) fn map(all: &Map<String, Json>) -> Value {
 /// The local time.
 fn strftime_now(format: &str) -> Result<String, Error> {
     strtime::format(format, &Zoned::now()).map_err(refuse)
+}
+
+/// With spaces before each line but the first and empty ones. minijinja's own loses a line
+/// break at the end.
+fn indent(
+    text: &str,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let width = width.or(options.get("width")?).unwrap_or(4);
+    let first = first.or(options.get("first")?).unwrap_or(false);
+    let blank = blank.or(options.get("blank")?).unwrap_or(false);
+    options.assert_all_used()?;
+    let lines = text.split('\n').enumerate().map(|(i, line)| {
+        let wants = if i == 0 {
+            first
+        } else {
+            blank || !line.is_empty()
+        };
+        " ".repeat(if wants { width } else { 0 }) + line
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// As Python's `json.dumps` writes it, which is what models have been trained on: spaces
@@ -158,6 +265,43 @@ mod tests {
             let why = shown(source);
             assert!(why.contains("ensure") || why.contains("two") || why.contains("colour"));
         }
+    }
+
+    /// What Python's `str` gives.
+    #[test]
+    fn values_are_written_as_python_does() {
+        for (source, expected) in [
+            ("{{ list }}", "['x', 'y']"),
+            ("{{ list | string | length }}", "10"),
+            (
+                "{{ v }}",
+                r#"{'z': [1, 2.5, None], 'a': "it's <b> é\n", 'm': {}}"#,
+            ),
+            ("{{ v.z[2] }} {{ true }} {{ 1 > 2 }}", "None True False"),
+            ("{{ v.a[:4] }}{{ [\"'\\\"\\\\\"] }}", r#"it's['\'"\\']"#),
+        ] {
+            assert_eq!(shown(source), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn lines_are_indented_as_jinja_does() {
+        for (source, expected) in [
+            ("{{ 'a\\n\\nb\\n' | indent }}", "a\n\n    b\n"),
+            ("{{ '{\\n' | indent(2, first=True) }}", "  {\n"),
+            ("{{ 'a\\n\\nb' | indent(width=1, blank=True) }}", "a\n \n b"),
+            ("{{ 'a\\nb' | indent(1, True) }}", " a\n b"),
+        ] {
+            assert_eq!(shown(source), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn marks_for_training_are_left_out() {
+        let source =
+            "a\n  {%- generation -%}\n {{ list[0] }}\n{%- endgeneration %}\n{% if v %}b{% endif %}";
+        assert_eq!(shown(source), "axb");
+        assert!(shown("{% generation %}x{% endgeneration %} {%").contains("syntax error"));
     }
 
     #[test]

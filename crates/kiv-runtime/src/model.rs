@@ -148,6 +148,15 @@ impl Model {
         self.has(token) && self.raw.get().vocab().is_eog(LlamaToken(token))
     }
 
+    /// A special token and its text, by its name in the file, such as `bos` or `eos`.
+    #[must_use]
+    pub fn special(&self, name: &str) -> Option<(Token, String)> {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let id = self.metadata(&key)?.parse().ok()?;
+        let text = String::from_utf8_lossy(&self.piece(id, true)).into_owned();
+        Some((id, text))
+    }
+
     /// Metadata of the file, by key.
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<String> {

@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use kiv_runtime::{Finish, GenerateOptions};
+use kiv_runtime::{ChatTemplate, Finish, GenerateOptions};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -55,10 +55,22 @@ pub(crate) async fn health(State(app): State<Shared>) -> Response {
 pub(crate) async fn props(State(app): State<Shared>) -> Response {
     let slots = app.engine.slots().len();
     let settings = json!({"n_ctx": app.config.n_ctx});
+    let token = |name| {
+        app.model
+            .special(name)
+            .map_or(String::new(), |(_, text)| text)
+    };
+    let template = app.config.template.as_ref().map(|template| match template {
+        ChatTemplate::Jinja(text) | ChatTemplate::Named(text) => text,
+    });
     Json(json!({
         "default_generation_settings": settings,
         "total_slots": slots,
         "model_alias": app.config.name,
+        "chat_template": template,
+        "bos_token": token("bos"),
+        "eos_token": token("eos"),
+        "modalities": {"vision": false, "audio": false},
         "build_info": concat!("kiv ", env!("CARGO_PKG_VERSION")),
     }))
     .into_response()
