@@ -139,6 +139,29 @@ fn functions_are_called_by_models_whose_template_has_no_place_for_them() {
     assert!(answer.json()["message"]["content"].is_string());
 }
 
+/// What an assistant thought, by the names that clients have for it.
+#[test]
+fn thoughts_reach_a_template() {
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.reasoning_content }}|{{ m.thinking }}|\
+                    {{ m.content }}\n{% endfor %}";
+    let at = server_of(template, 1, 4, None);
+    for names in [
+        &["reasoning_content"][..],
+        &["reasoning", "reasoning_content"],
+        &["thinking"],
+    ] {
+        let mut said = json!({"role": "assistant", "content": "up"});
+        names.iter().for_each(|name| said[name] = json!("hm"));
+        let question = json!({"role": "user", "content": "Which way?", "reasoning": null});
+        let body = json!({"messages": [question, said, question]});
+        let user = "user: ||Which way?\n";
+        assert_eq!(
+            prompt(at, &body),
+            format!("{user}assistant: hm|hm|up\n{user}")
+        );
+    }
+}
+
 /// llama.cpp knows this template without running it, but not what is said of functions.
 #[test]
 fn functions_are_not_lost_where_a_template_fails() {

@@ -15,6 +15,8 @@ pub(crate) fn render(source: &str, variables: Value) -> Result<String, String> {
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
     env.set_formatter(show);
+    env.add_test("iterable", is_iterable);
+    env.add_test("sequence", is_sequence);
     env.add_filter("string", |value: &Value| text(value, false));
     env.add_filter("indent", indent);
     env.add_filter("tojson", tojson);
@@ -44,6 +46,19 @@ fn without_marks(source: &str) -> String {
         rest = after;
     }
     out + rest
+}
+
+/// Nothing is no iterable: templates ask that of `tools`.
+fn is_iterable(value: &Value) -> bool {
+    value.kind() != ValueKind::None && (value.as_str().is_some() || value.try_iter().is_ok())
+}
+
+/// What has a length and items, as strings and objects do in Python.
+fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::String | ValueKind::Seq | ValueKind::Map
+    )
 }
 
 /// What `{{ value }}` writes.
@@ -164,19 +179,20 @@ fn indent(
 }
 
 /// As Python's `json.dumps` writes it, which is what models have been trained on: spaces
-/// after commas and colons, keys in their order, no characters escaped that need not be.
+/// after commas and colons, keys in their order, no characters escaped that need not be,
+/// unless `ensure_ascii` wants that.
 fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
-    if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
-        return Err(refuse("tojson: ensure_ascii can only be false"));
-    }
+    let ascii = options
+        .get::<Option<bool>>("ensure_ascii")?
+        .unwrap_or(false);
     options.assert_all_used()?;
     let separators = separators.unwrap_or_else(|| [", ", ": "].map(str::to_owned).into());
     let [between, before_value] = &separators[..] else {
         return Err(refuse("tojson: separators must be two"));
     };
-    match indent {
+    let json = match indent {
         Some(n) => dump(
             value,
             PrettyFormatter::with_indent(" ".repeat(n).as_bytes()),
@@ -188,7 +204,24 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
                 before_value,
             },
         ),
+    }?;
+    Ok(if ascii { escaped(&json) } else { json })
+}
+
+/// JSON in ASCII: what is not, is in strings only.
+fn escaped(json: &str) -> String {
+    let mut out = String::new();
+    for c in json.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            let units = c.encode_utf16(&mut [0; 2]).to_vec();
+            units
+                .iter()
+                .for_each(|unit| out += &format!("\\u{unit:04x}"));
+        }
     }
+    out
 }
 
 fn dump(value: &Value, form: impl Formatter) -> Result<String, Error> {
@@ -254,16 +287,19 @@ mod tests {
                 "[\n  1,\n  2.5,\n  null\n]",
             ),
             ("{{ (v.z | tojson)[:-1] }}", "[1, 2.5, null"),
+            (
+                "{{ 'é \u{1f600}' | tojson(ensure_ascii=true) }}",
+                r#""\u00e9 \ud83d\ude00""#,
+            ),
         ] {
             assert_eq!(shown(source), expected, "{source}");
         }
         for source in [
-            "{{ v | tojson(ensure_ascii=true) }}",
             "{{ v | tojson(separators=[]) }}",
             "{{ v | tojson(colour=1) }}",
         ] {
             let why = shown(source);
-            assert!(why.contains("ensure") || why.contains("two") || why.contains("colour"));
+            assert!(why.contains("two") || why.contains("colour"));
         }
     }
 
@@ -294,6 +330,13 @@ mod tests {
         ] {
             assert_eq!(shown(source), expected, "{source}");
         }
+    }
+
+    #[test]
+    fn kinds_of_values_are_those_of_python() {
+        let asked = "{{ none is iterable }} {{ 'x' is iterable }} {{ 1 is iterable }} \
+                     {{ v is iterable }} {{ v is sequence }} {{ list is sequence }} {{ 1 is sequence }}";
+        assert_eq!(shown(asked), "False True False True True True False");
     }
 
     #[test]

@@ -203,6 +203,14 @@ pub(crate) struct Said {
     /// Of a function, in messages of role `tool`.
     #[serde(default, alias = "tool_name")]
     name: Option<String>,
+    /// What the assistant thought before it, by the names that clients have for it: some send
+    /// it by two.
+    #[serde(default)]
+    reasoning_content: Option<Value>,
+    #[serde(default)]
+    reasoning: Option<Value>,
+    #[serde(default)]
+    thinking: Option<Value>,
     #[serde(default)]
     images: Option<Vec<Value>>,
 }
@@ -264,7 +272,16 @@ pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
             })?;
             message.more.insert("tool_calls".to_owned(), calls.into());
         }
-        for (key, value) in [("tool_call_id", said.tool_call_id), ("name", said.name)] {
+        // Templates know thoughts by either name.
+        let thoughts = [said.reasoning_content, said.reasoning, said.thinking];
+        let thoughts = thoughts.iter().flatten().filter_map(Value::as_str);
+        let thoughts = thoughts.map(str::to_owned).find(|text| !text.is_empty());
+        for (key, value) in [
+            ("tool_call_id", said.tool_call_id),
+            ("name", said.name),
+            ("thinking", thoughts.clone()),
+            ("reasoning_content", thoughts),
+        ] {
             if let Some(value) = value {
                 message.more.insert(key.to_owned(), value.into());
             }

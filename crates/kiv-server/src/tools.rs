@@ -316,7 +316,13 @@ fn without_calls(message: Message) -> Message {
         let told = format!("<tool_response>\n{content}\n</tool_response>");
         return Message::new("user", told);
     }
-    Message::new(message.role, content)
+    let mut more = message.more;
+    more.remove("tool_calls");
+    Message {
+        role: message.role,
+        content,
+        more,
+    }
 }
 
 /// Takes an answer as it comes and tells what of it can be shown at once: text that can
