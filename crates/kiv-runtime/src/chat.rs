@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::jinja;
+use crate::markup::{CHANNEL, THINK};
 use crate::model::Model;
 use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
 use minijinja::context;
@@ -109,6 +110,13 @@ fn without_start(model: &Model, mut text: String) -> String {
     text
 }
 
+/// Thoughts before an answer, and the answer.
+fn thoughts(content: &str) -> Option<(&str, &str)> {
+    let rest = content.trim_start().strip_prefix(THINK[0])?;
+    let (thoughts, said) = rest.split_once(THINK[1])?;
+    Some((thoughts.trim(), said.trim_start()))
+}
+
 fn render(
     model: &Model,
     source: &str,
@@ -118,8 +126,20 @@ fn render(
     let token = |name| model.special(name).map_or(String::new(), |(_, text)| text);
     let messages = messages.iter().map(|m| {
         let mut all = m.more.clone();
+        let mut content = &m.content[..];
+        // As generated text has them; a template of channels has a place for them.
+        if m.role == "assistant"
+            && source.contains(CHANNEL)
+            && let Some((thoughts, said)) = thoughts(content)
+        {
+            // gpt-oss's refuses both beside calls.
+            if said.is_empty() || !all.contains_key("tool_calls") {
+                all.entry("thinking").or_insert(json!(thoughts));
+            }
+            content = said;
+        }
         all.insert("role".to_owned(), json!(m.role));
-        all.insert("content".to_owned(), json!(m.content));
+        all.insert("content".to_owned(), json!(content));
         jinja::map(&all)
     });
     let messages: Vec<_> = messages.collect();

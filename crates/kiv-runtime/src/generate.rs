@@ -1,6 +1,7 @@
 //! Generation as an iterator of pieces of text.
 
 use crate::error::Error;
+use crate::markup::Markup;
 use crate::sampling::{Grammar, Sampler, Sampling};
 use crate::session::{Session, Token};
 use std::collections::VecDeque;
@@ -96,7 +97,9 @@ impl Chosen {
     }
 }
 
-/// Generated text, token by token. Every token that is yielded has been
+/// Generated text, token by token. What a model marks with special tokens is text, too: thoughts
+/// are between `<think>` and `</think>`, calls of functions between `<tool_call>` and
+/// `</tool_call>`, as JSON, whatever the model's own form is. Every token that is yielded has been
 /// chosen but is read by the model only when the next one is asked for, so the last is
 /// not: [`TokenStream::read_last`] does that for those who go on from here.
 pub struct TokenStream<'s> {
@@ -112,6 +115,8 @@ pub struct Generation {
     options: GenerateOptions,
     /// Chosen but not read yet.
     pending: Option<Token>,
+    /// Of a model that marks parts of its answers; known as the sampler is.
+    markup: Option<Markup>,
     /// Bytes that are not certain yet.
     held: Vec<u8>,
     /// Tokens of these, and where each begins.
@@ -177,6 +182,7 @@ impl Generation {
             sampler: None,
             options,
             pending: None,
+            markup: None,
             held: Vec::new(),
             undecided: VecDeque::new(),
             decided: Vec::new(),
@@ -245,6 +251,9 @@ impl Generation {
 
     fn end(&mut self, why: Finish) -> Option<Result<Piece, Error>> {
         self.finish = Some(why);
+        if let Some(markup) = &mut self.markup {
+            self.held.extend(markup.end(why == Finish::End));
+        }
         None
     }
 
@@ -322,6 +331,7 @@ impl Generation {
             Some(sampler) => sampler,
             none => {
                 let (options, model) = (&self.options, session.model());
+                self.markup = Markup::of(model);
                 match Sampler::new(&options.sampling, options.grammar.as_ref(), model) {
                     Ok(sampler) => none.insert(sampler),
                     Err(error) => {
@@ -343,7 +353,11 @@ impl Generation {
             let chosen = Chosen::new(token, session.logits(), n);
             self.undecided.push_back((self.held.len(), chosen));
         }
-        self.held.extend(session.model().piece(token, false));
+        let piece = session.model().piece(token, false);
+        self.held.extend(match &mut self.markup {
+            Some(markup) => markup.hear(token, piece),
+            None => piece,
+        });
         let text = self.certain_text();
         Some(Ok(Piece { token, text }))
     }

@@ -26,6 +26,7 @@ mod jinja;
 mod llama;
 mod local;
 mod mark;
+mod markup;
 mod model;
 mod options;
 mod persist;

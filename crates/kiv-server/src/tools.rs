@@ -8,7 +8,7 @@
 use crate::ask::Params;
 use crate::fault::Fault;
 use kiv_runtime::{ChatTemplate, Grammar, Message};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// Functions and whether they must be called.
 #[derive(Clone, Debug, Default)]
@@ -195,7 +195,8 @@ impl Tools {
                 let inner = &body[..end.unwrap_or(body.len())];
                 match parsed(inner.trim()).as_ref().and_then(calls_of) {
                     Some(more) => calls.extend(more),
-                    None => calls.extend(functions(inner, self)),
+                    None if inner.contains(FUNCTION) => calls.extend(functions(inner, self)),
+                    None => calls.extend(pairs(inner, self)),
                 }
                 rest = end.map_or("", |end| &body[end + CALL_END.len()..]);
             }
@@ -279,24 +280,44 @@ fn functions(text: &str, tools: &Tools) -> Vec<Call> {
     calls
 }
 
-/// `<parameter=key>value</parameter>`: values are JSON where the schema does not say
-/// that they are text.
+/// `<parameter=key>value</parameter>`
 fn parameters(text: &str, tool: &Value) -> Value {
-    let mut found = Map::new();
-    for part in text.split("<parameter=").skip(1) {
-        let Some((key, value)) = part.split_once('>') else {
-            continue;
-        };
-        let value = value.split("</parameter>").next().unwrap_or(value).trim();
-        let key = key.trim();
+    let parts = text.split("<parameter=").skip(1);
+    let pairs = parts.filter_map(|part| {
+        let (key, value) = part.split_once('>')?;
+        Some((key, value.split("</parameter>").next()?))
+    });
+    arguments(pairs, tool)
+}
+
+/// `name<arg_key>key</arg_key><arg_value>value</arg_value>` (GLM)
+fn pairs(text: &str, tools: &Tools) -> Option<Call> {
+    let mut parts = text.split("<arg_key>");
+    let name = parts.next()?.trim();
+    let tool = tools.all.iter().find(|tool| name_of(tool) == Some(name))?;
+    let pairs = parts.filter_map(|part| {
+        let (key, value) = part.split_once("</arg_key>")?;
+        let (_, value) = value.split_once("<arg_value>")?;
+        Some((key, value.split("</arg_value>").next()?))
+    });
+    Some(Call {
+        name: name.to_owned(),
+        arguments: arguments(pairs, tool),
+    })
+}
+
+/// Values are JSON where the schema does not say that they are text.
+fn arguments<'t>(pairs: impl Iterator<Item = (&'t str, &'t str)>, tool: &Value) -> Value {
+    let typed = pairs.map(|(key, value)| {
+        let (key, value) = (key.trim(), value.trim());
         let kind = &tool["function"]["parameters"]["properties"][key]["type"];
         let value = match serde_json::from_str(value) {
             Ok(json) if kind != "string" => json,
             _ => Value::String(value.to_owned()),
         };
-        found.insert(key.to_owned(), value);
-    }
-    Value::Object(found)
+        (key.to_owned(), value)
+    });
+    Value::Object(typed.collect())
 }
 
 /// A message for templates that know nothing of tools.
@@ -416,6 +437,9 @@ mod tests {
             r#"<function=weather>{"city": "Ulm", "days": 3}</function>"#.to_owned(),
             "<tool_call>\n<function=weather>\n<parameter=city>\nUlm\n</parameter>\n\
              <parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
+                .to_owned(),
+            "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Ulm</arg_value>\n\
+             <arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
                 .to_owned(),
         ] {
             assert_eq!(
