@@ -162,6 +162,23 @@ fn thoughts_reach_a_template() {
     }
 }
 
+/// Generated text has thoughts in it, and clients send it back as it was.
+#[test]
+fn thoughts_in_a_text_have_a_place_in_templates_of_channels() {
+    let template = "{% if tools %}{% endif %}{% for m in messages %}\
+                    {{ m.role }}<|channel|>{{ m.thinking }}|{{ m.content }}\n{% endfor %}";
+    let at = server_of(template, 1, 4, None);
+    let text = "<think>\nhm\n</think>\n\nup";
+    let user = json!({"role": "user", "content": text});
+    let said = json!({"role": "assistant", "content": text});
+    let expected = format!("user<|channel|>|{text}\nassistant<|channel|>hm|up\n");
+    assert_eq!(prompt(at, &json!({"messages": [user, said]})), expected);
+    let call = json!([{"function": {"name": "turn", "arguments": "{}"}}]);
+    let said = json!({"role": "assistant", "content": text, "tool_calls": call});
+    let expected = format!("user<|channel|>|{text}\nassistant<|channel|>|up\n");
+    assert_eq!(prompt(at, &json!({"messages": [user, said]})), expected);
+}
+
 /// llama.cpp knows this template without running it, but not what is said of functions.
 #[test]
 fn functions_are_not_lost_where_a_template_fails() {
