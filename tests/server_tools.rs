@@ -162,6 +162,29 @@ fn thoughts_reach_a_template() {
     }
 }
 
+/// How much to think is a matter of the template.
+#[test]
+fn effort_reaches_a_template() {
+    let template = "effort {{ reasoning_effort }}{% if reasoning_effort == 'none' %}\
+                    {{ raise_exception('think!') }}{% endif %}{{ messages[0].content }}";
+    let at = server_of(template, 1, 4, None);
+    let user = json!([{"role": "user", "content": " hi"}]);
+    let body = json!({"messages": user, "reasoning_effort": "low"});
+    assert_eq!(prompt(at, &body), "effort low hi");
+    let none = json!({"messages": user, "reasoning_effort": "none"});
+    assert_eq!(post(at, "/v1/chat/completions", &none).status, 400);
+    let ask = |effort: &str| {
+        json!({"input": "hi", "reasoning": {"effort": effort, "summary": "auto"},
+            "max_output_tokens": 4})
+    };
+    let answer = post(at, "/v1/responses", &ask("high"));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.json()["reasoning"]["effort"], "high");
+    assert_eq!(post(at, "/v1/responses", &ask("none")).status, 400);
+    let detailed = json!({"input": "hi", "reasoning": {"summary": "detailed"}});
+    assert_eq!(post(at, "/v1/responses", &detailed).status, 400);
+}
+
 /// Generated text has thoughts in it, and clients send it back as it was.
 #[test]
 fn thoughts_in_a_text_have_a_place_in_templates_of_channels() {

@@ -339,9 +339,14 @@ pub(crate) fn render(app: &Shared, messages: &[Message]) -> Result<String, Fault
     render_with(app, messages.to_vec(), &Tools::default(), Map::new())
 }
 
-/// What else a template is told: `chat_template_kwargs`, as llama-server has them.
+/// What else a template is told: `chat_template_kwargs`, as llama-server has them, and
+/// OpenAI's `reasoning_effort`.
 pub(crate) fn template_variables(params: &mut Params) -> Result<Map<String, Value>, Fault> {
-    Ok(params.take("chat_template_kwargs")?.unwrap_or_default())
+    let mut all: Map<_, _> = params.take("chat_template_kwargs")?.unwrap_or_default();
+    if let Some(effort) = params.take::<String>("reasoning_effort")? {
+        all.entry("reasoning_effort").or_insert(effort.into());
+    }
+    Ok(all)
 }
 
 /// A conversation in which functions may be called.

@@ -41,12 +41,22 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     for (name, harmless) in [
         ("background", vec![json!(false)]),
         ("prompt", vec![]),
-        ("reasoning", vec![json!({})]),
         ("truncation", vec![json!("disabled")]),
     ] {
         params.refuse(name, &harmless)?;
     }
     let mut told = told(&params);
+    let mut reasoning = params.within("reasoning")?;
+    // Thoughts are in the text, and not told once more in short.
+    reasoning.refuse("summary", &[json!("auto"), json!("none")])?;
+    if let Some(effort) = reasoning.take::<String>("effort")? {
+        told.insert(
+            "reasoning".to_owned(),
+            json!({"effort": effort, "summary": null}),
+        );
+        params.set("reasoning_effort", effort.into());
+    }
+    let variables = ask::template_variables(&mut params)?;
     params.take::<Map<String, Value>>("metadata")?;
     params.take::<String>("user")?;
     flat_tools(&mut params)?;
@@ -64,7 +74,7 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     let said: Vec<Message> = (instructions.into_iter())
         .chain(conversation(params.need("input")?)?)
         .collect();
-    let text = ask::render_with(app, said, &tools, Map::new()).map_err(|fault| Fault {
+    let text = ask::render_with(app, said, &tools, variables).map_err(|fault| Fault {
         param: Some("input"),
         ..fault
     })?;
