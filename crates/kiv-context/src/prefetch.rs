@@ -100,13 +100,13 @@ impl Reader {
         let mut cache = self.cache.lock();
         if cache.epoch() == epoch {
             match read {
-                Ok(read) => {
+                Some(read) => {
                     for (part, bytes) in parts.zip(read) {
                         cache.insert(part, block, bytes, true);
                     }
                 }
                 // Whoever wants it tries again, and hears why.
-                Err(_) => parts.for_each(|part| cache.release(part, block)),
+                None => parts.for_each(|part| cache.release(part, block)),
             }
         }
         drop(cache);
@@ -125,34 +125,32 @@ impl Reader {
         let bytes = self
             .read_part(&segment, part, block, offset)
             .map_err(|why| ColdError(format!("{}: {why} (--kv-dir)", self.path(&segment))))?;
-        let mut stats = self.stats.lock();
-        stats.misses += 1;
-        stats.bytes += bytes.len() as u64;
+        self.count(std::slice::from_ref(&bytes));
         Ok(bytes)
     }
 
-    /// Rows of some parts of a block, by one read.
-    fn read_together(&self, parts: Range<usize>, block: usize) -> Result<Vec<Arc<[u8]>>, String> {
-        let layout = &self.layout.parts;
-        let (segment, offset) = self.place(parts.start, block).ok_or("in no file")?;
-        let len = |part: usize| layout[part].len + SUM;
+    /// Rows of some parts of a block, by one read, if they can be read and are whole.
+    fn read_together(&self, parts: Range<usize>, block: usize) -> Option<Vec<Arc<[u8]>>> {
+        let (segment, offset) = self.place(parts.start, block)?;
+        let len = |part: usize| self.layout.parts[part].len + SUM;
         let mut bytes = vec![0; parts.clone().map(len).sum()];
-        let read = segment.file.read_scattered_at(&mut bytes, offset);
-        read.map_err(|e| e.to_string())?;
+        segment.file.read_scattered_at(&mut bytes, offset).ok()?;
         let mut rest = &bytes[..];
         let mut all = Vec::new();
         for part in parts {
             let (own, after) = rest.split_at(len(part));
-            all.push(checked(own, block, part).ok_or("damaged")?.into());
+            all.push(checked(own, block, part)?.into());
             rest = after;
         }
+        self.count(&all);
+        Some(all)
+    }
+
+    /// Parts that have come from disk.
+    fn count(&self, parts: &[Arc<[u8]>]) {
         let mut stats = self.stats.lock();
-        stats.misses += all.len() as u64;
-        stats.bytes += all
-            .iter()
-            .map(|rows: &Arc<[u8]>| rows.len() as u64)
-            .sum::<u64>();
-        Ok(all)
+        stats.misses += parts.len() as u64;
+        stats.bytes += parts.iter().map(|rows| rows.len() as u64).sum::<u64>();
     }
 
     fn path(&self, segment: &Segment) -> String {

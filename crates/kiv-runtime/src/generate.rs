@@ -331,7 +331,7 @@ impl Generation {
             Some(sampler) => sampler,
             none => {
                 let (options, model) = (&self.options, session.model());
-                self.markup = Markup::of(model);
+                self.markup = model.marks().map(Markup::new);
                 match Sampler::new(&options.sampling, options.grammar.as_ref(), model) {
                     Ok(sampler) => none.insert(sampler),
                     Err(error) => {

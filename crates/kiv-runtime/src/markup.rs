@@ -6,6 +6,7 @@ use crate::model::Model;
 use crate::session::Token;
 use serde_json::json;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What opens and closes thoughts in text.
 pub(crate) const THINK: [&str; 2] = ["<think>", "</think>"];
@@ -74,16 +75,16 @@ enum Part {
     Named(String),
 }
 
-/// Translates an answer token by token.
-pub(crate) struct Markup {
-    marks: HashMap<Token, Mark>,
+/// A model's special tokens of these kinds.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    of: HashMap<Token, Mark>,
     /// Whether heads are of channels.
     channels: bool,
-    part: Part,
 }
 
-impl Markup {
-    /// For a model that has such tokens.
+impl Marks {
+    /// Of a model that has any.
     pub fn of(model: &Model) -> Option<Self> {
         let token = |text: &str| {
             let last = *model.tokenize(text, false).last()?;
@@ -95,23 +96,30 @@ impl Markup {
                 .map(|(text, mark)| Some((token(text)?, *mark)));
             let marks: Vec<_> = marks.collect();
             let is_whole = marks.iter().take(3).all(Option::is_some);
-            let channels = family[0].0 == CHANNEL;
-            is_whole.then(|| Self::new(marks.into_iter().flatten().collect(), channels))
+            is_whole.then(|| Self {
+                of: marks.into_iter().flatten().collect(),
+                channels: family[0].0 == CHANNEL,
+            })
         })
     }
+}
 
-    fn new(marks: HashMap<Token, Mark>, channels: bool) -> Self {
+/// Translates an answer token by token.
+pub(crate) struct Markup {
+    marks: Arc<Marks>,
+    part: Part,
+}
+
+impl Markup {
+    /// The beginning of an answer.
+    pub fn new(marks: Arc<Marks>) -> Self {
         let part = Part::Text;
-        Self {
-            marks,
-            channels,
-            part,
-        }
+        Self { marks, part }
     }
 
     /// The next token, and its bytes if it is no special one; what comes of it.
     pub fn hear(&mut self, token: Token, piece: Vec<u8>) -> Vec<u8> {
-        let Some(mark) = self.marks.get(&token) else {
+        let Some(mark) = self.marks.of.get(&token).copied() else {
             return self.go_on(piece);
         };
         match (mark, &mut self.part) {
@@ -120,7 +128,7 @@ impl Markup {
                 let head = std::mem::take(text);
                 return self.begin(&head);
             }
-            (Mark::Head, Part::Head { text, .. }) if self.channels => text.push(' '),
+            (Mark::Head, Part::Head { text, .. }) if self.marks.channels => text.push(' '),
             (Mark::Head, _) => {
                 let before = self.close();
                 self.part = Part::Head {
@@ -156,7 +164,7 @@ impl Markup {
     /// What a head is for begins.
     fn begin(&mut self, head: &str) -> Vec<u8> {
         let words = || head.split_whitespace();
-        let name = if self.channels {
+        let name = if self.marks.channels {
             words().find_map(|word| word.strip_prefix("to="))
         } else {
             words().next()
@@ -178,7 +186,7 @@ impl Markup {
         let text = match std::mem::replace(&mut self.part, Part::Text) {
             Part::Text => String::new(),
             // An answer of which nothing is known yet.
-            Part::Head { .. } if self.channels => String::new(),
+            Part::Head { .. } if self.marks.channels => String::new(),
             Part::Head { text, .. } => text,
             Part::Thoughts => format!("\n{}\n\n", THINK[1]),
             Part::Call(any) => closing(if any { "" } else { "{}" }),
@@ -229,7 +237,10 @@ mod tests {
     fn translated(family: usize, answer: &str) -> String {
         let family = FAMILIES[family];
         let marks = (0..).zip(family).map(|(token, (_, mark))| (token, *mark));
-        let mut markup = Markup::new(marks.collect(), family[0].0 == CHANNEL);
+        let mut markup = Markup::new(Arc::new(Marks {
+            of: marks.collect(),
+            channels: family[0].0 == CHANNEL,
+        }));
         let (answer, is_whole) = match answer.strip_suffix('…') {
             Some(cut) => (cut, false),
             None => (answer, true),

@@ -2,12 +2,13 @@
 
 use crate::error::Error;
 use crate::llama::{self, RawModel};
+use crate::markup::Marks;
 use crate::options::SessionBuilder;
 use crate::session::Token;
 use kiv_gguf::{ModelFile, Untierable};
 use llama_cpp_2::token::LlamaToken;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How weights are loaded.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,8 @@ pub struct Model {
     path: PathBuf,
     /// Why the cache cannot be tiered, as far as the file tells.
     untierable: Option<Untierable>,
+    /// Looked for when the first answer begins.
+    marks: Arc<OnceLock<Option<Arc<Marks>>>>,
 }
 
 impl Model {
@@ -69,6 +72,7 @@ impl Model {
             raw: Arc::new(raw),
             path: path.to_owned(),
             untierable,
+            marks: Arc::default(),
         })
     }
 
@@ -155,6 +159,12 @@ impl Model {
         let id = self.metadata(&key)?.parse().ok()?;
         let text = String::from_utf8_lossy(&self.piece(id, true)).into_owned();
         Some((id, text))
+    }
+
+    /// Special tokens that mark parts of its answers, if it has any.
+    pub(crate) fn marks(&self) -> Option<Arc<Marks>> {
+        let found = self.marks.get_or_init(|| Marks::of(self).map(Arc::new));
+        found.clone()
     }
 
     /// Metadata of the file, by key.
