@@ -1,7 +1,7 @@
 //! Continue a prompt.
 //!
 //! ```sh
-//! cargo run --release --example 1_generate -- models/tiny-needle-f16.gguf "Once upon a time"
+//! cargo run --release --example 1_generate -- models/tiny-f16.gguf "Once upon a time"
 //! ```
 
 use kiv::{GenerateOptions, Model};
@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let path = args
         .next()
-        .unwrap_or_else(|| "models/tiny-needle-f16.gguf".to_owned());
+        .unwrap_or_else(|| "models/tiny-f16.gguf".to_owned());
     let prompt = args.next().unwrap_or_else(|| "In the beginning".to_owned());
 
     let model = Model::load(path)?;

@@ -11,7 +11,7 @@ use kiv::{GenerateOptions, Model, Outputs, Sampling};
 use kiv_haystack::{Haystack, HaystackSpec};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let model = Model::load("models/tiny-needle-f16.gguf")?;
+    let model = Model::load("models/tiny-f16.gguf")?;
 
     // 20,000 tokens of prose with three facts in it.
     let spec = HaystackSpec::new(5, 20_000, vec![0.1, 0.5, 0.9]);

@@ -106,7 +106,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The kit checks what every policy must hold to.
     conformance::check(|| Box::new(MeanAndExtremes::default()))?;
 
-    let model = Model::load("models/tiny-needle-f16.gguf")?;
+    let model = Model::load("models/tiny-f16.gguf")?;
     let mut session = model
         .session()
         .window(256)

@@ -10,7 +10,7 @@ use kiv::policy::RowFormat;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args()
         .nth(1)
-        .unwrap_or_else(|| "models/tiny-needle-f16.gguf".to_owned());
+        .unwrap_or_else(|| "models/tiny-f16.gguf".to_owned());
     let file = ModelFile::open(&path)?;
     println!(
         "{}: {} layers, trained for {} tokens",

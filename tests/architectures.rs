@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use support::random_model::Shape;
 
 fn bundled() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-needle-f16.gguf")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-f16.gguf")
 }
 
 fn check(shape: &Shape, cache_types: &[RowFormat]) {

@@ -177,12 +177,7 @@ fn contexts_are_listed_checked_forked_and_removed() {
         (&"f16".into(), &16.into())
     );
     assert_eq!(info["settings"]["--kv-window"], "64");
-    assert!(
-        info["model"]
-            .as_str()
-            .unwrap()
-            .starts_with("tiny-needle F16 ")
-    );
+    assert!(info["model"].as_str().unwrap().starts_with("tiny F16 "));
     json(path, "context fork --kv-dir context --to other", &[]);
     assert_eq!(
         json(path, "context list --kv-dir .", &[])["path"],

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::Path;
 use tempfile::TempDir;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-needle-f16.gguf");
-const SHA256: &str = "88da2d219f7da8545ebe41c6aced9c11720ed7debd87e5c62f138c1d672328aa";
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-f16.gguf");
+const SHA256: &str = "f6e76466ae9b79cd82250e9e7108a7b5f968934a417900238fd55f6626fa22a8";
 
 /// A home with an ollama store that holds the bundled model as `needle:tiny`.
 fn home() -> TempDir {

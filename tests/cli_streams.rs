@@ -146,10 +146,7 @@ fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(end(child).0.code(), Some(130));
-    assert_eq!(
-        rest.matches('\n').count(),
-        rest.trim_end().matches('\n').count() + 1
-    );
+    assert!(rest.ends_with('\n'), "{rest:?}");
     drop(stdin);
 }
 

@@ -734,7 +734,7 @@ fn answers_are_what_a_schema_says() {
 
 #[test]
 fn a_server_that_cannot_answer_any_more_says_so() {
-    let model = Model::load("models/tiny-needle-f16.gguf").unwrap();
+    let model = Model::load("models/tiny-f16.gguf").unwrap();
     let options = EngineOptions {
         sessions: 2,
         queue: 4,

@@ -23,7 +23,7 @@ pub fn server_of(
     queue: usize,
     api_key: Option<&str>,
 ) -> SocketAddr {
-    let model = Model::load("models/tiny-needle-f16.gguf").unwrap();
+    let model = Model::load("models/tiny-f16.gguf").unwrap();
     let options = EngineOptions {
         sessions,
         queue,

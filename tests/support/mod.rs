@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// The bundled model's file.
 pub fn bundled_path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/tiny-needle-f16.gguf")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/tiny-f16.gguf")
 }
 
 /// The bundled model.

@@ -54,7 +54,7 @@ page.on("request", (request) => { if (!request.url().startsWith(address)) foreig
 await page.goto(address);
 await page.locator("#secret").fill("open sesame");
 await page.keyboard.press("Enter");
-await page.locator("#model", { hasText: "tiny-needle" }).waitFor();
+await page.locator("#model", { hasText: "tiny" }).waitFor();
 
 await page.locator("#file").setInputFiles(file);
 await page.locator("#name", { hasText: "book.txt" }).waitFor();

@@ -4,10 +4,10 @@ use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-const NAME: &str = "tiny-needle-f16.gguf";
+const NAME: &str = "tiny-f16.gguf";
 const BYTES: &[u8] = include_bytes!(concat!(
     env!("CARGO_MANIFEST_DIR"),
-    "/../../models/tiny-needle-f16.gguf"
+    "/../../models/tiny-f16.gguf"
 ));
 
 /// The template of the bundled model, which knows questions and answers but

@@ -32,7 +32,7 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
         None if args.hf_repo.is_some() => (fetched(args)?, false),
         None => {
             note!(
-                "no -m: using the bundled model tiny-needle (2.9 M parameters, finds facts, writes poorly)"
+                "no -m: using the bundled model tiny (2.9 M parameters, finds facts, writes poorly)"
             );
             (bundled::path()?, true)
         }

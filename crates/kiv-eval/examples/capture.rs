@@ -92,7 +92,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&dir)?;
     let n_tokens: usize = args.get(1).map_or(Ok(32768), |n| n.parse())?;
     let name = args.get(2).map_or("exact", String::as_str);
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-needle-f16.gguf");
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-f16.gguf");
     let path = args.get(3).map_or(bundled, PathBuf::from);
 
     let model = Model::load(path)?;

@@ -19,6 +19,8 @@ pub(crate) struct Section {
 pub(crate) struct Contender {
     pub policy: String,
     pub budget: Option<u64>,
+    /// The policy under which it got its contexts, if that is another's.
+    pub read_by: Option<String>,
 }
 
 impl Contender {
@@ -32,6 +34,16 @@ impl Contender {
             Some(budget) => format!("{}, budget {}", self.policy, crate::numbers::tokens(budget)),
             None => self.policy.clone(),
         }
+    }
+
+    /// Whether it is the other one, or differs from it in its budget alone.
+    pub fn differs_in_budget(&self, other: &Self) -> bool {
+        self.policy == other.policy && self.read_by == other.read_by
+    }
+
+    /// `read by pq`, if another policy read.
+    pub fn reader(&self) -> Option<String> {
+        Some(format!("read by {}", self.read_by.as_ref()?))
     }
 }
 
@@ -113,6 +125,8 @@ fn setup(h: &Header) -> Header {
         ctx_size: None,
         samples: None,
         seed: None,
+        // What was read by another policy is told apart by contender.
+        kv_read_policy: None,
         // The bytes are what counts; a file may have been renamed.
         model_file: h.model_file.clone().filter(|_| h.model_sha256.is_none()),
         ..h.clone()
@@ -162,12 +176,13 @@ impl Section {
                 .records
                 .iter()
                 .filter(|r| r.policy == policy && keep(r));
-            let mut budgets: Vec<Option<u64>> = of_policy.map(|r| r.budget).collect();
-            budgets.sort_unstable();
-            budgets.dedup();
-            all.extend(budgets.into_iter().map(|budget| Contender {
+            let mut variants: Vec<_> = of_policy.map(|r| (r.budget, &r.read_by)).collect();
+            variants.sort_unstable();
+            variants.dedup();
+            all.extend(variants.into_iter().map(|(budget, read_by)| Contender {
                 policy: policy.clone(),
                 budget,
+                read_by: read_by.clone(),
             }));
         }
         all
@@ -212,7 +227,7 @@ impl Section {
     pub fn rate(&self, contender: &Contender, keep: impl Fn(&Record) -> bool) -> Option<Rate> {
         let mut rate = Rate::default();
         for record in self.of(contender).filter(|r| keep(r)) {
-            if let Found::Answer { pass } = record.found {
+            if let Found::Answer { pass, .. } = record.found {
                 rate.passed += u64::from(pass);
                 rate.total += 1;
             }
@@ -292,14 +307,16 @@ impl Section {
         })
     }
 
-    fn of<'a>(&'a self, contender: &'a Contender) -> impl Iterator<Item = &'a Record> {
+    pub fn of<'a>(&'a self, contender: &'a Contender) -> impl Iterator<Item = &'a Record> {
         self.records.iter().filter(|r| r.is_of(contender))
     }
 }
 
 impl Record {
     pub fn is_of(&self, contender: &Contender) -> bool {
-        self.policy == contender.policy && self.budget == contender.budget
+        self.policy == contender.policy
+            && self.budget == contender.budget
+            && self.read_by == contender.read_by
     }
 
     pub fn kind(&self) -> Kind {

@@ -18,6 +18,7 @@
 //! # Ok::<(), kiv_report::ReportError>(())
 //! ```
 
+mod agreement;
 mod colour;
 mod curves;
 mod data;

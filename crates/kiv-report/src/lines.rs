@@ -40,7 +40,11 @@ pub(crate) struct Header {
 /// What was found.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Found {
-    Answer { pass: bool },
+    Answer {
+        pass: bool,
+        /// As much of what was answered as the right answer is long.
+        said: Option<String>,
+    },
     Recall(Recall),
     Divergence(Divergence),
 }
@@ -91,6 +95,37 @@ struct Case {
     seed: Option<u64>,
     #[serde(default)]
     case: Option<String>,
+    #[serde(default)]
+    read_by: Option<String>,
+    #[serde(default)]
+    expected: Option<Value>,
+    #[serde(default)]
+    got: Option<String>,
+}
+
+impl Case {
+    /// What is asked, whoever is asked.
+    fn question(&self) -> String {
+        format!(
+            "{} {} {} {} {:?} {:?} {:?} {:?} {:?} {:?}",
+            self.task,
+            self.n_ctx,
+            self.prompt,
+            self.question,
+            self.depth,
+            self.entries,
+            self.records,
+            self.hops,
+            self.seed,
+            self.expected,
+        )
+    }
+
+    fn said(&self) -> Option<String> {
+        let length = self.expected.as_ref()?.as_str()?.chars().count();
+        let got = self.got.as_ref()?.trim_start();
+        Some(got.chars().take(length).collect())
+    }
 }
 
 /// One result.
@@ -105,8 +140,12 @@ pub(crate) struct Record {
     pub entries: Option<u64>,
     pub records: Option<u64>,
     pub hops: Option<u64>,
-    /// The same for lines about the same question.
+    /// The policy under which the context was read, if that is another's.
+    pub read_by: Option<String>,
+    /// The same for lines about the same question to the same contender.
     pub key: String,
+    /// The same for lines about the same question.
+    pub question: String,
     pub found: Found,
 }
 
@@ -165,7 +204,10 @@ fn parse_line(text: &str) -> Result<Option<Line>, String> {
     let bad = |e: serde_json::Error| format!("{}: {e}", other());
     let case: Case = serde_json::from_value(value.clone()).map_err(bad)?;
     let found = if let Some(pass) = value["pass"].as_bool() {
-        Found::Answer { pass }
+        Found::Answer {
+            pass,
+            said: case.said(),
+        }
     } else if object.contains_key("mass_mean") {
         Found::Recall(serde_json::from_value(value).map_err(bad)?)
     } else if object.contains_key("kld_mean") {
@@ -178,21 +220,10 @@ fn parse_line(text: &str) -> Result<Option<Line>, String> {
     };
     let is_full = case.policy == "full";
     let budget = case.kv_budget.filter(|_| !is_full);
+    let question = case.question();
     let key = match &case.case {
         Some(key) => format!("{key} {}", case.question),
-        None => format!(
-            "{} {} {} {budget:?} {} {} {:?} {:?} {:?} {:?} {:?}",
-            case.task,
-            case.policy,
-            case.n_ctx,
-            case.prompt,
-            case.question,
-            case.depth,
-            case.entries,
-            case.records,
-            case.hops,
-            case.seed,
-        ),
+        None => format!("{} {budget:?} {:?} {question}", case.policy, case.read_by),
     };
     Ok(Some(Line::Record(Box::new(Record {
         budget,
@@ -201,7 +232,9 @@ fn parse_line(text: &str) -> Result<Option<Line>, String> {
         entries: case.entries,
         records: case.records,
         hops: case.hops,
+        read_by: case.read_by,
         key,
+        question,
         found,
         task: case.task,
         policy: case.policy,

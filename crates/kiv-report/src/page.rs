@@ -60,6 +60,10 @@ fn body(section: &Section) -> Markup {
                 ul { @for sentence in cannot(section) { li { (sentence) } } }
                 h2 { "Tasks" }
                 (tables::scores(section))
+                @if let Some(table) = tables::agreement(section) {
+                    h2 { "Against full attention" }
+                    (table)
+                }
             }
             @if !needles.is_empty() {
                 h2 { "Needles by length and depth" }
@@ -196,6 +200,7 @@ fn curves(section: &Section) -> Vec<Drawing> {
     let full = Contender {
         policy: "full".to_owned(),
         budget: None,
+        read_by: None,
     };
     for kind in section.kinds() {
         let of = |n_ctx: u64| {
@@ -262,23 +267,35 @@ fn draw(
     make: impl FnOnce(Vec<Curve>) -> Curves,
 ) -> Option<Drawing> {
     let contenders = section.contenders(here);
-    let curve = |(order, policy): (usize, String)| {
-        let of_policy = contenders.iter().filter(|c| c.policy == policy);
+    // One of each policy and reader.
+    let mut kinds: Vec<&Contender> = Vec::new();
+    for contender in contenders.iter().filter(|c| !c.is_full()) {
+        if !kinds.iter().any(|k| k.differs_in_budget(contender)) {
+            kinds.push(contender);
+        }
+    }
+    let mut policies = section.policies();
+    policies.retain(|p| p != "full");
+    let curve = |kind: &&Contender| {
+        let points = contenders.iter().filter(|c| c.differs_in_budget(kind));
         let point = |c: &Contender| {
             let (value, tip) = value(c)?;
             Some((c.budget?, value, tip))
         };
+        let order = policies.iter().position(|p| *p == kind.policy);
+        let same_policy = kinds.iter().filter(|c| c.policy == kind.policy);
+        let several = same_policy.count() > 1;
         Curve {
-            points: of_policy.filter_map(point).collect(),
-            series: colour::series(&policy, order),
-            name: policy,
+            points: points.filter_map(point).collect(),
+            series: colour::series(&kind.policy, order.unwrap_or(0)),
+            name: match kind.reader() {
+                Some(reader) if several => format!("{}, {reader}", kind.policy),
+                _ => kind.policy.clone(),
+            },
         }
     };
-    let curves: Vec<Curve> = section
-        .policies()
-        .into_iter()
-        .filter(|p| p != "full")
-        .enumerate()
+    let curves: Vec<Curve> = kinds
+        .iter()
         .map(curve)
         .filter(|c| !c.points.is_empty())
         .collect();

@@ -1,5 +1,6 @@
 //! Tables: full attention first, then by budget, the best of each budget bold.
 
+use crate::agreement::agreements;
 use crate::data::{Contender, Rate, Section};
 use crate::lines::Record;
 use crate::numbers::{grouped, percent, small, tokens};
@@ -145,7 +146,10 @@ fn head(columns: &[Column<'_>]) -> Markup {
 
 fn who(contender: &Contender) -> Markup {
     html! {
-        th scope="row" { (contender.policy) }
+        th scope="row" {
+            (contender.policy)
+            @if let Some(reader) = contender.reader() { " " small { (reader) } }
+        }
         td.num { (contender.budget.map_or_else(|| "all".to_owned(), grouped)) }
     }
 }
@@ -160,6 +164,7 @@ fn with_full(mut contenders: Vec<Contender>) -> Vec<Contender> {
         contenders.push(Contender {
             policy: "full".to_owned(),
             budget: None,
+            read_by: None,
         });
     }
     contenders
@@ -188,6 +193,43 @@ fn best(
         !contender.is_full() && equals.len() > 1 && value.is_some() && *value == best
     };
     contenders.iter().zip(values).map(is_best).collect()
+}
+
+/// Answers against full attention's; `None` if no question has been asked of both.
+pub(crate) fn agreement(section: &Section) -> Option<Markup> {
+    let mut all = agreements(section);
+    all.sort_by_key(|(contender, _)| contender.budget);
+    all.first()?;
+    let column = |name: &str, note: &str| Column {
+        name: name.to_owned(),
+        note: Some(note.to_owned()),
+        keep: Box::new(|_| true),
+    };
+    let columns = [
+        column("asked", "of both"),
+        column("both", "right"),
+        column("lost", "only full is right"),
+        column("gained", "only full is wrong"),
+        column("wrong alike", "in the same words"),
+        column("wrong otherwise", ""),
+    ];
+    let contenders: Vec<Contender> = all.iter().map(|(c, _)| c.clone()).collect();
+    Some(html! {
+        div.scroll { table.scores {
+            caption { "The same question to a policy and to full attention" }
+            (head(&columns))
+            tbody {
+                @for (row, (contender, a)) in all.iter().enumerate() {
+                    tr class=[class(&contenders, row)] {
+                        (who(contender))
+                        @for n in [a.asked(), a.both_right, a.lost, a.gained, a.wrong_alike, a.wrong_otherwise] {
+                            td.num { (grouped(n)) }
+                        }
+                    }
+                }
+            }
+        } }
+    })
 }
 
 /// A figure of a table by length: its name, how it is written, and which of two

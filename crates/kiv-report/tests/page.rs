@@ -52,6 +52,33 @@ fn tables_have_full_attention_first_and_dashes_for_what_is_missing() {
 }
 
 #[test]
+fn answers_are_compared_with_full_attentions() {
+    let header = HEADER.replace(r#""seed":1"#, r#""kv_read_policy":"pq","seed":1"#);
+    // (depth, full attention's answer, that of `exact`, which has `pq`'s contexts)
+    let asked = [
+        (0.0, "12345.", "12345, as"),
+        (10.0, "12345.", "12999"),
+        (20.0, "99999", "12345"),
+        (30.0, "99999.", "99999"),
+        (40.0, "99999", "88888"),
+    ];
+    let line = |policy: &str, depth: f64, got: &str, rest: &str| {
+        let rest = format!(r#","depth":{depth},"expected":"12345","got":" {got}"{rest}"#);
+        answer("needle", policy, 512, 4096, got.starts_with("12345"), &rest)
+    };
+    let mut lines = vec![HEADER.to_owned()];
+    lines.extend(asked.map(|(depth, full, _)| line("full", depth, full, "")));
+    lines.push(header);
+    lines.extend(asked.map(|(d, _, exact)| line("exact", d, exact, r#","read_by":"pq""#)));
+    // Asked of nobody else.
+    lines.push(line("exact", 50.0, "12345", r#","read_by":"pq""#));
+    let page = page(&lines);
+    insta::assert_snapshot!(part(&page, "Against full attention"));
+    // Who reads does not tell setups apart.
+    assert_eq!(page.matches("<h2>Conditions</h2>").count(), 1);
+}
+
+#[test]
 fn what_the_model_cannot_do_is_said() {
     insta::assert_snapshot!(part(&page(&answers()), "What the model cannot do"));
 }

@@ -29,7 +29,7 @@ emulated! {
 
 fn model() -> Model {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
-    Model::load(models.join("tiny-needle-f16.gguf")).unwrap()
+    Model::load(models.join("tiny-f16.gguf")).unwrap()
 }
 
 /// A pool of 256 cells.

@@ -10,7 +10,7 @@
 //! use kiv::{GenerateOptions, Model, Sampling};
 //!
 //! # fn main() -> Result<(), kiv::Error> {
-//! let model = Model::load("models/tiny-needle-f16.gguf")?;
+//! let model = Model::load("models/tiny-f16.gguf")?;
 //! let mut session = model.session().policy("exact").window(256).budget(256).build()?;
 //!
 //! let document = "The secret code of Amber Falcon is 48213.";

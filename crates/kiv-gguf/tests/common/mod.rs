@@ -26,7 +26,7 @@ pub fn flags(values: &[bool]) -> MetadataValue {
 
 /// Path of the bundled model.
 pub fn tiny() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-needle-f16.gguf")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-f16.gguf")
 }
 
 /// Writes a model of 4 heads and 64 values, with one tensor per entry of
