@@ -167,7 +167,10 @@ fn ollama_clients() {
     assert!(get(at, "/api/version").json()["version"].is_string());
     let shown = post(at, "/api/show", &json!({"model": "tiny"})).json();
     assert_eq!(shown["model_info"]["general.architecture"], "qwen3");
-    assert_eq!(shown["capabilities"], json!(["completion", "tools"]));
+    assert_eq!(
+        shown["capabilities"],
+        json!(["completion", "tools", "thinking"])
+    );
 }
 
 #[test]

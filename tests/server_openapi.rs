@@ -54,6 +54,7 @@ fn requests() -> Vec<(&'static str, Value)> {
     let mut flat = safe()["function"].clone();
     flat["type"] = json!("function");
     let tools = json!([safe()]);
+    let thinking = r#"root ::= "<think>Hm.</think>48213""#;
     vec![
         ("/v1/models", Value::Null),
         (
@@ -65,6 +66,14 @@ fn requests() -> Vec<(&'static str, Value)> {
         (
             "/v1/chat/completions",
             json!({"messages": said, "max_tokens": 80, "tools": tools, "tool_choice": "required"}),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": said, "grammar": thinking}),
+        ),
+        (
+            "/v1/responses",
+            json!({"input": QUESTION, "grammar": thinking}),
         ),
         (
             "/v1/completions",

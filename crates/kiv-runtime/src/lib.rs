@@ -47,6 +47,7 @@ pub use generate::{Chosen, Finish, GenerateOptions, Generation, Piece, TokenStre
 pub use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap};
 pub use kiv_policy::DeviceUse;
 pub use llama::{QuantizeType, quantize};
+pub use markup::{THINK, TOOL_CALL};
 pub use model::{LoadOptions, Model, set_verbose, supports_gpu, system_info};
 pub use options::{MAX_THREADS, Positions, RopeScaling, SessionBuilder, pool_layout};
 pub use persist::stored_tokens;

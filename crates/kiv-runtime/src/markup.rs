@@ -8,9 +8,11 @@ use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What opens and closes thoughts in text.
-pub(crate) const THINK: [&str; 2] = ["<think>", "</think>"];
-const CALL: [&str; 2] = ["<tool_call>", "</tool_call>"];
+/// What opens and closes thoughts in generated text.
+pub const THINK: [&str; 2] = ["<think>", "</think>"];
+
+/// What opens and closes a call of a function in generated text.
+pub const TOOL_CALL: [&str; 2] = ["<tool_call>", "</tool_call>"];
 
 /// What a special token means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +25,14 @@ enum Mark {
     Body,
     /// What the head was for ends.
     End,
+    /// This stands for it.
+    Text(&'static str),
 }
 
-/// Special tokens of a family of models; the first three have to be there.
+/// Special tokens of a family of models; the first three, if it has so many, have to be there.
 type Family = [(&'static str, Mark)];
 
-const FAMILIES: [&Family; 4] = [
+const FAMILIES: [&Family; 5] = [
     // gpt-oss: a head is `assistant`, a channel, and for a call its recipient.
     &[
         (CHANNEL, Mark::Head),
@@ -42,6 +46,8 @@ const FAMILIES: [&Family; 4] = [
         ("[TOOL_CALLS]", Mark::Head),
         ("[ARGS]", Mark::Body),
         ("[CALL_ID]", Mark::Aside),
+        ("[THINK]", Mark::Text(THINK[0])),
+        ("[/THINK]", Mark::Text(THINK[1])),
     ],
     // Kimi K2: `functions.name:0`.
     &[
@@ -52,10 +58,17 @@ const FAMILIES: [&Family; 4] = [
     // DeepSeek since V3.
     &[
         ("<｜tool▁call▁begin｜>", Mark::Head),
-        ("<｜tool▁sep｜>", Mark::Body),
+        (DEEPSEEK, Mark::Body),
         ("<｜tool▁call▁end｜>", Mark::End),
     ],
+    // LFM2: a list of calls as Python writes it.
+    &[
+        ("<|tool_call_start|>", Mark::Text(TOOL_CALL[0])),
+        ("<|tool_call_end|>", Mark::Text(TOOL_CALL[1])),
+    ],
 ];
+
+const DEEPSEEK: &str = "<｜tool▁sep｜>";
 
 /// By this templates of models that answer in channels are known.
 pub(crate) const CHANNEL: &str = "<|channel|>";
@@ -81,6 +94,8 @@ pub(crate) struct Marks {
     of: HashMap<Token, Mark>,
     /// Whether heads are of channels.
     channels: bool,
+    /// Whether a head may say `function` alone, and the body the name (DeepSeek V3 and R1).
+    is_named_later: bool,
 }
 
 impl Marks {
@@ -96,11 +111,17 @@ impl Marks {
                 .map(|(text, mark)| Some((token(text)?, *mark)));
             let marks: Vec<_> = marks.collect();
             let is_whole = marks.iter().take(3).all(Option::is_some);
-            is_whole.then(|| Self {
-                of: marks.into_iter().flatten().collect(),
-                channels: family[0].0 == CHANNEL,
-            })
+            let of = marks.into_iter().flatten().collect();
+            is_whole.then(|| Self::of_family(family, of))
         })
+    }
+
+    fn of_family(family: &Family, of: HashMap<Token, Mark>) -> Self {
+        Self {
+            of,
+            channels: family[0].0 == CHANNEL,
+            is_named_later: family.iter().any(|(text, _)| *text == DEEPSEEK),
+        }
     }
 }
 
@@ -138,6 +159,11 @@ impl Markup {
                 return before;
             }
             (Mark::End, _) => return self.close(),
+            (Mark::Text(text), _) => {
+                let mut before = self.close();
+                before.extend(text.bytes());
+                return before;
+            }
             _ => {}
         }
         Vec::new()
@@ -171,7 +197,9 @@ impl Markup {
         };
         let opened;
         (self.part, opened) = match name {
-            Some("function") => (Part::Named(String::new()), String::new()),
+            Some("function") if self.marks.is_named_later => {
+                (Part::Named(String::new()), String::new())
+            }
             Some(name) => (Part::Call(false), opening(name)),
             None if words().any(|word| word == "analysis") => {
                 (Part::Thoughts, format!("{}\n", THINK[0]))
@@ -221,11 +249,15 @@ fn opening(name: &str) -> String {
         Some((before, after)) if number(after) => before,
         _ => name,
     };
-    format!("{}{{\"name\": {}, \"arguments\": ", CALL[0], json!(name))
+    format!(
+        "{}{{\"name\": {}, \"arguments\": ",
+        TOOL_CALL[0],
+        json!(name)
+    )
 }
 
 fn closing(arguments: &str) -> String {
-    format!("{arguments}}}{}", CALL[1])
+    format!("{arguments}}}{}", TOOL_CALL[1])
 }
 
 #[cfg(test)]
@@ -237,10 +269,8 @@ mod tests {
     fn translated(family: usize, answer: &str) -> String {
         let family = FAMILIES[family];
         let marks = (0..).zip(family).map(|(token, (_, mark))| (token, *mark));
-        let mut markup = Markup::new(Arc::new(Marks {
-            of: marks.collect(),
-            channels: family[0].0 == CHANNEL,
-        }));
+        let marks = Marks::of_family(family, marks.collect());
+        let mut markup = Markup::new(Arc::new(marks));
         let (answer, is_whole) = match answer.strip_suffix('…') {
             Some(cut) => (cut, false),
             None => (answer, true),
@@ -312,6 +342,15 @@ mod tests {
             let expected = format!("I turn.{}{}", call("a"), call("b"));
             assert_eq!(translated(family, answer), expected);
         }
+        // A name like any other, but of DeepSeek's models.
+        let named = "[TOOL_CALLS]function[ARGS]{\"by\": 1}";
+        assert_eq!(translated(1, named), call("function"));
+        let listed = "<|tool_call_start|>[a(by=1)]<|tool_call_end|>I turn.";
+        let expected = "<tool_call>[a(by=1)]</tool_call>I turn.";
+        assert_eq!(translated(4, listed), expected);
+        let thoughts = "[THINK]Hm.[/THINK]Yes.[TOOL_CALLS]a[ARGS]{\"by\": 1}";
+        let expected = format!("<think>Hm.</think>Yes.{}", call("a"));
+        assert_eq!(translated(1, thoughts), expected);
         let old = "[{\"name\": \"a\", \"arguments\": {}}]";
         assert_eq!(translated(1, &format!("[TOOL_CALLS]{old}")), old);
         // Half a call is none.

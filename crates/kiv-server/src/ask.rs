@@ -1,8 +1,10 @@
 //! From a protocol's parameters to a request, and its events.
 
+use crate::calls::arguments_of;
 use crate::engine::{Event, Refused, Request, Summary};
 use crate::fault::{Fault, Protocol};
-use crate::tools::{Tools, arguments_of};
+use crate::thoughts::Thoughts;
+use crate::tools::Tools;
 use crate::{BODY, Shared};
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequest;
@@ -272,16 +274,11 @@ pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
             })?;
             message.more.insert("tool_calls".to_owned(), calls.into());
         }
-        // Templates know thoughts by either name.
         let thoughts = [said.reasoning_content, said.reasoning, said.thinking];
         let thoughts = thoughts.iter().flatten().filter_map(Value::as_str);
         let thoughts = thoughts.map(str::to_owned).find(|text| !text.is_empty());
-        for (key, value) in [
-            ("tool_call_id", said.tool_call_id),
-            ("name", said.name),
-            ("thinking", thoughts.clone()),
-            ("reasoning_content", thoughts),
-        ] {
+        think(&mut message, thoughts.unwrap_or_default());
+        for (key, value) in [("tool_call_id", said.tool_call_id), ("name", said.name)] {
             if let Some(value) = value {
                 message.more.insert(key.to_owned(), value.into());
             }
@@ -289,6 +286,17 @@ pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
         Ok(message)
     };
     said.into_iter().map(one).collect()
+}
+
+/// What the assistant thought before a message. Templates know it by either name.
+pub(crate) fn think(message: &mut Message, thoughts: String) {
+    if !thoughts.is_empty() {
+        for name in ["thinking", "reasoning_content"] {
+            message
+                .more
+                .insert(name.to_owned(), thoughts.clone().into());
+        }
+    }
 }
 
 /// A call with its arguments as an object: clients of OpenAI's protocol send them as
@@ -334,11 +342,6 @@ pub(crate) fn grammar(app: &Shared, params: &mut Params) -> Result<Option<Gramma
     }
 }
 
-/// A conversation as the model's text.
-pub(crate) fn render(app: &Shared, messages: &[Message]) -> Result<String, Fault> {
-    render_with(app, messages.to_vec(), &Tools::default(), Map::new())
-}
-
 /// What else a template is told: `chat_template_kwargs`, as llama-server has them, and
 /// OpenAI's `reasoning_effort`.
 pub(crate) fn template_variables(params: &mut Params) -> Result<Map<String, Value>, Fault> {
@@ -349,8 +352,25 @@ pub(crate) fn template_variables(params: &mut Params) -> Result<Map<String, Valu
     Ok(all)
 }
 
-/// A conversation in which functions may be called.
-pub(crate) fn render_with(
+/// How an answer to a prompt is divided, by llama-server's `reasoning_format`.
+pub(crate) fn thoughts(
+    params: &mut Params,
+    prompt: &str,
+    grammar: Option<&Grammar>,
+) -> Result<Thoughts, Fault> {
+    match params.take::<String>("reasoning_format")?.as_deref() {
+        None | Some("auto" | "deepseek") => Ok(Thoughts::after(prompt, grammar.is_some())),
+        // Thoughts stay where they are.
+        Some("none") => Ok(Thoughts::default()),
+        Some(other) => {
+            let why = format!("reasoning_format must be auto, deepseek or none, not {other:?}");
+            Err(Fault::param("reasoning_format", why))
+        }
+    }
+}
+
+/// A conversation, in which functions may be called, as the model's text.
+pub(crate) fn render(
     app: &Shared,
     messages: Vec<Message>,
     tools: &Tools,

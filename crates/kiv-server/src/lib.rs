@@ -7,7 +7,9 @@
 //! What a protocol has and kiv has not is refused with the parameter's name, never
 //! ignored: an answer must not look as if it had been honoured.
 
+mod answer;
 mod ask;
+mod calls;
 mod engine;
 mod fault;
 mod guard;
@@ -18,6 +20,7 @@ mod ollama;
 mod openai;
 mod responses;
 mod retrieved;
+mod thoughts;
 mod tools;
 mod web;
 

@@ -215,7 +215,7 @@ pub(crate) async fn apply_template(State(app): State<Shared>, Raw(body): Raw) ->
         let tools = Tools::take(&mut params)?;
         let said: Vec<Said> = params.need("messages")?;
         let variables = ask::template_variables(&mut params)?;
-        let prompt = ask::render_with(&app, ask::messages(said)?, &tools, variables)?;
+        let prompt = ask::render(&app, ask::messages(said)?, &tools, variables)?;
         Ok(json!({"prompt": prompt}))
     };
     answer(prompt())

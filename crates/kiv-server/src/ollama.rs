@@ -1,16 +1,19 @@
 //! ollama's protocol.
 
-use crate::ask::{self, Params, Raw, Said, check_model};
+use crate::answer::Listener;
+use crate::ask::{self, Params, Raw, check_model};
+use crate::calls::Call;
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
-use crate::tools::{Call, Listener, Tools};
+use crate::thoughts::{Said, Thoughts};
+use crate::tools::Tools;
 use crate::{App, Shared};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use kiv_runtime::{Finish, GenerateOptions, Grammar};
+use kiv_runtime::{ChatTemplate, Finish, GenerateOptions, Grammar, THINK};
 use serde_json::{Map, Value, json};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -45,11 +48,14 @@ pub(crate) async fn show(State(app): State<Shared>, Raw(body): Raw) -> Response 
             None => params.take("name")?,
         };
         check_model(&app, name.as_deref())?;
-        let capabilities = match app.config.template {
-            // Clients offer tools only to who says so.
-            Some(_) => &["completion", "tools"][..],
-            None => &["completion"],
-        };
+        // Clients offer only what is said here.
+        let mut capabilities = vec!["completion"];
+        if let Some(template) = &app.config.template {
+            capabilities.push("tools");
+            if thinks(template) {
+                capabilities.push("thinking");
+            }
+        }
         let arch = app
             .model
             .metadata("general.architecture")
@@ -65,6 +71,12 @@ pub(crate) async fn show(State(app): State<Shared>, Raw(body): Raw) -> Response 
         Ok(shown) => Json(shown).into_response(),
         Err(fault) => fault.answer(Protocol::Ollama),
     }
+}
+
+/// Whether a template is of a model that thinks before it answers.
+fn thinks(template: &ChatTemplate) -> bool {
+    let marks = [THINK[0], "[THINK]", "<|channel|>", "enable_thinking"];
+    matches!(template, ChatTemplate::Jinja(source) if marks.iter().any(|mark| source.contains(mark)))
 }
 
 fn model(app: &App) -> Value {
@@ -89,20 +101,36 @@ pub(crate) async fn generate(State(app): State<Shared>, Raw(body): Raw) -> Respo
     answer.unwrap_or_else(|fault| fault.answer(Protocol::Ollama))
 }
 
+/// What a template is told of `think`: whether to think, or how much. Models that think
+/// unless they are told not to have a variable for it.
+fn thinking(params: &mut Params) -> Result<Map<String, Value>, Fault> {
+    let mut all = Map::new();
+    match params.take::<Value>("think")? {
+        None | Some(Value::Null) => {}
+        Some(think @ Value::Bool(_)) => {
+            all.insert("enable_thinking".to_owned(), think);
+        }
+        Some(Value::String(effort)) => {
+            all.insert("enable_thinking".to_owned(), json!(true));
+            all.insert("reasoning_effort".to_owned(), json!(effort));
+        }
+        Some(other) => {
+            let why = format!("think must be true, false or a text such as \"low\", not {other}");
+            return Err(Fault::param("think", why));
+        }
+    }
+    Ok(all)
+}
+
 async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fault> {
     let mut params = Params::parse(body)?;
     check_model(app, params.take::<String>("model")?.as_deref())?;
-    // Models that think unless they are told not to have a variable for it.
-    let think = params.look("think").cloned();
-    let variables: Map<String, Value> = (think.into_iter())
-        .map(|think| ("enable_thinking".to_owned(), think))
-        .collect();
+    let variables = thinking(&mut params)?;
     for (name, harmless) in [
         ("images", vec![json!([])]),
         ("suffix", vec![json!("")]),
         ("template", vec![json!("")]),
         ("context", vec![json!([])]),
-        ("think", vec![json!(false)]),
         ("logprobs", vec![json!(false)]),
         ("top_logprobs", vec![json!(0)]),
     ] {
@@ -128,13 +156,14 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         model: app.config.name.clone(),
         is_chat,
     };
-    let (text, param) = if is_chat {
-        let said: Vec<Said> = params.take("messages")?.unwrap_or_default();
+    let (text, param, thoughts) = if is_chat {
+        let said: Vec<ask::Said> = params.take("messages")?.unwrap_or_default();
         if said.is_empty() {
             return Ok(Json(line.loaded()).into_response());
         }
-        let text = ask::render_with(app, ask::messages(said)?, &tools, variables)?;
-        (text, "messages")
+        let text = ask::render(app, ask::messages(said)?, &tools, variables)?;
+        let thoughts = Thoughts::after(&text, grammar.is_some());
+        (text, "messages", thoughts)
     } else {
         let prompt: String = params.take("prompt")?.unwrap_or_default();
         if prompt.is_empty() {
@@ -142,16 +171,17 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         }
         let system: Option<String> = params.take("system")?;
         let raw = params.take::<bool>("raw")?.unwrap_or(false);
-        let text = if raw || app.config.template.is_none() {
-            prompt
+        if raw || app.config.template.is_none() {
+            (prompt, "prompt", Thoughts::default())
         } else {
             let system = system.filter(|system| !system.is_empty());
             let system = system.map(|system| kiv_runtime::Message::new("system", system));
             let user = kiv_runtime::Message::new("user", prompt);
             let all: Vec<_> = system.into_iter().chain([user]).collect();
-            ask::render(app, &all)?
-        };
-        (text, "prompt")
+            let text = ask::render(app, all, &tools, variables)?;
+            let thoughts = Thoughts::after(&text, grammar.is_some());
+            (text, "prompt", thoughts)
+        }
     };
     let stream = params.take::<bool>("stream")?.unwrap_or(true);
     let mut within = params.within("options")?;
@@ -164,12 +194,13 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         ..GenerateOptions::default()
     };
     let events = ask::submit(app, app.model.tokenize(&text, true), options, param, false)?;
+    let listener = Listener::new(tools, thoughts);
     if stream {
-        return Ok(line.stream(events, tools));
+        return Ok(line.stream(events, listener));
     }
     let whole = ask::collect(events).await?;
-    let (text, calls) = tools.read(&whole.text);
-    Ok(Json(line.last(&text, &calls, &whole.summary)).into_response())
+    let (said, calls) = listener.whole(&whole.text);
+    Ok(Json(line.last(&said, &calls, &whole.summary)).into_response())
 }
 
 struct Line {
@@ -178,27 +209,35 @@ struct Line {
 }
 
 impl Line {
-    fn some(&self, text: &str) -> Value {
+    fn some(&self, said: &Said) -> Value {
         let mut line =
             json!({"model": self.model, "created_at": stamp(SystemTime::now()), "done": false});
         if self.is_chat {
-            line["message"] = json!({"role": "assistant", "content": text});
+            line["message"] = json!({"role": "assistant", "content": said.text});
         } else {
-            line["response"] = json!(text);
+            line["response"] = json!(said.text);
+        }
+        if !said.thoughts.is_empty() {
+            let at = if self.is_chat {
+                &mut line["message"]
+            } else {
+                &mut line
+            };
+            at["thinking"] = json!(said.thoughts);
         }
         line
     }
 
     /// To who asks nothing, which is how clients have a model loaded.
     fn loaded(&self) -> Value {
-        let mut line = self.some("");
+        let mut line = self.some(&Said::default());
         line["done"] = json!(true);
         line["done_reason"] = json!("load");
         line
     }
 
-    fn last(&self, text: &str, calls: &[Call], summary: &Summary) -> Value {
-        let mut line = self.some(text);
+    fn last(&self, said: &Said, calls: &[Call], summary: &Summary) -> Value {
+        let mut line = self.some(said);
         if !calls.is_empty() {
             let calls = calls
                 .iter()
@@ -220,8 +259,7 @@ impl Line {
         line
     }
 
-    fn stream(self, events: ask::Events, tools: Tools) -> Response {
-        let mut listener = Listener::new(tools);
+    fn stream(self, events: ask::Events, mut listener: Listener) -> Response {
         let lines = events.filter_map(move |event| {
             let line = match event {
                 Event::Reading { .. } => return None,

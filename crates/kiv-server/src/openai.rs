@@ -1,10 +1,13 @@
 //! OpenAI's protocol: models, chat completions, completions.
 
-use crate::ask::{self, Params, Raw, Said, Whole};
+use crate::answer::Listener;
+use crate::ask::{self, Params, Raw, Whole};
+use crate::calls::Call;
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
-use crate::tools::{Call, Listener, Tools};
+use crate::thoughts::{Said, Thoughts};
+use crate::tools::Tools;
 use crate::{Shared, ask::check_model};
 use axum::Json;
 use axum::extract::State;
@@ -88,14 +91,19 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
             return Err(Fault::param("response_format", why));
         }
     };
-    let (prompt, param, usual) = match kind {
+    let (prompt, param, usual, thoughts) = match kind {
         Kind::Chat => {
-            let said: Vec<Said> = params.need("messages")?;
+            let said: Vec<ask::Said> = params.need("messages")?;
             let variables = ask::template_variables(&mut params)?;
-            let text = ask::render_with(app, ask::messages(said)?, &tools, variables)?;
-            (app.model.tokenize(&text, true), "messages", None)
+            let text = ask::render(app, ask::messages(said)?, &tools, variables)?;
+            let thoughts = ask::thoughts(&mut params, &text, grammar.as_ref())?;
+            let prompt = app.model.tokenize(&text, true);
+            (prompt, "messages", None, thoughts)
         }
-        Kind::Text => (ask::prompt(app, &mut params)?, "prompt", Some(16)),
+        Kind::Text => {
+            let prompt = ask::prompt(app, &mut params)?;
+            (prompt, "prompt", Some(16), Thoughts::default())
+        }
     };
     // As in llama-server, less than 0 is "until it ends".
     let newer = params.whole("max_completion_tokens", -1, ask::MOST)?;
@@ -123,12 +131,13 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     let likeliest = options.likeliest.is_some();
     let events = ask::submit(app, prompt, options, param, retrieved)?;
     let mut frame = Frame::new(kind, Shared::clone(app), likeliest);
+    let listener = Listener::new(tools, thoughts);
     if stream {
-        return Ok(frame.stream(events, tools, include, progress));
+        return Ok(frame.stream(events, listener, include, progress));
     }
     let whole = ask::collect(events).await?;
-    let (text, calls) = tools.read(&whole.text);
-    Ok(Json(frame.whole(&text, &calls, &whole)).into_response())
+    let (said, calls) = listener.whole(&whole.text);
+    Ok(Json(frame.whole(&said, &calls, &whole)).into_response())
 }
 
 /// What `response_format` says that the answer must be.
@@ -205,8 +214,9 @@ impl Frame {
         })
     }
 
-    fn whole(&mut self, text: &str, calls: &[Call], whole: &Whole) -> Value {
+    fn whole(&mut self, said: &Said, calls: &[Call], whole: &Whole) -> Value {
         let summary = &whole.summary;
+        let text = &said.text;
         let reason = if calls.is_empty() {
             reason(summary.finish)
         } else {
@@ -225,6 +235,10 @@ impl Frame {
         let logprobs = self.logprobs(&whole.chosen);
         let mut whole = self.around(object, &json!([choice]));
         whole["choices"][0]["logprobs"] = logprobs;
+        if !said.thoughts.is_empty() {
+            let message = &mut whole["choices"][0]["message"];
+            message["reasoning_content"] = json!(said.thoughts);
+        }
         if !calls.is_empty() {
             let message = &mut whole["choices"][0]["message"];
             message["tool_calls"] = calls_json(calls, false);
@@ -237,6 +251,16 @@ impl Frame {
             whole["kiv_retrieved"] = json!(retrieved);
         }
         whole
+    }
+
+    /// A piece of a stream in which something is said.
+    fn saying(&self, said: &Said, first: bool) -> Value {
+        let text = Some(&*said.text).filter(|text| !text.is_empty());
+        let mut piece = self.piece(text, None, first);
+        if !said.thoughts.is_empty() {
+            piece["choices"][0]["delta"]["reasoning_content"] = json!(said.thoughts);
+        }
+        piece
     }
 
     fn piece(&self, text: Option<&str>, finish: Option<Finish>, first: bool) -> Value {
@@ -266,13 +290,13 @@ impl Frame {
     fn stream(
         mut self,
         events: ask::Events,
-        tools: Tools,
+        mut listener: Listener,
         include_usage: bool,
         progress: bool,
     ) -> Response {
         let mut first = true;
-        let plain = tools.is_empty();
-        let mut listener = Listener::new(tools);
+        // Tokens whose text is held back.
+        let mut held = Vec::new();
         let pieces = events.flat_map(move |event| {
             let mut lines = Vec::new();
             match event {
@@ -289,18 +313,25 @@ impl Frame {
                 }
                 Event::Reading { .. } => {}
                 Event::Text { text, chosen } => {
-                    let text = listener.hear(&text);
                     // Pieces without text, too: a client that has gone is noticed by them.
-                    let shown = Some(&*text).filter(|text| plain || !text.is_empty());
-                    let mut piece = self.piece(shown, None, first);
-                    piece["choices"][0]["logprobs"] = self.logprobs(&chosen);
+                    let said = listener.hear(&text);
+                    let mut piece = self.saying(&said, first);
+                    held.extend(chosen);
+                    if said != Said::default() {
+                        let told = std::mem::take(&mut held);
+                        piece["choices"][0]["logprobs"] = self.logprobs(&told);
+                    }
                     lines.push(piece.to_string());
                     first = false;
                 }
                 Event::Done(summary) => {
                     let (rest, calls) = std::mem::take(&mut listener).end();
-                    if !rest.is_empty() {
-                        lines.push(self.piece(Some(&rest), None, first).to_string());
+                    if rest != Said::default() || !held.is_empty() {
+                        let mut piece = self.saying(&rest, first);
+                        if !held.is_empty() {
+                            piece["choices"][0]["logprobs"] = self.logprobs(&held);
+                        }
+                        lines.push(piece.to_string());
                         first = false;
                     }
                     if !calls.is_empty() {

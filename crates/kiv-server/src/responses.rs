@@ -2,12 +2,15 @@
 //! whole conversation, of which the engine knows what it has read.
 
 use crate::Shared;
+use crate::answer::Listener;
 use crate::ask::{self, Params, Raw, check_model};
+use crate::calls::Call;
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
 use crate::openai::{call_id, fresh_id, seconds};
-use crate::tools::{Call, Listener, Tools};
+use crate::thoughts::Said;
+use crate::tools::Tools;
 use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{self, Sse};
@@ -47,7 +50,7 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     }
     let mut told = told(&params);
     let mut reasoning = params.within("reasoning")?;
-    // Thoughts are in the text, and not told once more in short.
+    // Thoughts are told as they are, and not once more in short.
     reasoning.refuse("summary", &[json!("auto"), json!("none")])?;
     if let Some(effort) = reasoning.take::<String>("effort")? {
         told.insert(
@@ -62,6 +65,7 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     flat_tools(&mut params)?;
     let tools = Tools::take(&mut params)?;
     let grammar = match (tools.grammar(), text_format(&mut params)?) {
+        (None, None) => ask::grammar(app, &mut params)?,
         (Some(grammar), None) => ask::checked(app, Some(grammar), "tools")?,
         (None, format) => ask::checked(app, format, "text")?,
         (Some(_), Some(_)) => {
@@ -74,10 +78,11 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     let said: Vec<Message> = (instructions.into_iter())
         .chain(conversation(params.need("input")?)?)
         .collect();
-    let text = ask::render_with(app, said, &tools, variables).map_err(|fault| Fault {
+    let text = ask::render(app, said, &tools, variables).map_err(|fault| Fault {
         param: Some("input"),
         ..fault
     })?;
+    let thoughts = ask::thoughts(&mut params, &text, grammar.as_ref())?;
     let options = GenerateOptions {
         max_tokens: (params.whole("max_output_tokens", 1, ask::MOST)?).map(|n| n as usize),
         sampling: ask::sampling(&mut params, 1.0)?,
@@ -94,7 +99,7 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     told.insert("top_p".to_owned(), json!(short(options.sampling.top_p)));
     let stream = params.take::<bool>("stream")?.unwrap_or(false);
     let prompt = app.model.tokenize(&text, true);
-    let mut writer = Writer::new(app, told, tools);
+    let mut writer = Writer::new(app, told, Listener::new(tools, thoughts));
     let mut events = ask::submit(app, prompt, options, "input", false)?;
     if !stream {
         while let Some(event) = events.next().await {
@@ -228,6 +233,8 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
         }
     };
     let mut said: Vec<Message> = Vec::new();
+    // Of the answer that follows.
+    let mut thoughts = String::new();
     for (i, item) in items.into_iter().enumerate() {
         let field = |name: &str| {
             let why = || wrong(format!("input[{i}].{name} must be a text"));
@@ -246,7 +253,11 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
                         return Err(wrong(format!("input[{i}]: there is no role {other:?}")));
                     }
                 };
-                said.push(Message::new(role, text("content")?));
+                let mut message = Message::new(role, text("content")?);
+                if role == "assistant" {
+                    ask::think(&mut message, std::mem::take(&mut thoughts));
+                }
+                said.push(message);
             }
             "function_call" => {
                 let call = json!({
@@ -257,7 +268,9 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
                     .ok_or_else(|| wrong(format!("input[{i}] is no call")))?;
                 // What was said and called in one answer is one message.
                 if !matches!(said.last(), Some(last) if last.role == "assistant") {
-                    said.push(Message::new("assistant", ""));
+                    let mut message = Message::new("assistant", "");
+                    ask::think(&mut message, std::mem::take(&mut thoughts));
+                    said.push(message);
                 }
                 let calls = said.last_mut().and_then(|last| {
                     let calls = last.more.entry("tool_calls".to_owned());
@@ -273,8 +286,12 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
                 message.more.insert("tool_call_id".to_owned(), id.into());
                 said.push(message);
             }
-            // Thoughts of another model.
-            "reasoning" => {}
+            // Those of other servers may be encrypted, or told in short.
+            "reasoning" => {
+                let parts = item["content"].as_array().into_iter().flatten();
+                let parts = parts.filter_map(|part| part["text"].as_str());
+                thoughts = parts.collect::<Vec<_>>().join("\n");
+            }
             other => {
                 return Err(wrong(format!(
                     "input[{i}] is of type {other:?}, which is not supported"
@@ -319,55 +336,94 @@ struct Writer {
     listener: Listener,
     /// Number of the next event.
     sequence: usize,
-    /// The message, once it has begun.
-    message: Option<Said>,
+    /// Items of the output that are complete.
+    output: Vec<Value>,
+    /// The one that has begun.
+    open: Option<Item>,
+    /// Tokens of thoughts.
+    thought: usize,
     /// Tokens that have not been told of: what they say is held back.
     chosen: Vec<Chosen>,
 }
 
-struct Said {
+/// Thoughts, or the message.
+struct Item {
+    kind: ItemKind,
     id: String,
     text: String,
     logprobs: Vec<Value>,
 }
 
-impl Said {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ItemKind {
+    Thoughts,
+    Message,
+}
+
+impl ItemKind {
+    /// What its part is called.
+    fn part(self) -> &'static str {
+        match self {
+            Self::Thoughts => "reasoning_text",
+            Self::Message => "output_text",
+        }
+    }
+}
+
+impl Item {
+    fn new(kind: ItemKind) -> Self {
+        let prefix = match kind {
+            ItemKind::Thoughts => "rs_",
+            ItemKind::Message => "msg_",
+        };
+        Self {
+            kind,
+            id: fresh_id(prefix),
+            text: String::new(),
+            logprobs: Vec::new(),
+        }
+    }
+
     fn part(&self) -> Value {
-        json!({"type": "output_text", "text": self.text, "annotations": [], "logprobs": self.logprobs})
+        let mut part = json!({"type": self.kind.part(), "text": self.text});
+        if self.kind == ItemKind::Message {
+            part["annotations"] = json!([]);
+            part["logprobs"] = json!(self.logprobs);
+        }
+        part
     }
 
     fn item(&self, status: &str, content: &[Value]) -> Value {
-        json!({"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content})
-    }
-
-    /// An event about this part of the output, which is always the first.
-    fn with(&self, mut fields: Value) -> Value {
-        fields["item_id"] = json!(self.id);
-        fields["output_index"] = json!(0);
-        fields["content_index"] = json!(0);
-        fields
+        match self.kind {
+            ItemKind::Thoughts => json!({"id": self.id, "type": "reasoning", "status": status,
+                "summary": [], "content": content}),
+            ItemKind::Message => json!({"id": self.id, "type": "message", "status": status,
+                "role": "assistant", "content": content}),
+        }
     }
 }
 
 impl Writer {
-    fn new(app: &Shared, told: Map<String, Value>, tools: Tools) -> Self {
+    fn new(app: &Shared, told: Map<String, Value>, listener: Listener) -> Self {
         Self {
             app: Shared::clone(app),
             id: fresh_id("resp_"),
             created: seconds(SystemTime::now()),
             told,
-            listener: Listener::new(tools),
+            listener,
             sequence: 0,
-            message: None,
+            output: Vec::new(),
+            open: None,
+            thought: 0,
             chosen: Vec::new(),
         }
     }
 
     /// The response as it is now.
-    fn response(&self, status: &str, output: &[Value]) -> Value {
+    fn response(&self, status: &str) -> Value {
         let mut response = json!({
             "id": self.id, "object": "response", "created_at": self.created, "status": status,
-            "model": self.app.config.name, "output": output, "error": null,
+            "model": self.app.config.name, "output": self.output, "error": null,
             "incomplete_details": null, "usage": null, "background": false, "store": false,
             "previous_response_id": null, "truncation": "disabled",
             "reasoning": {"effort": null, "summary": null},
@@ -385,9 +441,17 @@ impl Writer {
         fields
     }
 
+    /// An event about the only part of an item of the output, the next one.
+    fn about(&mut self, kind: &str, item: &Item, mut fields: Value) -> Value {
+        fields["item_id"] = json!(item.id);
+        fields["output_index"] = json!(self.output.len());
+        fields["content_index"] = json!(0);
+        self.event(kind, fields)
+    }
+
     /// What comes before all else.
     fn begin(&mut self) -> Vec<Value> {
-        let response = json!({"response": self.response("in_progress", &[])});
+        let response = json!({"response": self.response("in_progress")});
         let kinds = ["response.created", "response.in_progress"];
         kinds.map(|kind| self.event(kind, response.clone())).into()
     }
@@ -398,45 +462,87 @@ impl Writer {
             Event::Reading { .. } => Vec::new(),
             Event::Text { text, chosen } => {
                 self.chosen.extend(chosen);
-                let text = self.listener.hear(&text);
-                if text.is_empty() {
-                    return Vec::new();
-                }
-                self.say(&text)
+                let said = self.listener.hear(&text);
+                self.tell(&said)
             }
             Event::Done(summary) => self.end(&summary),
             Event::Failed(why) => {
-                let mut response = self.response("failed", &[]);
+                let mut response = self.response("failed");
                 response["error"] = json!({"code": "server_error", "message": why});
                 vec![self.event("response.failed", json!({"response": response}))]
             }
         }
     }
 
-    /// More text of the message, which begins with it.
-    fn say(&mut self, text: &str) -> Vec<Value> {
+    /// What has been said, thoughts before text.
+    fn tell(&mut self, said: &Said) -> Vec<Value> {
         let mut events = Vec::new();
-        let mut said = match self.message.take() {
-            Some(said) => said,
+        let parts = [
+            (ItemKind::Thoughts, &said.thoughts),
+            (ItemKind::Message, &said.text),
+        ];
+        for (kind, text) in parts {
+            if !text.is_empty() {
+                events.extend(self.say(kind, text));
+            }
+        }
+        events
+    }
+
+    /// More of an item, which begins with it.
+    fn say(&mut self, kind: ItemKind, text: &str) -> Vec<Value> {
+        let mut events = Vec::new();
+        if self.open.as_ref().is_some_and(|open| open.kind != kind) {
+            events = self.close("completed");
+        }
+        let mut item = match self.open.take() {
+            Some(item) => item,
             None => {
-                let said = Said {
-                    id: fresh_id("msg_"),
-                    text: String::new(),
-                    logprobs: Vec::new(),
-                };
-                let added = json!({"output_index": 0, "item": said.item("in_progress", &[])});
+                let item = Item::new(kind);
+                let index = self.output.len();
+                let added = json!({"output_index": index, "item": item.item("in_progress", &[])});
                 events.push(self.event("response.output_item.added", added));
-                let added = said.with(json!({"part": said.part()}));
-                events.push(self.event("response.content_part.added", added));
-                said
+                let added = json!({"part": item.part()});
+                events.push(self.about("response.content_part.added", &item, added));
+                item
             }
         };
-        let logprobs = logprobs::places(&self.app.model, &std::mem::take(&mut self.chosen));
-        let delta = said.with(json!({"delta": text, "logprobs": logprobs}));
-        events.push(self.event("response.output_text.delta", delta));
-        said.text += text;
-        said.logprobs.extend(logprobs);
-        self.message = Some(said);
+        let chosen = std::mem::take(&mut self.chosen);
+        let mut delta = json!({"delta": text});
+        if kind == ItemKind::Message {
+            let logprobs = logprobs::places(&self.app.model, &chosen);
+            delta["logprobs"] = json!(logprobs);
+            item.logprobs.extend(logprobs);
+        }
+        let name = format!("response.{}.delta", kind.part());
+        events.push(self.about(&name, &item, delta));
+        item.text += text;
+        self.open = Some(item);
+        events
+    }
+
+    /// The item that has begun is complete, or is no longer.
+    fn close(&mut self, status: &str) -> Vec<Value> {
+        let Some(item) = self.open.take() else {
+            return Vec::new();
+        };
+        let mut done = json!({"text": item.text});
+        match item.kind {
+            ItemKind::Message => done["logprobs"] = json!(item.logprobs),
+            ItemKind::Thoughts => {
+                self.thought += self.app.model.tokenize(&item.text, false).len();
+            }
+        }
+        let name = format!("response.{}.done", item.kind.part());
+        let part = item.part();
+        let whole = item.item(status, std::slice::from_ref(&part));
+        let mut events = vec![
+            self.about(&name, &item, done),
+            self.about("response.content_part.done", &item, json!({"part": part})),
+        ];
+        let done = json!({"output_index": self.output.len(), "item": whole});
+        events.push(self.event("response.output_item.done", done));
+        self.output.push(whole);
         events
     }
 
@@ -444,31 +550,23 @@ impl Writer {
         let (rest, calls) = std::mem::take(&mut self.listener).end();
         let is_whole = matches!(summary.finish, Finish::End | Finish::Stop);
         let status = if is_whole { "completed" } else { "incomplete" };
-        let mut events = Vec::new();
-        let mut output = Vec::new();
+        let mut events = self.tell(&rest);
         // An answer has something in it, be it an empty text.
-        if !rest.is_empty() || (self.message.is_none() && calls.is_empty()) {
-            events = self.say(&rest);
+        if self.open.is_none() && self.output.is_empty() && calls.is_empty() {
+            events.extend(self.say(ItemKind::Message, ""));
         }
-        if let Some(mut said) = self.message.take() {
-            if calls.is_empty() {
-                let last = logprobs::places(&self.app.model, &self.chosen);
-                said.logprobs.extend(last);
-            }
-            let done = said.with(json!({"text": said.text, "logprobs": said.logprobs}));
-            events.push(self.event("response.output_text.done", done));
-            let part = said.part();
-            let done = said.with(json!({"part": part}));
-            events.push(self.event("response.content_part.done", done));
-            let item = said.item(status, &[part]);
-            let done = json!({"output_index": 0, "item": item});
-            events.push(self.event("response.output_item.done", done));
-            output.push(item);
+        if let Some(open) = &mut self.open
+            && open.kind == ItemKind::Message
+            && calls.is_empty()
+        {
+            let last = logprobs::places(&self.app.model, &self.chosen);
+            open.logprobs.extend(last);
         }
+        events.extend(self.close(status));
         for call in &calls {
-            output.push(self.call(call, output.len(), &mut events));
+            self.call(call, &mut events);
         }
-        let mut response = self.response(status, &output);
+        let mut response = self.response(status);
         if !is_whole {
             response["incomplete_details"] = json!({"reason": "max_output_tokens"});
         }
@@ -476,7 +574,7 @@ impl Writer {
             "input_tokens": summary.prompt,
             "input_tokens_details": {"cached_tokens": summary.reused},
             "output_tokens": summary.generated,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self.thought},
             "total_tokens": summary.prompt + summary.generated,
         });
         let kind = format!("response.{status}");
@@ -485,7 +583,8 @@ impl Writer {
     }
 
     /// A call as an item of the output, and its events.
-    fn call(&mut self, call: &Call, index: usize, events: &mut Vec<Value>) -> Value {
+    fn call(&mut self, call: &Call, events: &mut Vec<Value>) {
+        let index = self.output.len();
         let mut item = json!({
             "id": fresh_id("fc_"), "type": "function_call", "status": "in_progress",
             "call_id": call_id(), "name": call.name, "arguments": "",
@@ -502,6 +601,6 @@ impl Writer {
         item["status"] = json!("completed");
         let done = json!({"output_index": index, "item": item});
         events.push(self.event("response.output_item.done", done));
-        item
+        self.output.push(item);
     }
 }

@@ -92,7 +92,8 @@ function markdown(source) {
     }
     if (code) { code.textContent += `${line}\n`; continue; }
     const heading = /^(#{1,4}) (.*)/.exec(line);
-    const item = /^\s*([-*]|\d+\.) (.*)/.exec(line);
+    // A longer number is one that a sentence ends with, such as a year.
+    const item = /^\s*([-*]|\d{1,3}\.) (.*)/.exec(line);
     if (heading) {
       const h = make(`h${heading[1].length + 2}`);
       inline(h, heading[2]);
@@ -102,6 +103,7 @@ function markdown(source) {
       const kind = /\d/.test(item[1]) ? "OL" : "UL";
       if (!list || list.tagName !== kind) { list = make(kind); out.append(list); }
       const li = make("li");
+      if (kind === "OL") li.value = parseInt(item[1], 10);
       inline(li, item[2]);
       list.append(li);
       paragraph = null;
@@ -187,6 +189,14 @@ function tell(kind, content) {
   return turn;
 }
 
+// Thoughts stay folded, or as the reader has left them.
+function thinking(turn, thoughts) {
+  if (!thoughts) return [];
+  const folded = turn.querySelector("details.thoughts") ?? make("details", undefined, "thoughts");
+  folded.replaceChildren(make("summary", "Thoughts"), make("p", thoughts));
+  return [folded];
+}
+
 function showReading(progress, began) {
   const { processed, total, cache } = progress;
   by("reading").hidden = processed >= total;
@@ -219,14 +229,14 @@ async function ask(question) {
   running = new AbortController();
   by("send").disabled = true;
   by("stop").hidden = false;
-  let content = "", began = performance.now(), first = null, pieces = 0;
+  let content = "", thoughts = "", began = performance.now(), first = null, pieces = 0;
   try {
     const answer = await fetched("/v1/chat/completions", {
       method: "POST",
       signal: running.signal,
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({
-        messages, stream: true, temperature: 0, max_tokens: 1024,
+        messages, stream: true, temperature: 0, max_tokens: 8192,
         return_progress: true, kiv_retrieved: true, stream_options: { include_usage: true },
       }),
     });
@@ -234,13 +244,14 @@ async function ask(question) {
     for await (const piece of events(answer.body)) {
       if (piece.error) throw new Error(piece.error.message);
       if (piece.prompt_progress) { showReading(piece.prompt_progress, began); continue; }
-      const more = piece.choices?.[0]?.delta?.content;
-      if (more) {
+      const { content: more = "", reasoning_content: thought = "" } = piece.choices?.[0]?.delta ?? {};
+      if (more || thought) {
         by("reading").hidden = true;
         first ??= performance.now();
         pieces += 1;
         content += more;
-        turn.replaceChildren(markdown(content));
+        thoughts += thought;
+        turn.replaceChildren(...thinking(turn, thoughts), markdown(content));
         turn.scrollIntoView({ block: "end" });
         const seconds = (performance.now() - first) / 1000;
         if (seconds > 0.3) by("speed").textContent = `${(pieces / seconds).toFixed(1)} tokens/s`;
