@@ -764,3 +764,18 @@ fn a_server_that_cannot_answer_any_more_says_so() {
     assert!(answer.body.contains("start it again"), "{}", answer.body);
     assert_eq!(get(at, "/health").status, 500);
 }
+
+/// The server's own stop texts end no answer that is held to a form; the client's do.
+#[test]
+fn an_answer_of_a_form_is_not_cut_off() {
+    let at = server(1, 4, None);
+    let grammar = format!(r#"root ::= "4 {STOP} 8""#);
+    let mut ask = json!({"messages": conversation(FACT), "grammar": grammar});
+    let said = |ask: &Value| {
+        let answer = post(at, "/v1/chat/completions", ask).json();
+        answer["choices"][0]["message"]["content"].clone()
+    };
+    assert_eq!(said(&ask), format!("4 {STOP} 8"));
+    ask["stop"] = json!(STOP);
+    assert_eq!(said(&ask), "4 ");
+}

@@ -37,6 +37,9 @@ pub fn server_of(
     serve_as(template, model, engine, api_key)
 }
 
+/// A text that ends answers.
+pub const STOP: &str = "(end)";
+
 /// A server of an engine.
 pub fn serve(model: Model, engine: Engine, api_key: Option<&str>) -> SocketAddr {
     serve_as(TEMPLATE, model, engine, api_key)
@@ -47,7 +50,7 @@ fn serve_as(template: &str, model: Model, engine: Engine, api_key: Option<&str>)
         name: "tiny".to_owned(),
         bytes: 1,
         template: Some(ChatTemplate::parse(template)),
-        stop: Vec::new(),
+        stop: vec![STOP.to_owned()],
         n_ctx: 1 << 20,
         api_key: api_key.map(str::to_owned),
         hosts: Vec::new(),

@@ -516,7 +516,10 @@ pub(crate) fn submit(
         );
         return Err(Fault::param(param, why));
     }
-    options.stop.extend(app.config.stop.iter().cloned());
+    // An answer of a form ends with it, whatever space is in it.
+    if options.grammar.is_none() {
+        options.stop.extend(app.config.stop.iter().cloned());
+    }
     let (events, receiver) = unbounded_channel();
     let request = Request {
         prompt,
