@@ -16,6 +16,8 @@ pub(crate) struct Call {
 const CALL: &str = TOOL_CALL[0];
 const CALL_END: &str = TOOL_CALL[1];
 const FUNCTION: &str = "<function=";
+/// What a list of calls begins with (Mistral, where it is text).
+const LISTED: &str = "[TOOL_CALLS]";
 
 /// What calls begin with that are not all there is.
 pub(crate) const MARKS: [&str; 2] = [CALL, FUNCTION];
@@ -28,7 +30,20 @@ pub(crate) fn starts(text: &str) -> Option<usize> {
 /// Whether all of a text that begins so may be a call.
 pub(crate) fn may_be(text: &str) -> bool {
     let begins = text.trim_start();
-    begins.is_empty() || begins.starts_with(['{', '['])
+    if begins.starts_with(LISTED) || LISTED.starts_with(begins) {
+        return true;
+    }
+    let object = |text: &str| match text.strip_prefix('{') {
+        Some(inner) => inner.trim_start().is_empty() || inner.trim_start().starts_with('"'),
+        None => false,
+    };
+    if let Some(inner) = begins.strip_prefix('[') {
+        let inner = inner.trim_start();
+        // One that Python calls, or will.
+        let after = inner.trim_start_matches(python::is_of_name).trim_start();
+        return object(inner) || inner.is_empty() || after.is_empty() || after.starts_with('(');
+    }
+    object(begins)
 }
 
 /// Calls of these functions in an answer, and the text before them.
@@ -55,7 +70,7 @@ pub(crate) fn read(text: &str, tools: &[Value]) -> (String, Vec<Call>) {
         }
     }
     let bare = text.trim();
-    let bare = bare.strip_prefix("[TOOL_CALLS]").unwrap_or(bare).trim();
+    let bare = bare.strip_prefix(LISTED).unwrap_or(bare).trim();
     match listed(bare, tools) {
         Some(calls) => (String::new(), calls),
         None => (text.to_owned(), Vec::new()),
@@ -200,6 +215,27 @@ pub(crate) mod tests {
             }})
         };
         vec![function("weather"), function("time")]
+    }
+
+    #[test]
+    fn what_may_be_a_call() {
+        for text in [
+            "",
+            " ",
+            "{",
+            "{ \"name",
+            "[",
+            "[{",
+            "[weath",
+            "[a.b (",
+            "[TOOL",
+            "[TOOL_CALLS] [",
+        ] {
+            assert!(may_be(text), "{text}");
+        }
+        for text in ["No", "{n", "[a link]", "[1, 2]", "[a, b", "[]", "(x"] {
+            assert!(!may_be(text), "{text}");
+        }
     }
 
     #[test]

@@ -14,6 +14,11 @@ pub(super) fn calls(text: &str) -> Option<Vec<Call>> {
     (reader.rest.is_empty() && !calls.is_empty()).then_some(calls)
 }
 
+/// Whether a function's name may have this in it.
+pub(super) fn is_of_name(c: char) -> bool {
+    c.is_alphanumeric() || "_.-".contains(c)
+}
+
 struct Reader<'t> {
     rest: &'t str,
 }
@@ -57,7 +62,7 @@ impl<'t> Reader<'t> {
     }
 
     fn call(&mut self) -> Option<Call> {
-        let name = self.word(|c| c.is_alphanumeric() || "_.-".contains(c))?;
+        let name = self.word(is_of_name)?;
         self.expect('(')?;
         let arguments = self.all_until(')', |reader| {
             let key = reader.word(|c| c.is_alphanumeric() || c == '_')?;
