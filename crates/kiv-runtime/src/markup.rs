@@ -19,6 +19,8 @@ pub const TOOL_CALL: [&str; 2] = ["<tool_call>", "</tool_call>"];
 enum Mark {
     /// A head follows, which says what comes after it.
     Head,
+    /// The same, in a line of its own.
+    Line,
     /// What follows in the head is of no use.
     Aside,
     /// The head ends.
@@ -32,7 +34,7 @@ enum Mark {
 /// Special tokens of a family of models; the first three, if it has so many, have to be there.
 type Family = [(&'static str, Mark)];
 
-const FAMILIES: [&Family; 5] = [
+const FAMILIES: [&Family; 9] = [
     // gpt-oss: a head is `assistant`, a channel, and for a call its recipient.
     &[
         (CHANNEL, Mark::Head),
@@ -66,7 +68,31 @@ const FAMILIES: [&Family; 5] = [
         ("<|tool_call_start|>", Mark::Text(TOOL_CALL[0])),
         ("<|tool_call_end|>", Mark::Text(TOOL_CALL[1])),
     ],
+    // Gemma 4: `call:name{key:value}`.
+    &[
+        (GEMMA, Mark::Line),
+        ("<channel|>", Mark::End),
+        ("<|tool_call>", Mark::Text(TOOL_CALL[0])),
+        ("<tool_call|>", Mark::Text(TOOL_CALL[1])),
+        ("<|\"|>", Mark::Text("<|\"|>")),
+    ],
+    // Command R7B and A.
+    &[
+        ("<|START_ACTION|>", Mark::Text(TOOL_CALL[0])),
+        ("<|END_ACTION|>", Mark::Text(TOOL_CALL[1])),
+        ("<|START_THINKING|>", Mark::Text(THINK[0])),
+        ("<|END_THINKING|>", Mark::Text(THINK[1])),
+    ],
+    // Phi-4.
+    &[
+        ("<|tool_call|>", Mark::Text(TOOL_CALL[0])),
+        ("<|/tool_call|>", Mark::Text(TOOL_CALL[1])),
+    ],
+    // Granite, whose calls go to the end of the answer.
+    &[("<|tool_call|>", Mark::Text(TOOL_CALL[0]))],
 ];
+
+const GEMMA: &str = "<|channel>";
 
 const DEEPSEEK: &str = "<｜tool▁sep｜>";
 
@@ -80,6 +106,8 @@ enum Part {
     Head {
         text: String,
         aside: bool,
+        /// Whether it is a line.
+        line: bool,
     },
     Thoughts,
     /// Arguments; whether there are any yet.
@@ -119,7 +147,7 @@ impl Marks {
     fn of_family(family: &Family, of: HashMap<Token, Mark>) -> Self {
         Self {
             of,
-            channels: family[0].0 == CHANNEL,
+            channels: [CHANNEL, GEMMA].contains(&family[0].0),
             is_named_later: family.iter().any(|(text, _)| *text == DEEPSEEK),
         }
     }
@@ -150,11 +178,12 @@ impl Markup {
                 return self.begin(&head);
             }
             (Mark::Head, Part::Head { text, .. }) if self.marks.channels => text.push(' '),
-            (Mark::Head, _) => {
+            (Mark::Head | Mark::Line, _) => {
                 let before = self.close();
                 self.part = Part::Head {
                     text: String::new(),
                     aside: false,
+                    line: mark == Mark::Line,
                 };
                 return before;
             }
@@ -171,11 +200,17 @@ impl Markup {
 
     fn go_on(&mut self, piece: Vec<u8>) -> Vec<u8> {
         match &mut self.part {
-            Part::Head { text, aside } => {
+            Part::Head { text, aside, line } => {
                 if !*aside {
                     *text += &String::from_utf8_lossy(&piece);
                 }
-                return Vec::new();
+                let Some((head, rest)) = text.split_once('\n').filter(|_| *line) else {
+                    return Vec::new();
+                };
+                let (head, rest) = (head.to_owned(), rest.as_bytes().to_vec());
+                let mut opened = self.begin(&head);
+                opened.extend(self.go_on(rest));
+                return opened;
             }
             Part::Named(text) => {
                 *text += &String::from_utf8_lossy(&piece);
@@ -201,7 +236,7 @@ impl Markup {
                 (Part::Named(String::new()), String::new())
             }
             Some(name) => (Part::Call(false), opening(name)),
-            None if words().any(|word| word == "analysis") => {
+            None if words().any(|word| ["analysis", "thought"].contains(&word)) => {
                 (Part::Thoughts, format!("{}\n", THINK[0]))
             }
             None => (Part::Text, String::new()),
@@ -348,6 +383,13 @@ mod tests {
         let listed = "<|tool_call_start|>[a(by=1)]<|tool_call_end|>I turn.";
         let expected = "<tool_call>[a(by=1)]</tool_call>I turn.";
         assert_eq!(translated(4, listed), expected);
+        let gemma = "<|channel>thought\nHm.<channel|>I turn.<|tool_call>call:a{by:<|\"|>1<|\"|>}<tool_call|>";
+        let expected =
+            "<think>\nHm.\n</think>\n\nI turn.<tool_call>call:a{by:<|\"|>1<|\"|>}</tool_call>";
+        assert_eq!(translated(5, gemma), expected);
+        let cohere = "<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[]<|END_ACTION|>";
+        let expected = "<think>Hm.</think><tool_call>[]</tool_call>";
+        assert_eq!(translated(6, cohere), expected);
         let thoughts = "[THINK]Hm.[/THINK]Yes.[TOOL_CALLS]a[ARGS]{\"by\": 1}";
         let expected = format!("<think>Hm.</think>Yes.{}", call("a"));
         assert_eq!(translated(1, thoughts), expected);

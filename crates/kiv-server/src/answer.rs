@@ -41,8 +41,8 @@ impl Listener {
             return String::new();
         }
         let end = calls::starts(&self.text).unwrap_or_else(|| {
-            let held = calls::MARKS.map(|mark| begun_mark(&self.text, mark));
-            self.text.len() - held.into_iter().max().unwrap_or(0)
+            let held = calls::marks().map(|mark| begun_mark(&self.text, mark));
+            self.text.len() - held.max().unwrap_or(0)
         });
         let shown = self.shown;
         self.shown = end.max(shown);

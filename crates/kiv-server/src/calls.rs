@@ -1,6 +1,6 @@
 //! Calls of functions in what a model has written, in the forms of the widespread families.
 
-mod python;
+mod literals;
 
 use kiv_runtime::TOOL_CALL;
 use serde_json::{Value, json};
@@ -13,18 +13,34 @@ pub(crate) struct Call {
     pub arguments: Value,
 }
 
-const CALL: &str = TOOL_CALL[0];
-const CALL_END: &str = TOOL_CALL[1];
-const FUNCTION: &str = "<function=";
+/// What calls stand between.
+const AROUND: [[&str; 2]; 4] = [
+    TOOL_CALL,
+    // Phi-4 and Granite, where it is text.
+    ["<|tool_call|>", "<|/tool_call|>"],
+    // Nemotron.
+    ["<TOOLCALL>", "</TOOLCALL>"],
+    // MiniMax.
+    ["<minimax:tool_call>", "</minimax:tool_call>"],
+];
+/// What a call and an argument begin with where they are tags, up to their names, and what
+/// ends the name.
+const TAGS: [[&str; 3]; 2] = [
+    ["<function=", "<parameter=", ">"],
+    ["<invoke name=\"", "<parameter name=\"", "\">"],
+];
 /// What a list of calls begins with (Mistral, where it is text).
 const LISTED: &str = "[TOOL_CALLS]";
 
 /// What calls begin with that are not all there is.
-pub(crate) const MARKS: [&str; 2] = [CALL, FUNCTION];
+pub(crate) fn marks() -> impl Iterator<Item = &'static str> {
+    let around = AROUND.iter().map(|[open, _]| *open);
+    around.chain(TAGS.iter().map(|[call, ..]| *call))
+}
 
 /// Where the first call begins.
 pub(crate) fn starts(text: &str) -> Option<usize> {
-    MARKS.into_iter().filter_map(|mark| text.find(mark)).min()
+    marks().filter_map(|mark| text.find(mark)).min()
 }
 
 /// Whether all of a text that begins so may be a call.
@@ -40,7 +56,7 @@ pub(crate) fn may_be(text: &str) -> bool {
     if let Some(inner) = begins.strip_prefix('[') {
         let inner = inner.trim_start();
         // One that Python calls, or will.
-        let after = inner.trim_start_matches(python::is_of_name).trim_start();
+        let after = inner.trim_start_matches(literals::is_of_name).trim_start();
         return object(inner) || inner.is_empty() || after.is_empty() || after.starts_with('(');
     }
     object(begins)
@@ -49,21 +65,25 @@ pub(crate) fn may_be(text: &str) -> bool {
 /// Calls of these functions in an answer, and the text before them.
 pub(crate) fn read(text: &str, tools: &[Value]) -> (String, Vec<Call>) {
     if let Some(start) = starts(text) {
+        let said = &text[start..];
+        let around = AROUND.iter().find(|[open, _]| said.contains(open));
         let mut calls = Vec::new();
-        let mut rest = &text[start..];
-        while let Some(at) = rest.find(CALL) {
-            let body = &rest[at + CALL.len()..];
-            let end = body.find(CALL_END);
-            let inner = &body[..end.unwrap_or(body.len())];
-            match listed(inner.trim(), tools) {
-                Some(more) => calls.extend(more),
-                None if inner.contains(FUNCTION) => calls.extend(functions(inner, tools)),
-                None => calls.extend(pairs(inner, tools)),
+        if let Some([open, close]) = around {
+            let mut rest = said;
+            while let Some((_, body)) = rest.split_once(open) {
+                let inner;
+                (inner, rest) = body.split_once(close).unwrap_or((body, ""));
+                match listed(inner.trim(), tools) {
+                    Some(more) => calls.extend(more),
+                    None => match tagged(inner, tools) {
+                        none if none.is_empty() => calls.extend(pairs(inner, tools)),
+                        more => calls.extend(more),
+                    },
+                }
             }
-            rest = end.map_or("", |end| &body[end + CALL_END.len()..]);
         }
         if calls.is_empty() {
-            calls = functions(&text[start..], tools);
+            calls = tagged(said, tools);
         }
         if !calls.is_empty() {
             return (text[..start].trim_end().to_owned(), calls);
@@ -98,33 +118,31 @@ fn find<'t>(tools: &'t [Value], name: &str) -> Option<&'t Value> {
     tools.iter().find(|tool| name_of(tool) == Some(name))
 }
 
-/// `{"name": …, "arguments": {…}}`, a list of these, or `[name(key=value), …]`, as Python
-/// has it (Llama, LFM2).
+/// `{"name": …, "arguments": {…}}`, a list of these, or calls whose arguments are literals
+/// (Llama 4, LFM2, Gemma 4).
 fn listed(text: &str, tools: &[Value]) -> Option<Vec<Call>> {
     let one = |value: &Value| {
-        let name = value.get("name")?.as_str()?;
-        let arguments = value.get("arguments").or_else(|| value.get("parameters"));
-        let arguments = match arguments {
+        // The second names are Cohere's and Llama 3's.
+        let either =
+            |name: &str, other: &str| value.get(name).or_else(|| value.get(other)).cloned();
+        let Some(Value::String(name)) = either("name", "tool_name") else {
+            return None;
+        };
+        let arguments = match either("arguments", "parameters") {
             None => json!({}),
             // Written as OpenAI's clients see it.
-            Some(Value::String(text)) => arguments_of(text)?,
-            Some(other) => other.clone(),
+            Some(Value::String(text)) => arguments_of(&text)?,
+            Some(other) => other,
         };
-        find(tools, name)?;
-        arguments.is_object().then(|| Call {
-            name: name.to_owned(),
-            arguments,
-        })
+        arguments.is_object().then_some(Call { name, arguments })
     };
-    match parsed(text) {
+    let calls = match parsed(text) {
         Some(Value::Array(all)) if !all.is_empty() => all.iter().map(one).collect(),
-        Some(value) => Some(vec![one(&value)?]),
-        None => {
-            let calls = python::calls(text)?;
-            let are_known = calls.iter().all(|call| find(tools, &call.name).is_some());
-            are_known.then_some(calls)
-        }
-    }
+        Some(value) => one(&value).map(|call| vec![call]),
+        None => literals::python(text).or_else(|| Some(vec![literals::gemma(text)?])),
+    };
+    let are_known = |calls: &Vec<Call>| calls.iter().all(|call| find(tools, &call.name).is_some());
+    calls.filter(are_known)
 }
 
 /// The JSON document that a text begins with, if it is an object or a list.
@@ -136,40 +154,40 @@ fn parsed(text: &str) -> Option<Value> {
     all.next()?.ok()
 }
 
-/// `<function=name>{…}</function>`, or with `<parameter=key>value</parameter>` inside.
-fn functions(text: &str, tools: &[Value]) -> Vec<Call> {
+/// `<function=name>{…}</function>`, or with `<parameter=key>value</parameter>` inside; the
+/// same with `<invoke name="name">`.
+fn tagged(text: &str, tools: &[Value]) -> Vec<Call> {
     let mut calls = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(FUNCTION) {
-        rest = &rest[at + FUNCTION.len()..];
-        let Some((name, body)) = rest.split_once('>') else {
-            break;
-        };
-        let (inner, after) = body.split_once("</function>").unwrap_or((body, ""));
-        rest = after;
-        let name = name.trim();
-        let Some(tool) = find(tools, name) else {
-            continue;
-        };
-        let arguments = parsed(inner.trim()).unwrap_or_else(|| parameters(inner, tool));
-        if arguments.is_object() {
-            calls.push(Call {
-                name: name.to_owned(),
-                arguments,
-            });
+    for [call, parameter, end] in TAGS {
+        for part in text.split(call).skip(1) {
+            let Some((name, body)) = part.split_once(end) else {
+                continue;
+            };
+            let Some(tool) = find(tools, name.trim()) else {
+                continue;
+            };
+            let body = ["</function>", "</invoke>"]
+                .iter()
+                .find_map(|close| body.split_once(close))
+                .map_or(body, |(body, _)| body);
+            let parameters = || {
+                let parts = body.split(parameter).skip(1);
+                let pairs = parts.filter_map(|part| {
+                    let (key, value) = part.split_once(end)?;
+                    Some((key, value.split("</parameter>").next()?))
+                });
+                arguments(pairs, tool)
+            };
+            let arguments = parsed(body.trim()).unwrap_or_else(parameters);
+            if arguments.is_object() {
+                calls.push(Call {
+                    name: name.trim().to_owned(),
+                    arguments,
+                });
+            }
         }
     }
     calls
-}
-
-/// `<parameter=key>value</parameter>`
-fn parameters(text: &str, tool: &Value) -> Value {
-    let parts = text.split("<parameter=").skip(1);
-    let pairs = parts.filter_map(|part| {
-        let (key, value) = part.split_once('>')?;
-        Some((key, value.split("</parameter>").next()?))
-    });
-    arguments(pairs, tool)
 }
 
 /// `name<arg_key>key</arg_key><arg_value>value</arg_value>` (GLM)
@@ -260,6 +278,14 @@ pub(crate) mod tests {
                 .to_owned(),
             "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Ulm</arg_value>\n\
              <arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
+                .to_owned(),
+            "<tool_call>call:weather{city:<|\"|>Ulm<|\"|>,days:3}</tool_call>".to_owned(),
+            format!("<|tool_call|>[{json}]<|/tool_call|>"),
+            format!("<|tool_call|>[{json}]"),
+            format!("<TOOLCALL>[{json}]</TOOLCALL>"),
+            format!("<tool_call>[{}]</tool_call>", json.replace("name", "tool_name").replace("arguments", "parameters")),
+            "<minimax:tool_call>\n<invoke name=\"weather\">\n<parameter name=\"city\">Ulm</parameter>\n\
+             <parameter name=\"days\">3</parameter>\n</invoke>\n</minimax:tool_call>"
                 .to_owned(),
             "[weather(city='Ulm', days=3)]".to_owned(),
             "<tool_call>[weather(city=\"Ulm\", days=3)]</tool_call>Looking.".to_owned(),

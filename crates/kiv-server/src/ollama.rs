@@ -5,7 +5,7 @@ use crate::ask::{self, Params, Raw, check_model};
 use crate::calls::Call;
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
-use crate::thoughts::{Said, Thoughts};
+use crate::thoughts::{Said, Thoughts, thinks};
 use crate::tools::Tools;
 use crate::{App, Shared};
 use axum::Json;
@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use kiv_runtime::{ChatTemplate, Finish, GenerateOptions, Grammar, THINK};
+use kiv_runtime::{Finish, GenerateOptions, Grammar};
 use serde_json::{Map, Value, json};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -71,12 +71,6 @@ pub(crate) async fn show(State(app): State<Shared>, Raw(body): Raw) -> Response 
         Ok(shown) => Json(shown).into_response(),
         Err(fault) => fault.answer(Protocol::Ollama),
     }
-}
-
-/// Whether a template is of a model that thinks before it answers.
-fn thinks(template: &ChatTemplate) -> bool {
-    let marks = [THINK[0], "[THINK]", "<|channel|>", "enable_thinking"];
-    matches!(template, ChatTemplate::Jinja(source) if marks.iter().any(|mark| source.contains(mark)))
 }
 
 fn model(app: &App) -> Value {

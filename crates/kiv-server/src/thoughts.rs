@@ -1,9 +1,23 @@
 //! What a model thinks before it answers, told apart from the answer.
 
-use kiv_runtime::THINK;
+use kiv_runtime::{ChatTemplate, THINK};
 
 const OPEN: &str = THINK[0];
 const CLOSE: &str = THINK[1];
+
+/// What templates begin thoughts with, as models write it.
+const OPENINGS: [&str; 4] = [OPEN, "[THINK]", "<|START_THINKING|>", "<|channel>thought"];
+
+/// Whether a template is of a model that thinks before it answers.
+pub(crate) fn thinks(template: &ChatTemplate) -> bool {
+    let marks = OPENINGS
+        .into_iter()
+        .chain(["<|channel|>", "enable_thinking"]);
+    let ChatTemplate::Jinja(source) = template else {
+        return false;
+    };
+    marks.into_iter().any(|mark| source.contains(mark))
+}
 
 /// A part of an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -36,7 +50,9 @@ impl Thoughts {
     /// An answer to a prompt, which may have begun the thoughts itself, unless the answer is
     /// held to a form: then it begins with that.
     pub fn after(prompt: &str, is_held: bool) -> Self {
-        let place = if prompt.trim_end().ends_with(OPEN) && !is_held {
+        let prompt = prompt.trim_end();
+        let is_open = OPENINGS.iter().any(|opening| prompt.ends_with(opening));
+        let place = if is_open && !is_held {
             Place::Inside(false)
         } else {
             Place::Before

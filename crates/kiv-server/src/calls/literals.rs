@@ -1,4 +1,5 @@
-//! A list of calls as Python writes it, with literals only: `[name(key="value", other=[1])]`.
+//! Calls whose arguments are literals: a list as Python writes it, `[name(key="value",
+//! other=[1])]`, and Gemma's `call:name{key:<|"|>value<|"|>,other:[1]}`.
 
 use super::Call;
 use serde_json::{Map, Number, Value};
@@ -6,8 +7,26 @@ use serde_json::{Map, Number, Value};
 /// How deep lists and dictionaries may be within each other.
 const DEEPEST: usize = 64;
 
-/// The calls, if the text is such a list and nothing else.
-pub(super) fn calls(text: &str) -> Option<Vec<Call>> {
+/// What Gemma's texts stand between, as they are.
+const QUOTE: &str = "<|\"|>";
+
+/// Gemma's call, if the text is one and nothing else.
+pub(super) fn gemma(text: &str) -> Option<Call> {
+    let mut reader = Reader {
+        rest: text.trim().strip_prefix("call:")?.trim_start(),
+    };
+    let name = reader.word(is_of_name)?;
+    let Value::Object(arguments) = reader.value(0)? else {
+        return None;
+    };
+    reader.rest.is_empty().then(|| Call {
+        name: name.to_owned(),
+        arguments: Value::Object(arguments),
+    })
+}
+
+/// The calls, if the text is a list of Python's and nothing else.
+pub(super) fn python(text: &str) -> Option<Vec<Call>> {
     let mut reader = Reader { rest: text.trim() };
     reader.expect('[')?;
     let calls = reader.all_until(']', Reader::call)?;
@@ -90,13 +109,16 @@ impl<'t> Reader<'t> {
             '{' => {
                 self.expect('{')?;
                 let all = self.all_until('}', |reader| {
-                    let key = reader.text()?;
+                    let key = match reader.text() {
+                        Some(key) => key,
+                        None => reader.word(is_of_name)?.to_owned(),
+                    };
                     reader.expect(':')?;
                     Some((key, reader.value(depth + 1)?))
                 })?;
                 Some(Value::Object(all.into_iter().collect::<Map<_, _>>()))
             }
-            '"' | '\'' => Some(Value::String(self.text()?)),
+            '"' | '\'' | '<' => Some(Value::String(self.text()?)),
             _ => match self.word(|c| c.is_alphanumeric() || "_.+-".contains(c))? {
                 "True" | "true" => Some(Value::Bool(true)),
                 "False" | "false" => Some(Value::Bool(false)),
@@ -108,6 +130,11 @@ impl<'t> Reader<'t> {
 
     /// A text in quotes, or in three at each end.
     fn text(&mut self) -> Option<String> {
+        if let Some(inner) = self.rest.strip_prefix(QUOTE) {
+            let (text, after) = inner.split_once(QUOTE)?;
+            self.rest = after.trim_start();
+            return Some(text.to_owned());
+        }
         let quote = self.rest.chars().next().filter(|c| "\"'".contains(*c))?;
         let three = quote.to_string().repeat(3);
         let end = if self.rest.starts_with(&three) {
@@ -169,10 +196,29 @@ mod tests {
         let expected = json!({"one": 1, "half": -0.5, "yes": true, "no": false,
             "nothing": null, "said": "it's \"é\" \n\\d", "other": "", "long": "a 'b' c",
             "list": [1, [2]], "pair": [1, "x"], "map": {"k": {"l": []}}});
-        let found = calls(text).unwrap();
+        let found = python(text).unwrap();
         assert_eq!(found.len(), 2);
         assert_eq!((&*found[0].name, &found[0].arguments), ("a.b", &expected));
         assert_eq!((&*found[1].name, &found[1].arguments), ("c", &json!({})));
+    }
+
+    #[test]
+    fn gemmas_calls() {
+        let text = r#"call:turn{way:<|"|>"left", {or} \n<|"|>,by:-1.5,on:true,all:[1,{k:<|"|>v<|"|>}],no:null}"#;
+        let expected = json!({"way": "\"left\", {or} \\n", "by": -1.5, "on": true,
+            "all": [1, {"k": "v"}], "no": null});
+        let call = gemma(text).unwrap();
+        assert_eq!((&*call.name, &call.arguments), ("turn", &expected));
+        assert_eq!(gemma("call:now{}").unwrap().arguments, json!({}));
+        for text in [
+            "call:now",
+            "call:{}",
+            "now{}",
+            "call:f{a:<|\"|>x}",
+            "call:f{a:1} and",
+        ] {
+            assert_eq!(gemma(text), None, "{text}");
+        }
     }
 
     #[test]
@@ -193,7 +239,7 @@ mod tests {
             "f()",
             &deep,
         ] {
-            assert_eq!(calls(text), None, "{text:.40}");
+            assert_eq!(python(text), None, "{text:.40}");
         }
     }
 }
