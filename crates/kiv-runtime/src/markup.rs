@@ -188,6 +188,8 @@ impl Markup {
                 return before;
             }
             (Mark::End, _) => return self.close(),
+            // A quote, such as Gemma's, ends nothing.
+            (Mark::Text(text), Part::Thoughts) if text != TOOL_CALL[0] => return text.into(),
             (Mark::Text(text), _) => {
                 let mut before = self.close();
                 before.extend(text.bytes());
@@ -383,9 +385,8 @@ mod tests {
         let listed = "<|tool_call_start|>[a(by=1)]<|tool_call_end|>I turn.";
         let expected = "<tool_call>[a(by=1)]</tool_call>I turn.";
         assert_eq!(translated(4, listed), expected);
-        let gemma = "<|channel>thought\nHm.<channel|>I turn.<|tool_call>call:a{by:<|\"|>1<|\"|>}<tool_call|>";
-        let expected =
-            "<think>\nHm.\n</think>\n\nI turn.<tool_call>call:a{by:<|\"|>1<|\"|>}</tool_call>";
+        let gemma = "<|channel>thought\n<|\"|>Hm.<|\"|><channel|>I turn.<|tool_call>call:a{by:<|\"|>1<|\"|>}<tool_call|>";
+        let expected = "<think>\n<|\"|>Hm.<|\"|>\n</think>\n\nI turn.<tool_call>call:a{by:<|\"|>1<|\"|>}</tool_call>";
         assert_eq!(translated(5, gemma), expected);
         let cohere = "<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[]<|END_ACTION|>";
         let expected = "<think>Hm.</think><tool_call>[]</tool_call>";
