@@ -48,8 +48,8 @@ def check(out: Path, kiv: Path | None) -> None:
         raise Failed(f"{path}: the shape is {read.shape}, not {config.shape}")
     theirs = dict(read.named_parameters())
     for name, p in trained.named_parameters():
-        bound = (ROUNDING[config.export] if p.dim() == 2 else 0.0) * float(p.abs().max()) + 1e-7
-        worst = float((p - theirs[name]).abs().max())
+        bound = (ROUNDING[config.export] if p.dim() == 2 else 0.0) * float(p.detach().abs().max()) + 1e-7
+        worst = float((p - theirs[name]).detach().abs().max())
         if worst > bound:
             raise Failed(f"{path}: {name} differs by {worst}, more than {bound}")
     tokens = [START_ID, *vocabulary.build().encode(PROMPT).ids]
