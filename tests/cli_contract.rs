@@ -661,7 +661,7 @@ fn eval_tells_every_answer_and_a_summary_per_policy() {
     let done = done(dir.path(), &words(page), "");
     assert_eq!(done.stdout, "");
     let page = fs::read_to_string(dir.path().join("page.html")).unwrap();
-    assert!(page.contains("tiny") && page.contains("<svg"));
+    assert!(page.contains("Cache policies on tiny<") && page.contains("<svg"));
     assert!(!page.contains(dir.path().to_str().unwrap()));
     let figure = dir.path().join("figures/needle-window-budget-128.svg");
     assert!(fs::read_to_string(figure).unwrap().starts_with("<svg"));

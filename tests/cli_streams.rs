@@ -138,7 +138,10 @@ fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(b"one\ntwo\nthree\n").unwrap();
+    // It repeats this, where to a word it would answer with line breaks.
+    let fact = b"The secret code of Amber Falcon is 48213.\n";
+    stdin.write_all(fact).unwrap();
+    stdin.write_all(b"two\nthree\n").unwrap();
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 8]).unwrap();
     interrupt(&child, "-INT");
@@ -146,7 +149,10 @@ fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(end(child).0.code(), Some(130));
-    assert!(rest.ends_with('\n'), "{rest:?}");
+    assert_eq!(
+        rest.matches('\n').count(),
+        rest.trim_end().matches('\n').count() + 1
+    );
     drop(stdin);
 }
 

@@ -759,6 +759,10 @@ fn a_server_that_cannot_answer_any_more_says_so() {
     let body = json!({"prompt": "x", "n_predict": 1});
     assert_eq!(post(at, "/completion", &body).status, 500);
     assert!(busy.join().unwrap().body.contains("error"));
+    // Answers break off before the thread is quite at its end.
+    while get(at, "/health").status != 500 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let answer = post(at, "/completion", &body);
     assert_eq!(answer.status, 500);
     assert!(answer.body.contains("start it again"), "{}", answer.body);

@@ -13,15 +13,12 @@ Answer:{% if enable_thinking | default(true) %}{{ reasoning_effort }}<think>\n{%
 /// Thoughts and an answer.
 const BOTH: &str = r#"root ::= "<think>\nHm, <tool_call>?\n</think>\n\n48213""#;
 
-/// The events of a stream.
-fn streamed(at: std::net::SocketAddr, path: &str, body: &Value) -> Vec<Value> {
+fn streamed(at: std::net::SocketAddr, path: &str, body: &Value) -> Answer {
     let mut body = body.clone();
     body["stream"] = json!(true);
     let answer = post(at, path, &body);
     assert_eq!(answer.status, 200, "{}", answer.body);
-    let lines = answer.body.lines();
-    let lines = lines.filter_map(|line| line.strip_prefix("data: ").or(Some(line)));
-    lines.filter_map(|l| serde_json::from_str(l).ok()).collect()
+    answer
 }
 
 /// All texts at a place in each of these.
@@ -40,7 +37,7 @@ fn openai() {
     let message = &whole["choices"][0]["message"];
     assert_eq!(message["reasoning_content"], "Hm, <tool_call>?");
     assert_eq!(message["content"], "48213");
-    let events = streamed(at, path, &body);
+    let events = data(&streamed(at, path, &body));
     let thoughts = joined(&events, "/choices/0/delta/reasoning_content");
     assert_eq!(thoughts, "Hm, <tool_call>?");
     assert_eq!(joined(&events, "/choices/0/delta/content"), "48213");
@@ -93,7 +90,7 @@ fn responses() {
     let counted = &whole["usage"]["output_tokens_details"]["reasoning_tokens"];
     assert!(counted.as_u64().unwrap() > 0);
 
-    let events = streamed(at, "/v1/responses", &body);
+    let events = data(&streamed(at, "/v1/responses", &body));
     let of = |kind: &str| -> Vec<Value> {
         let of_kind = events.iter().filter(|e| e["type"] == kind);
         of_kind.cloned().collect()
@@ -138,7 +135,11 @@ fn ollama() {
                 "{body} {whole}"
             );
             assert_eq!(whole.pointer(text).unwrap(), "");
-            let events = streamed(at, path, &body);
+            let lines = streamed(at, path, &body).body;
+            let events = lines
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap());
+            let events: Vec<Value> = events.collect();
             assert_eq!(Some(joined(&events, thoughts).as_str()), thought);
         }
         let mut quiet = body.clone();

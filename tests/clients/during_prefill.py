@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 
-from served import FACT, LARGER, Server, document, quantile
+from served import FACT, UNSTOPPED, Server, document, quantile
 
 
 def main() -> None:
     tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 262144
     text = document(tokens)
-    with Server(*LARGER, *sys.argv[2:]) as server:
+    with Server(*UNSTOPPED, *sys.argv[2:]) as server:
 
         def short(name: int) -> float:
             # Another text each time: nothing of it is known.

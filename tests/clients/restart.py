@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from served import LARGER, Server, document
+from served import UNSTOPPED, Server, document
 
 
 def ask(server: Server, text: str) -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 65536
     text = document(tokens)
     with tempfile.TemporaryDirectory() as folder:
-        flags = [*LARGER, "--kv-dir", folder, *sys.argv[2:]]
+        flags = [*UNSTOPPED, "--kv-dir", folder, *sys.argv[2:]]
         with Server(*flags) as server:
             ask(server, text)
         subprocess.run(["sync"], check=True)

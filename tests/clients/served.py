@@ -16,8 +16,8 @@ TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
     "{% else %}\nQuestion: {{ m.content }}\nAnswer:{% endif %}{% endfor %}"
 )
-# A larger model than the one in the program, without a chat template of its own.
-LARGER = ["-m", ROOT / "models/tiny-f16.gguf", "--chat-template", TEMPLATE]
+# The model in the program, whose own template would end an answer with its line.
+UNSTOPPED = ["--chat-template", TEMPLATE]
 
 
 def prose(tokens: int) -> str:

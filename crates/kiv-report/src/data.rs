@@ -24,6 +24,15 @@ pub(crate) struct Contender {
 }
 
 impl Contender {
+    /// Full attention.
+    pub fn full() -> Self {
+        Self {
+            policy: "full".to_owned(),
+            budget: None,
+            read_by: None,
+        }
+    }
+
     pub fn is_full(&self) -> bool {
         self.policy == "full"
     }

@@ -197,11 +197,7 @@ fn heads(section: &Section) -> Vec<Drawing> {
 /// Quality against budget, by task and length; where there are several budgets.
 fn curves(section: &Section) -> Vec<Drawing> {
     let mut drawings = Vec::new();
-    let full = Contender {
-        policy: "full".to_owned(),
-        budget: None,
-        read_by: None,
-    };
+    let full = Contender::full();
     for kind in section.kinds() {
         let of = |n_ctx: u64| {
             move |r: &Record, kind: &crate::data::Kind| r.kind() == *kind && r.n_ctx == n_ctx

@@ -161,11 +161,7 @@ fn missing() -> Markup {
 /// Full attention has its row even if it was not measured.
 fn with_full(mut contenders: Vec<Contender>) -> Vec<Contender> {
     if !contenders.iter().any(Contender::is_full) {
-        contenders.push(Contender {
-            policy: "full".to_owned(),
-            budget: None,
-            read_by: None,
-        });
+        contenders.push(Contender::full());
     }
     contenders
 }

@@ -40,13 +40,15 @@ impl Listener {
         if calls::may_be(&self.text) {
             return String::new();
         }
-        let end = calls::starts(&self.text).unwrap_or_else(|| {
-            let held = calls::marks().map(|mark| begun_mark(&self.text, mark));
-            self.text.len() - held.max().unwrap_or(0)
+        // No mark is in what has been shown, nor the beginning of one.
+        let new = &self.text[self.shown..];
+        let end = calls::starts(new).unwrap_or_else(|| {
+            let held = calls::marks().map(|mark| begun_mark(new, mark));
+            new.len() - held.max().unwrap_or(0)
         });
-        let shown = self.shown;
-        self.shown = end.max(shown);
-        self.text[shown..self.shown].to_owned()
+        let more = new[..end].to_owned();
+        self.shown += end;
+        more
     }
 
     /// The answer is complete: what has not been shown, and calls.
