@@ -1,7 +1,6 @@
 //! Lists of similar vectors.
 
-use crate::columns::Columns;
-use kiv_numeric::{TILE, dot};
+use kiv_numeric::{Columns, TILE, dot};
 
 /// Rounds of k-means. More gain little.
 const ROUNDS: usize = 3;

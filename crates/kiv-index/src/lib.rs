@@ -21,7 +21,6 @@
 mod best;
 mod cluster;
 mod codebook;
-mod columns;
 mod era;
 mod head;
 mod marks;

@@ -14,10 +14,9 @@
 //! others share ([`Split`]). (OPQ, Ge et al., CVPR 2013, balances subspaces of
 //! equal size instead.)
 
-use crate::columns::Columns;
 use crate::head::Params;
 use crate::saved::{Saved, expect};
-use kiv_numeric::TILE;
+use kiv_numeric::{Columns, TILE};
 use kiv_wire::{Put, Take, WireError};
 use nalgebra::{DMatrix, SymmetricEigen};
 

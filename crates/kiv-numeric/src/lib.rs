@@ -1,7 +1,10 @@
 //! Inner loops of scoring, in plain Rust that the compiler turns into vector
 //! code for the CPU that it is told about.
 
+mod columns;
 pub mod rope;
+
+pub use columns::Columns;
 
 /// Independent accumulators in reductions.
 const LANES: usize = 16;
@@ -59,23 +62,36 @@ pub fn tile_logits<const R: usize>(
     queries: [&[f32]; R],
     columns: &[[f32; TILE]],
 ) -> [[f32; TILE]; R] {
+    // Few enough accumulators to stay in registers, and enough not to wait for each other.
+    if R <= 2 {
+        parts_of_logits::<R, TILE>(queries, columns)
+    } else {
+        parts_of_logits::<R, { TILE / 2 }>(queries, columns)
+    }
+}
+
+/// [`tile_logits`], `W` keys at a time.
+#[inline(always)]
+fn parts_of_logits<const R: usize, const W: usize>(
+    queries: [&[f32]; R],
+    columns: &[[f32; TILE]],
+) -> [[f32; TILE]; R] {
     // Lengths known to be equal leave no check in the loop.
     let queries = queries.map(|query| &query[..columns.len()]);
     let mut sums = [[0f32; TILE]; R];
-    // Half a tile at a time: its accumulators are few enough to stay in registers.
-    for half in 0..2 {
-        let mut acc = [[0f32; TILE / 2]; R];
+    for part in 0..TILE / W {
+        let mut acc = [[0f32; W]; R];
         for (d, column) in columns.iter().enumerate() {
-            let column = &column.as_chunks::<{ TILE / 2 }>().0[half];
+            let column = &column.as_chunks::<W>().0[part];
             for r in 0..R {
                 let q = queries[r][d];
-                for i in 0..TILE / 2 {
+                for i in 0..W {
                     acc[r][i] = fma(q, column[i], acc[r][i]);
                 }
             }
         }
         for (sums, acc) in sums.iter_mut().zip(acc) {
-            sums.as_chunks_mut::<{ TILE / 2 }>().0[half] = acc;
+            sums.as_chunks_mut::<W>().0[part] = acc;
         }
     }
     sums

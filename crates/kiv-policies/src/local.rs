@@ -1,22 +1,36 @@
 //! The keys outside the slots, kept from step to step.
 
+use kiv_numeric::Columns;
 use kiv_policy::SelectRequest;
 
 /// Keys of one layer and KV head that are resident in any case, as numbers.
 ///
 /// Decoding steps share nearly all of them: only new rows are read.
-#[derive(Default)]
 pub(crate) struct LocalKeys {
     /// Step of the last update.
     step: Option<u64>,
     positions: Vec<i32>,
-    /// `[positions, dim]`.
-    keys: Vec<f32>,
+    keys: Columns,
+    /// Rows that are being read.
+    rows: Vec<f32>,
+    /// Of the queries asked last, with all keys, `[n_queries, n]`.
+    products: Vec<f32>,
 }
 
 impl LocalKeys {
+    /// None so far, of `dim` values each.
+    pub fn new(dim: usize) -> Self {
+        Self {
+            step: None,
+            positions: Vec::new(),
+            keys: Columns::new(&[], dim),
+            rows: Vec::new(),
+            products: Vec::new(),
+        }
+    }
+
     /// Reads what has changed.
-    pub fn update(&mut self, request: &SelectRequest<'_>, kv_head: usize, dim: usize) {
+    pub fn update(&mut self, request: &SelectRequest<'_>, kv_head: usize) {
         let positions = request.local.positions();
         // Rows from the micro-batch's first position on are new, also where a
         // question was taken back and another one is asked at its positions.
@@ -25,33 +39,50 @@ impl LocalKeys {
         let first_new = request.queries.positions.first().copied().unwrap_or(0);
         let mut kept = 0;
         if follows {
-            let mut old = 0;
-            for position in positions.iter().take_while(|p| **p < first_new) {
-                let rest = &self.positions[old..];
-                old += rest.partition_point(|p| p < position);
-                if self.positions.get(old) != Some(position) {
-                    break;
-                }
-                if old != kept {
-                    let row = old * dim..(old + 1) * dim;
-                    self.keys.copy_within(row, kept * dim);
-                    self.positions[kept] = *position;
-                }
-                kept += 1;
-                old += 1;
-            }
+            let old = positions.partition_point(|p| *p < first_new);
+            kept = self.keep(&positions[..old]);
         }
         self.positions.truncate(kept);
         self.positions.extend_from_slice(&positions[kept..]);
-        self.keys.truncate(kept * dim);
-        request.local.keys_from(kv_head, kept, &mut self.keys);
+        self.keys.truncate(kept);
+        self.rows.clear();
+        request.local.keys_from(kv_head, kept, &mut self.rows);
+        self.keys.extend(&self.rows);
         self.step = Some(request.step);
     }
 
-    /// Keys at positions up to `last`, `[n, dim]`.
-    pub fn until(&self, last: i32, dim: usize) -> &[f32] {
+    /// Moves the keys at these positions to the front, as far as they are all there; says how
+    /// many are.
+    fn keep(&mut self, positions: &[i32]) -> usize {
+        // Mostly nothing has gone.
+        let same = self.positions.iter().zip(positions);
+        let mut kept = same.take_while(|(a, b)| a == b).count();
+        let mut old = kept;
+        for position in &positions[kept..] {
+            let rest = &self.positions[old..];
+            old += rest.partition_point(|p| p < position);
+            if self.positions.get(old) != Some(position) {
+                break;
+            }
+            self.keys.copy_within(old, kept);
+            self.positions[kept] = *position;
+            kept += 1;
+            old += 1;
+        }
+        kept
+    }
+
+    /// Multiplies queries, `[n_queries, dim]`, with all keys.
+    pub fn ask(&mut self, queries: &[f32]) {
+        let n_queries = queries.len() / self.keys.dim();
+        self.products.resize(n_queries * self.keys.n(), 0.0);
+        self.keys.products_into(queries, &mut self.products);
+    }
+
+    /// Products of one of the queries asked last with the keys at positions up to `last`.
+    pub fn of(&self, query: usize, last: i32) -> &[f32] {
         let n = self.positions.partition_point(|p| *p <= last);
-        &self.keys[..n * dim]
+        &self.products[query * self.keys.n()..][..n]
     }
 }
 
@@ -146,18 +177,19 @@ mod tests {
             resident: &[],
             sinks: &[],
         };
-        local.update(&request, 0, 2);
+        local.update(&request, 0);
         assert_eq!(local.positions, rows.positions);
-        assert_eq!(local.keys.len(), rows.positions.len() * 2);
-        for (row, position) in local.keys.chunks(2).zip(&rows.positions) {
-            assert_eq!(row[0], *position as f32);
-        }
+        assert_eq!(local.keys.n(), rows.positions.len());
+        // The first value of each key, and the second.
+        local.ask(&[1.0, 0.0, 0.0, 1.0]);
+        let is_its_own = |(p, row): (&i32, &f32)| *row == *p as f32;
+        assert!(rows.positions.iter().zip(local.of(0, i32::MAX)).all(is_its_own));
         rows.read.into_inner()
     }
 
     #[test]
     fn only_new_rows_are_read() {
-        let mut local = LocalKeys::default();
+        let mut local = LocalKeys::new(2);
         let list =
             |parts: &[std::ops::Range<i32>]| parts.iter().cloned().flatten().collect::<Vec<_>>();
         assert_eq!(update(&mut local, list(&[0..4, 50..60]), 59, 1.0, 7), 14);
@@ -166,10 +198,10 @@ mod tests {
         assert_eq!(update(&mut local, list(&[0..4, 54..62]), 61, 1.0, 9), 1);
         // A question is taken back, another one asked.
         assert_eq!(update(&mut local, list(&[0..4, 54..60]), 59, 2.0, 10), 1);
-        assert_eq!(local.keys.last(), Some(&2.0));
-        assert_eq!(local.until(55, 2).len(), 6 * 2);
+        assert_eq!(local.of(1, 59).last(), Some(&2.0));
+        assert_eq!(local.of(1, 55).len(), 6);
         // A step was missed: nothing is taken for granted.
         assert_eq!(update(&mut local, list(&[0..4, 54..61]), 60, 3.0, 12), 11);
-        assert!(local.keys.chunks(2).all(|row| row[1] == 3.0));
+        assert!(local.of(1, 60).iter().all(|version| *version == 3.0));
     }
 }

@@ -115,7 +115,7 @@ impl Policy for Pq {
                 .map_err(|why| PolicyError(format!("layer {}: {why}", layer.il)))?;
             let head = |_| Head {
                 index: HeadIndex::new(params.clone()),
-                local: LocalKeys::default(),
+                local: LocalKeys::new(layer.key_dim),
                 scratch: Scratch::default(),
                 hits: if in_order {
                     Hits::in_order()
@@ -218,7 +218,7 @@ impl Policy for Pq {
                     wanted.extend(0..n_blocks as BlockId);
                 } else if n_slots > 0 {
                     head.forget(n_blocks);
-                    head.local.update(request, kv_head, layer.key_dim);
+                    head.local.update(request, kv_head);
                     match request.phase {
                         Phase::Decode => ask.decode(head, found.as_ref()),
                         Phase::Prefill => ask.prefill(head),

@@ -3,7 +3,7 @@
 use super::Head;
 use kiv_fastscan::Isa;
 use kiv_index::{Effort, Found, HeadIndex, groups};
-use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
+use kiv_numeric::{exp_nonpositive, log_sum_exp};
 use kiv_policy::{BlockId, LayerGeometry, PolicyError, SelectRequest};
 
 /// Keys looked at for a decoded token's queries, and told.
@@ -177,11 +177,10 @@ impl Ask<'_> {
                 None => index.search(self.isa, queries, effort, scratch, hits),
             };
             searched.map_err(|e| PolicyError(e.to_string()))?;
-            let asked = queries.chunks_exact(dim).zip(last).zip(sinks);
-            for (i, ((query, last), sink)) in asked.enumerate() {
+            local.ask(queries);
+            for (i, (last, sink)) in last.iter().zip(sinks).enumerate() {
                 logits.clear();
-                let keys = local.until(*last, dim).chunks_exact(dim);
-                logits.extend(keys.map(|key| dot(query, key)));
+                logits.extend_from_slice(local.of(i, *last));
                 let n_local = logits.len();
                 let (tokens, products) = hits.of(i);
                 logits.extend_from_slice(products);
