@@ -119,9 +119,10 @@ extern "C" __global__ void kiv_index_lists(const Part *parts, const Shape *shape
 }
 
 // Which of the ranked lists are opened first, later or never, and where their keys' scores
-// go: block (row). `heads` says where each head's parts begin.
+// go: block (row). `heads` says where each head's parts begin, `floors` from which score on
+// keys are worth it.
 extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes,
-                                          const uint32_t *heads) {
+                                          const uint32_t *heads, const float *floors) {
     __shared__ SelectShared select;
     __shared__ uint32_t keys[SELECT_THREADS + 1], lists[SELECT_THREADS + 1];
     const Shape &shape = *shapes;
@@ -135,7 +136,7 @@ extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes
     const Stretch mine = stretch_of(n, threadIdx.x);
     for (uint32_t i = mine.from; i < mine.to; i++) {
         opened[i] = list_at(parts, heads[head], heads[head + 1], names[i]);
-        if (!scores[i]) {
+        if (!scores[i] || !reaches(parts, shape, row, opened[i], scores[i], floors[row])) {
             opened[i].stage = NEVER;
         }
     }
@@ -209,15 +210,14 @@ extern "C" __global__ void kiv_index_keys(const Part *parts, const Shape *shapes
     if (opened.stage != stage) {
         return;
     }
-    const Part &part = parts[opened.part];
-    const Tables tables = tables_of(shape, part, opened.part, blockIdx.y % shape.group);
-    const float score = unordered(shape.ranked_scores[row * shape.n_ranked + number]);
-    const float above = tables.above[part.width_codes[opened.list] % CENTROIDS];
-    if (stage == LATER && !may_have_good_keys(score, above, shape.least[row])) {
+    const uint32_t score = shape.ranked_scores[row * shape.n_ranked + number];
+    if (stage == LATER && !reaches(parts, shape, blockIdx.y, opened, score, shape.least[row])) {
         return;
     }
+    const Part &part = parts[opened.part];
+    const Tables tables = tables_of(shape, part, opened.part, blockIdx.y % shape.group);
     // A list's score is above its mean, and has the centre in it.
-    const float offset = score - above;
+    const float offset = unordered(score) - above_of(part, tables, opened.list);
     const Stretch places = places_of(part, opened.list);
     for (uint32_t key = places.from + threadIdx.x % GROUP; key < places.to; key += GROUP) {
         const uint32_t slot = opened.slot + key - places.from;

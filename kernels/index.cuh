@@ -423,10 +423,20 @@ KIV_BODY uint32_t keys_before(const Opened *opened, const uint32_t *scores, uint
     return keys;
 }
 
-// What a list's keys must reach.
-KIV_BODY bool may_have_good_keys(float score, float above, float least) {
-    // Half a deviation above its score.
-    return score + 0.5f * above >= least;
+// How much of a list's score is for its width.
+KIV_BODY float above_of(const Part &part, const Tables &tables, uint32_t list) {
+    return tables.above[part.width_codes[list] % CENTROIDS];
+}
+
+// Whether keys half a deviation above a list's score reach something. `row` is the query's.
+KIV_BODY bool reaches(const Part *parts, const Shape &shape, uint32_t row, const Opened &opened,
+                      uint32_t score, float least) {
+    const Part &part = parts[opened.part];
+    if (opened.stage == NEVER) {
+        return false;
+    }
+    const Tables tables = tables_of(shape, part, opened.part, row % shape.group);
+    return unordered(score) + 0.5f * above_of(part, tables, opened.list) >= least;
 }
 
 // Some of the newest keys, from the middle of each segment.

@@ -105,7 +105,7 @@ fn layer<D: Device + Send>(
             .collect();
         let mut found = vec![None; HEADS];
         let started = Instant::now();
-        finder.find(0, &heads, &queries, EFFORT, &mut found);
+        finder.find(0, &heads, queries[..].into(), EFFORT, &mut found);
         let copied_or_searched = started.elapsed();
         let (time, n) = search(&index, &queries, &found);
         // The first one copies, and warms caches.
@@ -143,11 +143,12 @@ fn search(index: &HeadIndex, queries: &[f32], found: &[Option<Found>]) -> (Durat
     let of_heads = queries.chunks(queries.len() / HEADS);
     for (queries, found) in of_heads.zip(found) {
         let started = Instant::now();
-        let searched = index.search(isa, queries, EFFORT, &mut scratch, &mut hits);
+        let searched = index.search(isa, queries.into(), EFFORT, &mut scratch, &mut hits);
         searched.expect("queries are numbers");
         time += started.elapsed();
         if let Some(found) = found {
-            let searched = index.search_rest(isa, queries, EFFORT, found, &mut scratch, &mut again);
+            let searched =
+                index.search_rest(isa, queries.into(), EFFORT, found, &mut scratch, &mut again);
             searched.expect("queries are numbers");
             let bits = |hits: &Hits, query| {
                 let (tokens, logits) = hits.of(query);

@@ -117,7 +117,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     .iter()
                     .map(|v| v * scale)
                     .collect();
-                index.search(isa, &queries, effort, &mut scratch, &mut hits)?;
+                index.search(isa, queries[..].into(), effort, &mut scratch, &mut hits)?;
             }
             let timed = started.elapsed().as_secs_f64() * 1e6 / get("timed", 1.0);
             for i in 0..n_queries {
@@ -142,7 +142,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 };
                 let share = shares(&queries);
                 let started = Instant::now();
-                index.search(isa, &queries, effort, &mut scratch, &mut hits)?;
+                index.search(isa, queries[..].into(), effort, &mut scratch, &mut hits)?;
                 time += started.elapsed().as_secs_f64() * 1e6;
                 let mut mass = vec![0f32; n / block];
                 for query in 0..group {

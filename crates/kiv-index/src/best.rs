@@ -41,10 +41,10 @@ pub(crate) struct Best {
 }
 
 impl Best {
-    /// Begins anew, to find the best `wanted`.
-    pub fn want(&mut self, wanted: usize) {
+    /// Begins anew, to find the best `wanted` that are not below `least`.
+    pub fn want(&mut self, wanted: usize, least: f32) {
         self.wanted = wanted;
-        self.least = f32::NEG_INFINITY;
+        self.least = least;
         self.found.clear();
     }
 
@@ -63,18 +63,10 @@ impl Best {
         }
     }
 
-    /// Begins anew, but for scores below the worst found.
-    pub fn want_above(&mut self, wanted: usize) {
-        let least = self.least;
-        self.want(wanted);
-        self.least = least;
-    }
-
     /// Goes on with keys that were found elsewhere, as if `wanted` were and no score below
     /// `least` were among the best.
     pub fn resume(&mut self, wanted: usize, least: f32, keys: impl Iterator<Item = (f32, u32)>) {
-        self.want(wanted);
-        self.least = least;
+        self.want(wanted, least);
         keys.for_each(|(score, id)| self.push(score, id));
         self.settle();
     }
@@ -126,10 +118,11 @@ mod tests {
                 0..400,
             ),
             wanted in 0usize..50,
+            least in prop::sample::select(vec![f32::NEG_INFINITY, -1.5, 0.25, f32::INFINITY]),
             batch in 1usize..80,
         ) {
             let mut best = Best::default();
-            best.want(wanted);
+            best.want(wanted, least);
             let all: Vec<(f32, u32)> = scores.iter().copied().zip(7..).collect();
             for some in all.chunks(batch) {
                 some.iter().for_each(|(score, id)| best.push(*score, *id));
@@ -140,6 +133,7 @@ mod tests {
                 all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             };
             let mut sorted = all;
+            sorted.retain(|(score, _)| *score >= least);
             sort(&mut sorted);
             sorted.truncate(wanted);
             let mut found: Vec<(f32, u32)> =

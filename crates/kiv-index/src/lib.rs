@@ -39,7 +39,7 @@ mod work;
 pub use cluster::{groups, lists};
 pub use codebook::Codebook;
 pub use head::{HeadIndex, IndexError, Params};
-pub use search::{Effort, Finder, Found, Hits, Scratch};
+pub use search::{Asked, Effort, Finder, Found, Hits, Scratch};
 pub use space::{QueryMoments, Space, Split};
 pub use stamp::Stamp;
 pub use view::{BookView, ListsView, OutliersView, PartView};

@@ -33,6 +33,41 @@ pub struct Effort {
     pub kept: usize,
 }
 
+/// Queries that are searched for together.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// `[n, dim]`.
+    pub queries: &'a [f32],
+    /// Products with each query from which on a key is worth telling, `[n]`; none at all if
+    /// every key is. What a query attends to in any case may leave no room for others.
+    pub floors: &'a [f32],
+}
+
+impl<'a> From<&'a [f32]> for Asked<'a> {
+    fn from(queries: &'a [f32]) -> Self {
+        let floors = &[];
+        Self { queries, floors }
+    }
+}
+
+impl Asked<'_> {
+    /// From which product on a key is worth telling to a query.
+    #[must_use]
+    pub fn floor(&self, query: usize) -> f32 {
+        let floor = self.floors.get(query).copied();
+        floor.unwrap_or(f32::NEG_INFINITY)
+    }
+
+    fn check(&self) -> Result<(), IndexError> {
+        let is_bad =
+            self.queries.iter().any(|v| !v.is_finite()) || self.floors.iter().any(|v| v.is_nan());
+        if is_bad {
+            return Err(IndexError::BadQuery);
+        }
+        Ok(())
+    }
+}
+
 /// What a search found: for every query some keys, best or not, in no order
 /// that means anything, each once.
 #[derive(Clone, Debug, Default)]
@@ -126,33 +161,31 @@ struct NewestTables {
 }
 
 impl HeadIndex {
-    /// Keys that score highest for each of some queries, `[n_queries, dim]`.
+    /// Keys that score highest for each of some queries.
     ///
     /// # Errors
     /// [`IndexError::BadQuery`].
     pub fn search(
         &self,
         isa: Isa,
-        queries: &[f32],
+        asked: Asked<'_>,
         effort: Effort,
         scratch: &mut Scratch,
         hits: &mut Hits,
     ) -> Result<(), IndexError> {
         hits.clear();
-        if queries.iter().any(|v| !v.is_finite()) {
-            return Err(IndexError::BadQuery);
-        }
-        self.make_tables(queries, scratch)
+        asked.check()?;
+        self.make_tables(asked.queries, scratch)
             .map_err(|_| IndexError::BadQuery)?;
-        self.rank_lists(isa, effort.probed / self.params().list, scratch);
+        self.rank_lists(isa, asked, effort.probed / self.params().list, scratch);
         // The best lists' keys come first: hardly any of the others get past them.
         let mut best = std::mem::take(&mut scratch.best);
         for (query, best) in best.iter_mut().enumerate() {
-            self.open_lists(isa, query, effort, best, scratch);
+            self.open_lists(isa, (query, asked.floor(query)), effort, best, scratch);
         }
         self.score_era_outliers(isa, &mut best, scratch);
-        self.score_newest(isa, effort.kept, &mut best, scratch);
-        self.score_tail(isa, queries, &mut best, scratch);
+        self.score_newest(isa, asked, effort.kept, &mut best, scratch);
+        self.score_tail(isa, asked.queries, &mut best, scratch);
         self.tell(&mut best, hits);
         scratch.best = best;
         Ok(())
@@ -220,11 +253,19 @@ impl HeadIndex {
 
     /// Scores the means of all lists: `scratch.best` are the best of each query,
     /// numbered by era and list.
-    fn rank_lists(&self, isa: Isa, wanted: usize, scratch: &mut Scratch) {
+    fn rank_lists(&self, isa: Isa, asked: Asked<'_>, wanted: usize, scratch: &mut Scratch) {
         let Scratch {
             best, ids, eras, ..
         } = scratch;
-        best.iter_mut().for_each(|best| best.want(wanted.max(1)));
+        for (query, best) in best.iter_mut().enumerate() {
+            // No list of any width has keys worth telling if it scores less.
+            let widest = eras.iter().flat_map(|era| era.queries[query].above);
+            let most = widest.fold(0.0, f32::max) * MARGIN;
+            let floor = asked.floor(query);
+            // However it is rounded.
+            let least = floor - most - 4.0 * f32::EPSILON * (floor.abs() + most);
+            best.want(wanted.max(1), least);
+        }
         for (number, (era, s)) in self.eras.iter().zip(eras).enumerate() {
             let n = era.lists().n_sums();
             s.lists.resize(s.luts.len() * n, 0);
@@ -245,19 +286,29 @@ impl HeadIndex {
     /// Opens the best lists for a query: `best`, which are lists, become keys.
     ///
     /// Some at first, and then those of the others whose keys may be as good as the worst
-    /// that are wanted: of lists that are far below not even codes are read.
+    /// that are wanted: of lists that are far below not even codes are read. Nor are they of
+    /// lists whose keys are below the query's floor.
     fn open_lists(
         &self,
         isa: Isa,
-        query: usize,
+        (query, floor): (usize, f32),
         effort: Effort,
         best: &mut Best,
         scratch: &mut Scratch,
     ) {
         let era_len = self.params().era_len();
         let mut lists = best.found().to_vec();
+        let queries = scratch.eras.iter().map(|era| era.queries[query].above);
+        let above: Vec<[f32; CENTROIDS]> = queries.collect();
+        // Whether keys that are about as far above the list's score as may be reach something.
+        let reaches = |list: &Candidate, least: f32| {
+            let (number, of_era) = (list.id() as usize / era_len, list.id() as usize % era_len);
+            let above = above[number][self.eras[number].width(of_era)];
+            list.score() + MARGIN * above >= least
+        };
+        lists.retain(|list| reaches(list, floor));
         self.limit(&mut lists, effort.probed);
-        best.want(effort.kept);
+        best.want(effort.kept, floor);
         let first = lists.len() / OPENED_FIRST;
         if first > 0 {
             lists.select_nth_unstable_by(first, |a, b| b.cmp(a));
@@ -265,16 +316,8 @@ impl HeadIndex {
         let (first, others) = lists.split_at_mut(first);
         self.score_lists(isa, query, first, best, scratch);
         best.settle();
-        // How far keys are above the list's score, about.
-        let margin = |list: &Candidate| {
-            let (number, list) = (list.id() as usize / era_len, list.id() as usize % era_len);
-            let above = &scratch.eras[number].queries[query].above;
-            MARGIN * above[self.eras[number].width(list)]
-        };
         let others = others.iter().copied();
-        let mut others: Vec<_> = others
-            .filter(|list| list.score() + margin(list) >= best.least())
-            .collect();
+        let mut others: Vec<_> = others.filter(|list| reaches(list, best.least())).collect();
         self.score_lists(isa, query, &mut others, best, scratch);
     }
 
@@ -381,7 +424,14 @@ impl HeadIndex {
     }
 
     /// Scores all of the newest keys.
-    fn score_newest(&self, isa: Isa, kept: usize, best: &mut [Best], scratch: &mut Scratch) {
+    fn score_newest(
+        &self,
+        isa: Isa,
+        asked: Asked<'_>,
+        kept: usize,
+        best: &mut [Best],
+        scratch: &mut Scratch,
+    ) {
         let Scratch {
             sums,
             ids,
@@ -425,11 +475,12 @@ impl HeadIndex {
                 // Where the best begin is learnt from a few, so that few others are moved.
                 // Half as many more than there should be: the sample is rough.
                 let some = kept * 3 / 2 / SAMPLED + GROUP;
-                best.iter_mut().for_each(|best| best.want(some));
+                let all = f32::NEG_INFINITY;
+                best.iter_mut().for_each(|best| best.want(some, all));
                 (0..newest.n_segments()).for_each(|number| score(number, true, best));
-                for best in &mut *best {
+                for (query, best) in best.iter_mut().enumerate() {
                     best.settle();
-                    best.want_above(kept);
+                    best.want(kept, best.least().max(asked.floor(query)));
                 }
             }
             (0..newest.n_segments()).for_each(|number| score(number, false, best));
@@ -559,6 +610,22 @@ impl Scores<'_> {
         self.lut.score(self.sums[i]) + self.offset
     }
 
+    /// The sum from which on scores may be `least` or more, if there is one.
+    fn sum_for(&self, least: f32) -> Option<u16> {
+        let wanted = below(least, self.offset, self.lut);
+        let sum = self.lut.sum_for(wanted);
+        // The largest sum may score less than that, too.
+        (self.lut.score(sum) >= wanted).then_some(sum)
+    }
+
+    /// How many may be `least` or more.
+    fn count(&self, least: f32) -> usize {
+        let Some(least) = self.sum_for(least) else {
+            return 0;
+        };
+        self.sums.iter().filter(|sum| **sum >= least).count()
+    }
+
     /// Enters those that have a number and may be among the best.
     fn compete(
         &self,
@@ -568,7 +635,7 @@ impl Scores<'_> {
         number: impl Fn(u32) -> Option<u32>,
     ) {
         let mut least = best.least();
-        if least == f32::NEG_INFINITY {
+        if best.found().is_empty() && self.count(least) > 2 * best.wanted() {
             // The first: no more than are wanted can be among the best, besides those that
             // have no number and take places of theirs.
             let hidden = (0..self.sums.len() as u32).filter(|i| number(*i).is_none());
@@ -576,13 +643,10 @@ impl Scores<'_> {
             ids.clear();
             top_k(isa, self.sums, wanted, ids);
             let scores = ids.iter().map(|i| self.score(*i as usize));
-            least = scores.fold(f32::INFINITY, f32::min);
+            least = least.max(scores.fold(f32::INFINITY, f32::min));
         }
-        let wanted = below(least, self.offset, self.lut);
-        let least = self.lut.sum_for(wanted);
         ids.clear();
-        // The largest sum may score less than that, too.
-        if self.lut.score(least) >= wanted {
+        if let Some(least) = self.sum_for(least) {
             at_least(isa, self.sums, least, ids);
         }
         for i in &*ids {

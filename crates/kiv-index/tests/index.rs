@@ -1,7 +1,7 @@
 //! The index against plain inner products.
 
 use kiv_fastscan::Isa;
-use kiv_index::{Effort, HeadIndex, Hits, IndexError, Params, Scratch};
+use kiv_index::{Asked, Effort, HeadIndex, Hits, IndexError, Params, Scratch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -86,7 +86,13 @@ fn search(index: &HeadIndex, queries: &[f32], effort: Effort) -> Hits {
     let mut hits = Hits::default();
     let isa = Isa::detect();
     index
-        .search(isa, queries, effort, &mut Scratch::default(), &mut hits)
+        .search(
+            isa,
+            queries.into(),
+            effort,
+            &mut Scratch::default(),
+            &mut hits,
+        )
         .unwrap();
     hits
 }
@@ -178,6 +184,58 @@ fn the_best_keys_are_found() {
 }
 
 #[test]
+fn what_is_below_a_floor_is_not_told() {
+    let dim = 64;
+    let mut source = Source::new(dim, 12);
+    // Newest keys alone, few and many; eras, newest keys and a tail.
+    for n in [700, 5000, 21_300] {
+        let keys = source.keys(0, n);
+        let mut index = HeadIndex::new(params(dim));
+        append(&mut index, &keys, 500).unwrap();
+        let (mut wanted, mut found) = (0, 0);
+        for _ in 0..20 {
+            let queries = vector(&mut source.rng, 3 * dim, 2.0);
+            let all = search(&index, &queries, EFFORT);
+            let told = |hits: &Hits, query| -> Vec<(u32, u32)> {
+                let (tokens, logits) = hits.of(query);
+                let logits = logits.iter().map(|l| l.to_bits());
+                let mut told: Vec<_> = tokens.iter().copied().zip(logits).collect();
+                told.sort_unstable();
+                told
+            };
+            let some = all.of(1).1[source.rng.random_range(0..200)];
+            let floors = [f32::NEG_INFINITY, some, f32::INFINITY];
+            let asked = Asked {
+                queries: &queries,
+                floors: &floors,
+            };
+            let (mut scratch, mut hits) = (Scratch::default(), Hits::default());
+            let isa = Isa::detect();
+            (index.search(isa, asked, EFFORT, &mut scratch, &mut hits)).unwrap();
+            assert_eq!(told(&hits, 0), told(&all, 0), "each query has its own");
+            assert_eq!(told(&hits, 2), []);
+            let above = told(&hits, 1);
+            assert!(
+                above
+                    .iter()
+                    .all(|(_, logit)| f32::from_bits(*logit) >= some)
+            );
+            // Whether one that is not far above is found depends on its list.
+            let mut before = told(&all, 1);
+            before.sort_by(|a, b| f32::from_bits(b.1).total_cmp(&f32::from_bits(a.1)));
+            let n_above = before.iter().filter(|key| f32::from_bits(key.1) >= some);
+            before.truncate(n_above.count() / 2);
+            wanted += before.len();
+            found += before.iter().filter(|key| above.contains(key)).count();
+        }
+        assert!(
+            wanted > 500 && found * 100 >= wanted * 85,
+            "{found} of {wanted}"
+        );
+    }
+}
+
+#[test]
 fn every_instruction_set_finds_the_same() {
     let dim = 40;
     let mut source = Source::new(dim, 3);
@@ -191,7 +249,7 @@ fn every_instruction_set_finds_the_same() {
         let mut hits = Hits::default();
         let mut scratch = Scratch::default();
         index
-            .search(isa, &queries, EFFORT, &mut scratch, &mut hits)
+            .search(isa, queries[..].into(), EFFORT, &mut scratch, &mut hits)
             .unwrap();
         let of = |q: usize| (hits.of(q).0.to_vec(), hits.of(q).1.to_vec());
         [of(0), of(1), of(2)]
@@ -315,7 +373,13 @@ fn keys_and_queries_that_are_no_numbers_are_refused() {
         let mut query = vec![0.0; dim];
         query[3] = bad;
         let (mut scratch, mut hits) = (Scratch::default(), Hits::default());
-        let refused = index.search(Isa::detect(), &query, EFFORT, &mut scratch, &mut hits);
+        let refused = index.search(
+            Isa::detect(),
+            query[..].into(),
+            EFFORT,
+            &mut scratch,
+            &mut hits,
+        );
         assert_eq!(refused, Err(IndexError::BadQuery));
     }
 }

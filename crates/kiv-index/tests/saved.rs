@@ -80,7 +80,7 @@ fn search(index: &HeadIndex, queries: &[f32]) -> Vec<(Vec<u32>, Vec<u32>)> {
     let mut hits = Hits::default();
     let found = index.search(
         Isa::Scalar,
-        queries,
+        queries.into(),
         EFFORT,
         &mut Scratch::default(),
         &mut hits,
@@ -169,7 +169,7 @@ fn damaged_bytes_never_harm() {
                 let mut hits = Hits::default();
                 let _ = index.search(
                     Isa::detect(),
-                    &queries,
+                    queries[..].into(),
                     EFFORT,
                     &mut Scratch::default(),
                     &mut hits,

@@ -145,7 +145,7 @@ impl Session {
     fn search(&self, query: &[f32], effort: Effort) -> (Vec<u32>, Vec<u32>) {
         let (mut scratch, mut hits) = (Scratch::default(), Hits::default());
         self.index
-            .search(Isa::detect(), query, effort, &mut scratch, &mut hits)
+            .search(Isa::detect(), query.into(), effort, &mut scratch, &mut hits)
             .unwrap();
         let (tokens, logits) = hits.of(0);
         (

@@ -56,7 +56,7 @@ impl Columns {
         }
         self.n = n;
         self.tiles.truncate(n.div_ceil(TILE) * self.dim);
-        if n % TILE > 0 {
+        if !n.is_multiple_of(TILE) {
             let last = self.tile_of(n).iter_mut();
             last.for_each(|column| column[n % TILE..].fill(0.0));
         }
@@ -114,8 +114,11 @@ impl Columns {
         let mut rows = out.chunks_exact_mut(self.n);
         let (fours, others) = others.as_chunks();
         let (twos, others) = others.as_chunks();
-        fours.iter().for_each(|some| self.fill::<4>(*some, &mut rows));
-        twos.iter().for_each(|some| self.fill::<2>(*some, &mut rows));
+        fours
+            .iter()
+            .for_each(|some| self.fill::<4>(*some, &mut rows));
+        twos.iter()
+            .for_each(|some| self.fill::<2>(*some, &mut rows));
         others.iter().for_each(|one| self.fill([one], &mut rows));
     }
 

@@ -183,7 +183,12 @@ mod tests {
         // The first value of each key, and the second.
         local.ask(&[1.0, 0.0, 0.0, 1.0]);
         let is_its_own = |(p, row): (&i32, &f32)| *row == *p as f32;
-        assert!(rows.positions.iter().zip(local.of(0, i32::MAX)).all(is_its_own));
+        assert!(
+            rows.positions
+                .iter()
+                .zip(local.of(0, i32::MAX))
+                .all(is_its_own)
+        );
         rows.read.into_inner()
     }
 

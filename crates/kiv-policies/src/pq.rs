@@ -193,12 +193,17 @@ impl Policy for Pq {
             block,
         };
         let heads = &mut state.heads[request.layer];
-        let found = match finder {
-            Some(finder) if n_blocks > n_slots && n_slots > 0 => {
-                device::find(&mut **finder, &first, heads)
+        let is_searched = n_blocks > n_slots && n_slots > 0;
+        let has_device = finder.is_some() && is_searched;
+        let mut found = vec![None; heads.len()];
+        if let Some(finder) = finder
+            && is_searched
+        {
+            for (kv_head, head) in heads.iter_mut().enumerate() {
+                head.local.update(request, kv_head);
             }
-            _ => vec![None; heads.len()],
-        };
+            found = device::find(&mut **finder, &first, heads);
+        }
         let heads = heads.iter_mut().zip(found);
         let (wanted, rests) = selection.parts_mut();
         let answers = wanted.iter_mut().zip(rests);
@@ -218,7 +223,9 @@ impl Policy for Pq {
                     wanted.extend(0..n_blocks as BlockId);
                 } else if n_slots > 0 {
                     head.forget(n_blocks);
-                    head.local.update(request, kv_head);
+                    if !has_device {
+                        head.local.update(request, kv_head);
+                    }
                     match request.phase {
                         Phase::Decode => ask.decode(head, found.as_ref()),
                         Phase::Prefill => ask.prefill(head),
@@ -247,7 +254,7 @@ impl Policy for Pq {
             },
         )?;
         // Of what was looked at, where something was.
-        if n_blocks > n_slots && n_slots > 0 {
+        if is_searched {
             for (kv_head, head) in state.heads[request.layer].iter().enumerate() {
                 let (wanted, runners) = selection.ranked_mut(kv_head);
                 let touched = head.touched.iter().copied();

@@ -90,6 +90,7 @@ pub(super) fn plan(work: &Search<'_>, address: impl Fn(At) -> u64) -> Launch {
     let shape = launch.put(&[raw_shape(work, &layout, &at)]);
     let bounds = launch.put(work.heads);
     let queries = launch.put(work.queries);
+    let floors = launch.put(work.floors);
     let (n_parts, group) = (raw.len() as u32, work.group() as u32);
     let n_rows = layout.n_rows as u32;
     let number = |n: usize| Param::Number(n as u32);
@@ -126,7 +127,11 @@ pub(super) fn plan(work: &Search<'_>, address: impl Fn(At) -> u64) -> Launch {
         for (grid, params) in choose(&layout, layout.ranked, [layout.list_scores, 0], out, &at) {
             call("kiv_top_lists", grid, params);
         }
-        call("kiv_index_open", [n_rows, 1, 1], vec![parts, shape, bounds]);
+        call(
+            "kiv_index_open",
+            [n_rows, 1, 1],
+            vec![parts, shape, bounds, floors],
+        );
         let warps = THREADS / GROUP as u32;
         let grid = [(layout.ranked.out() as u32).div_ceil(warps), n_rows, 1];
         call("kiv_index_keys", grid, vec![parts, shape, Param::Number(1)]);
@@ -291,6 +296,7 @@ pub(super) mod tests {
             parts: &[part(8), part(0)],
             heads: &[0, 2],
             queries: &[0.5; 32],
+            floors: &[f32::NEG_INFINITY, 1.0],
             dim: 16,
             list: 8,
             effort: Effort {

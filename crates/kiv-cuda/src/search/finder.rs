@@ -4,7 +4,7 @@ use super::copy::{HeadCopy, Site};
 use super::{Layout, Search};
 use crate::device::{Buffer, Device, DeviceError, Stream};
 use crate::reference::unordered;
-use kiv_index::{Effort, Finder, Found, HeadIndex};
+use kiv_index::{Asked, Effort, Finder, Found, HeadIndex};
 
 /// How a device may be used.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,7 @@ impl<D: Device> DeviceFinder<D> {
         &mut self,
         layer: usize,
         heads: &[&HeadIndex],
-        queries: &[f32],
+        asked: Asked<'_>,
         effort: Effort,
         found: &mut [Option<Found>],
     ) -> Result<(), DeviceError> {
@@ -92,11 +92,14 @@ impl<D: Device> DeviceFinder<D> {
             bounds.push(parts.len() as u32);
         }
         let params = heads[0].params();
+        let n_queries = asked.queries.len() / params.dim;
+        let floors: Vec<f32> = (0..n_queries).map(|query| asked.floor(query)).collect();
         // First without a place, to see how large it is.
         let mut search = Search {
             parts: &parts,
             heads: &bounds,
-            queries,
+            queries: asked.queries,
+            floors: &floors,
             dim: params.dim,
             list: params.list,
             effort,
@@ -207,7 +210,7 @@ impl<D: Device + Send> Finder for DeviceFinder<D> {
         &mut self,
         layer: usize,
         heads: &[&HeadIndex],
-        queries: &[f32],
+        asked: Asked<'_>,
         effort: Effort,
         found: &mut [Option<Found>],
     ) {
@@ -225,7 +228,7 @@ impl<D: Device + Send> Finder for DeviceFinder<D> {
         if self.is_broken || is_too_large || has_none || !fits {
             return;
         }
-        match self.try_find(layer, heads, queries, effort, found) {
+        match self.try_find(layer, heads, asked, effort, found) {
             Ok(()) => self.layers[layer].too_many = None,
             Err(DeviceError::OutOfMemory { .. }) => {
                 self.layers[layer].too_many = Some(n_keys);

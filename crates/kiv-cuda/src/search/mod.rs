@@ -206,6 +206,8 @@ pub struct Search<'a> {
     pub heads: &'a [u32],
     /// `[heads, group, dim]`.
     pub queries: &'a [f32],
+    /// Products from which on keys are worth finding, of each query.
+    pub floors: &'a [f32],
     /// Values of a query, a multiple of 16.
     pub dim: usize,
     /// Keys in a list, about.
@@ -293,7 +295,8 @@ impl Search<'_> {
         }
         let group = self.group();
         let queries = group * self.dim * self.n_heads();
-        if !(1..=MAX_GROUP).contains(&group) || queries != self.queries.len() {
+        let is_whole = queries == self.queries.len() && group * self.n_heads() == self.floors.len();
+        if !(1..=MAX_GROUP).contains(&group) || !is_whole {
             return Err(WorkError::Unsupported("so many queries"));
         }
         let Effort { probed, kept } = self.effort;

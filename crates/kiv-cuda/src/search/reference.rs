@@ -22,7 +22,7 @@ pub(crate) fn search<'a>(work: &Search<'_>, read: impl Fn(At, usize) -> &'a [u8]
     let (mut scores, mut ids, mut status) = (Vec::new(), Vec::new(), Vec::new());
     for (row, query) in work.queries.chunks_exact(work.dim).enumerate() {
         let copies = &copies[work.parts_of(row / work.group())];
-        let found = find(work, &layout, copies, query);
+        let found = find(work, &layout, copies, (query, work.floors[row]));
         let failed = found.as_ref().err().copied().unwrap_or(0);
         let (mut keys, least) = found.unwrap_or_default();
         keys.resize(n_told, (0, 0));
@@ -51,7 +51,7 @@ fn find(
     work: &Search<'_>,
     layout: &Layout,
     copies: &[Copied<'_>],
-    query: &[f32],
+    (query, floor): (&[f32], f32),
 ) -> Result<Keys, u32> {
     let all = copies.iter().map(|copy| Tables::new(copy, query));
     let all = all.collect::<Option<Vec<_>>>().ok_or(NO_TABLES)?;
@@ -64,7 +64,12 @@ fn find(
             lists.push((entered(score), (part, list)));
         }
     }
-    let ranked = best(&lists, layout.ranked.k);
+    let mut ranked = best(&lists, layout.ranked.k);
+    // Whether keys half a deviation above the list's score reach something.
+    let reaches = |(score, (part, list)): &Ranked, least: f32| {
+        unordered(*score) + 0.5 * all[*part].above[copies[*part].width(*list)] >= least
+    };
+    ranked.retain(|list| reaches(list, floor));
     let opened = limit(work, copies, ranked);
     let n_first = opened.iter().filter(|list| list.0 > 0).count() / 4;
     let first = best(&opened, n_first);
@@ -73,12 +78,9 @@ fn find(
         open(copies, &all, list, &mut keys);
     }
     let least = kth(keys.iter().map(|(score, _)| *score), work.effort.kept);
-    for list in opened.iter().filter(|list| !first.contains(list)) {
-        let (score, (part, number)) = *list;
-        let above = all[part].above[copies[part].width(number)];
-        if unordered(score) + 0.5 * above >= least {
-            open(copies, &all, list, &mut keys);
-        }
+    let later = opened.iter().filter(|list| !first.contains(list));
+    for list in later.filter(|list| reaches(list, least)) {
+        open(copies, &all, list, &mut keys);
     }
     if sizes(copies, &opened).sum::<usize>() > layout.room {
         return Err(NO_ROOM);

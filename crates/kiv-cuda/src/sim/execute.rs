@@ -108,7 +108,7 @@ pub(super) fn task(work: &Work<'_>) -> Box<dyn FnOnce(&mut Bytes) + Send + Sync>
         Work::Top(work) => Box::new(move |bytes| top(bytes, &work)),
         Work::Search(work) => {
             let (parts, heads) = (work.parts.to_vec(), work.heads.to_vec());
-            let queries = work.queries.to_vec();
+            let (queries, floors) = (work.queries.to_vec(), work.floors.to_vec());
             let Search {
                 dim,
                 list,
@@ -121,6 +121,7 @@ pub(super) fn task(work: &Work<'_>) -> Box<dyn FnOnce(&mut Bytes) + Send + Sync>
                     parts: &parts,
                     heads: &heads,
                     queries: &queries,
+                    floors: &floors,
                     dim,
                     list,
                     effort,

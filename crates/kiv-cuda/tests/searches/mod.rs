@@ -4,7 +4,7 @@
 use kiv_cuda::Device;
 use kiv_cuda::search::DeviceFinder;
 use kiv_fastscan::Isa;
-use kiv_index::{Effort, Finder, HeadIndex, Hits, Params, Scratch};
+use kiv_index::{Asked, Effort, Finder, HeadIndex, Hits, Params, Scratch};
 use kiv_wire::Take;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -150,6 +150,29 @@ impl Layer {
         }
     }
 
+    /// From which product on keys are worth telling to these queries: among what is found,
+    /// above and below all of it.
+    fn floors(&mut self, queries: &[f32], group: usize, effort: Effort) -> Vec<f32> {
+        let (mut scratch, mut hits) = (Scratch::default(), Hits::in_order());
+        let mut floors = Vec::new();
+        let len = queries.len() / self.heads.len();
+        for (index, queries) in self.heads.iter().zip(queries.chunks(len)) {
+            let isa = Isa::detect();
+            (index.search(isa, queries.into(), effort, &mut scratch, &mut hits)).unwrap();
+            for query in 0..group {
+                let (_, logits) = hits.of(query);
+                let some = self.rng.random_range(0..=logits.len());
+                let some = logits.get(some).copied().unwrap_or(f32::INFINITY);
+                floors.push(match self.rng.random_range(0..4) {
+                    0 => f32::NEG_INFINITY,
+                    1 => some - 1.0,
+                    _ => some,
+                });
+            }
+        }
+        floors
+    }
+
     pub fn queries(&mut self, group: usize) -> Vec<f32> {
         let n = self.heads.len() * group * self.heads[0].params().dim;
         let size = match self.rng.random_range(0..8) {
@@ -188,20 +211,27 @@ pub fn compare<D: Device + Send>(
     effort: Effort,
 ) -> usize {
     let queries = layer.queries(group);
+    let floors = layer.floors(&queries, group, effort);
     let heads: Vec<&HeadIndex> = layer.heads.iter().collect();
     let mut found = vec![None; heads.len()];
-    finder.find(number, &heads, &queries, effort, &mut found);
+    let all = Asked {
+        queries: &queries,
+        floors: &floors,
+    };
+    finder.find(number, &heads, all, effort, &mut found);
     let (mut scratch, mut hits) = (Scratch::default(), Hits::in_order());
     let len = queries.len() / heads.len();
-    for (head, (index, queries)) in heads.iter().zip(queries.chunks(len)).enumerate() {
+    let of_heads = queries.chunks(len).zip(floors.chunks(group));
+    for (head, (index, (queries, floors))) in heads.iter().zip(of_heads).enumerate() {
         let isa = Isa::detect();
-        (index.search(isa, queries, effort, &mut scratch, &mut hits)).unwrap();
+        let asked = Asked { queries, floors };
+        (index.search(isa, asked, effort, &mut scratch, &mut hits)).unwrap();
         let wanted = told(&hits, group);
         let Some(found) = &found[head] else {
             continue;
         };
         // In memory of another search, as it comes.
-        (index.search_rest(isa, queries, effort, found, &mut scratch, &mut hits)).unwrap();
+        (index.search_rest(isa, asked, effort, found, &mut scratch, &mut hits)).unwrap();
         let got = told(&hits, group);
         for (query, (wanted, got)) in wanted.iter().zip(&got).enumerate() {
             assert_eq!(

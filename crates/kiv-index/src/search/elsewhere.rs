@@ -1,6 +1,6 @@
 //! A search whose greater part is done elsewhere, on a device that has a copy of the index.
 
-use super::{Hits, NewestScratch, Scratch};
+use super::{Asked, Hits, NewestScratch, Scratch};
 use crate::best::Best;
 use crate::head::{HeadIndex, IndexError};
 use crate::search::Effort;
@@ -11,8 +11,10 @@ use kiv_fastscan::Isa;
 /// What it finds is what [`HeadIndex::search`] would, bit by bit. It makes its copies itself,
 /// from [`HeadIndex::parts`], whenever it is asked: stamps tell it what has changed.
 pub trait Finder: Send {
-    /// Finds the best keys of all eras and whole segments, for `[n, dim]` queries of each of
-    /// a layer's heads, one head after another.
+    /// Finds the best keys of all eras and whole segments, for as many queries of each of a
+    /// layer's heads, one head after another.
+    ///
+    /// May tell keys below a query's floor, but opens no list because of them.
     ///
     /// Leaves `None` for heads that it cannot serve, for whatever reason: they are searched
     /// on the CPU.
@@ -20,7 +22,7 @@ pub trait Finder: Send {
         &mut self,
         layer: usize,
         heads: &[&HeadIndex],
-        queries: &[f32],
+        asked: Asked<'_>,
         effort: Effort,
         found: &mut [Option<Found>],
     );
@@ -69,20 +71,20 @@ impl HeadIndex {
     pub fn search_rest(
         &self,
         isa: Isa,
-        queries: &[f32],
+        asked: Asked<'_>,
         effort: Effort,
         found: &Found,
         scratch: &mut Scratch,
         hits: &mut Hits,
     ) -> Result<(), IndexError> {
         hits.clear();
-        if queries.iter().any(|v| !v.is_finite()) {
-            return Err(IndexError::BadQuery);
-        }
+        asked.check()?;
+        let queries = asked.queries;
         let mut best = std::mem::take(&mut scratch.best);
         best.resize_with(queries.len() / self.params().dim, Best::default);
-        for (best, (keys, least)) in best.iter_mut().zip(found.queries()) {
-            best.resume(effort.kept, least, keys.iter().copied());
+        for (query, (keys, least)) in found.queries().enumerate().take(best.len()) {
+            let least = least.max(asked.floor(query));
+            best[query].resume(effort.kept, least, keys.iter().copied());
         }
         if self.tail_first() < self.len() {
             let Scratch {

@@ -1,8 +1,10 @@
 //! One question: the queries of a step, and the blocks' shares of their softmax.
 
 use super::Head;
+use super::rest::LEAST;
+use crate::local::LocalKeys;
 use kiv_fastscan::Isa;
-use kiv_index::{Effort, Found, HeadIndex, groups};
+use kiv_index::{Asked, Effort, Found, HeadIndex, groups};
 use kiv_numeric::{exp_nonpositive, log_sum_exp};
 use kiv_policy::{BlockId, LayerGeometry, PolicyError, SelectRequest};
 
@@ -51,6 +53,16 @@ pub(super) struct Batch {
     sinks: Vec<f32>,
 }
 
+/// How queries are searched for.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    effort: Effort,
+    /// Share of what is attended to in any case from which on a key is worth finding.
+    floor: f32,
+    /// What a device has found. Local keys have been asked then.
+    found: Option<&'a Found>,
+}
+
 impl Ask<'_> {
     /// Query heads that share the KV head.
     pub fn query_heads(&self) -> std::ops::Range<usize> {
@@ -92,7 +104,12 @@ impl Ask<'_> {
     pub fn decode(&self, head: &mut Head, found: Option<&Found>) -> Result<(), PolicyError> {
         for token in 0..self.request.queries.n_tokens() {
             let batch = self.of_token(token);
-            self.search(head, &batch, (DECODE, found), |share, more| *share += more)?;
+            let way = Way {
+                effort: DECODE,
+                floor: LEAST,
+                found,
+            };
+            self.search(head, &batch, way, |share, more| *share += more)?;
         }
         Ok(())
     }
@@ -122,9 +139,13 @@ impl Ask<'_> {
             }
             // The neediest group of each head counts: a block that one of them
             // needs outranks one that all glance at.
-            self.search(head, &batch, (PREFILL, None), |share, more| {
-                *share = share.max(more)
-            })?;
+            let way = Way {
+                effort: PREFILL,
+                // They are means: one of theirs may look farther.
+                floor: 0.0,
+                found: None,
+            };
+            self.search(head, &batch, way, |share, more| *share = share.max(more))?;
         }
         Ok(())
     }
@@ -145,12 +166,55 @@ impl Ask<'_> {
         cap.map_or(logit, |cap| cap * (logit / cap).tanh())
     }
 
+    /// A logit as it was before [`Self::capped`].
+    fn uncapped(&self, logit: f32) -> f32 {
+        let Some(cap) = self.layer.soft_cap else {
+            return logit;
+        };
+        // Beyond the cap are none.
+        match logit / cap {
+            share if share >= 1.0 => f32::INFINITY,
+            share if share <= -1.0 => f32::NEG_INFINITY,
+            share => cap * share.atanh(),
+        }
+    }
+
+    /// Log of the sum of a query's softmax over what it attends to in any case: the local keys
+    /// that it has been multiplied with, up to a position, and its sink.
+    fn local_total(&self, products: &[f32], sink: f32) -> f32 {
+        let local = match self.layer.soft_cap {
+            Some(_) => {
+                let capped: Vec<f32> = products.iter().map(|l| self.capped(*l)).collect();
+                log_sum_exp(&capped)
+            }
+            None => log_sum_exp(products),
+        };
+        log_sum_exp(&[local, sink])
+    }
+
+    /// From which product on a key has a share of at least `share` of what is attended to in
+    /// any case.
+    fn floor(&self, local_total: f32, share: f32) -> f32 {
+        let floor = self.uncapped(local_total + share.ln());
+        // No number, where there is none: every key is worth finding.
+        floor.max(f32::NEG_INFINITY)
+    }
+
+    /// Multiplies a decoded token's queries with the local keys, for a device: the floors of
+    /// what it is to find.
+    pub fn floors(&self, local: &mut LocalKeys, batch: &Batch) -> Vec<f32> {
+        local.ask(&batch.queries);
+        let asked = batch.last.iter().zip(&batch.sinks).enumerate();
+        let total = asked.map(|(i, (last, sink))| self.local_total(local.of(i, *last), *sink));
+        total.map(|total| self.floor(total, LEAST)).collect()
+    }
+
     /// Adds the blocks' shares of these queries' softmax to the head's shares.
     fn search(
         &self,
         head: &mut Head,
         batch: &Batch,
-        (effort, found): (Effort, Option<&Found>),
+        way: Way<'_>,
         add: impl Fn(&mut f32, f32),
     ) -> Result<(), PolicyError> {
         let dim = self.layer.key_dim;
@@ -165,31 +229,37 @@ impl Ask<'_> {
             totals,
         } = head;
         totals.clear();
-        let mut logits = Vec::new();
+        let (mut logits, mut floors) = (Vec::new(), Vec::new());
         let together = batch.queries.chunks(TOGETHER * dim);
         let others = batch
             .last
             .chunks(TOGETHER)
             .zip(batch.sinks.chunks(TOGETHER));
         for (queries, (last, sinks)) in together.zip(others) {
-            let searched = match found {
-                Some(found) => index.search_rest(self.isa, queries, effort, found, scratch, hits),
-                None => index.search(self.isa, queries, effort, scratch, hits),
+            if way.found.is_none() {
+                local.ask(queries);
+            }
+            let first = totals.len();
+            floors.clear();
+            for (i, (last, sink)) in last.iter().zip(sinks).enumerate() {
+                let total = self.local_total(local.of(i, *last), *sink);
+                totals.push(total);
+                floors.push(self.floor(total, way.floor));
+            }
+            let (isa, floors) = (self.isa, &floors[..]);
+            let asked = Asked { queries, floors };
+            let searched = match way.found {
+                Some(found) => index.search_rest(isa, asked, way.effort, found, scratch, hits),
+                None => index.search(isa, asked, way.effort, scratch, hits),
             };
             searched.map_err(|e| PolicyError(e.to_string()))?;
-            local.ask(queries);
-            for (i, (last, sink)) in last.iter().zip(sinks).enumerate() {
-                logits.clear();
-                logits.extend_from_slice(local.of(i, *last));
-                let n_local = logits.len();
+            for (i, total) in totals[first..].iter_mut().enumerate() {
                 let (tokens, products) = hits.of(i);
-                logits.extend_from_slice(products);
-                if self.layer.soft_cap.is_some() {
-                    logits.iter_mut().for_each(|l| *l = self.capped(*l));
-                }
-                let total = log_sum_exp(&[log_sum_exp(&logits), *sink]);
-                totals.push(total);
-                for (token, logit) in tokens.iter().zip(&logits[n_local..]) {
+                logits.clear();
+                logits.extend(products.iter().map(|l| self.capped(*l)));
+                *total = log_sum_exp(&[*total, log_sum_exp(&logits)]);
+                let total = *total;
+                for (token, logit) in tokens.iter().zip(&logits) {
                     // The total is rounded.
                     one[*token as usize / self.block] += exp_nonpositive((logit - total).min(0.0));
                 }

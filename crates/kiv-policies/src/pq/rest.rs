@@ -10,8 +10,9 @@ use kiv_policy::{BlockId, ColdError, ColdRun, PolicyError, Rest, Rows, RowsOf};
 /// token: what they add is known then without their being swapped in.
 const RESTING: usize = 256;
 
-/// Share of a query's softmax below which a key is not worth it.
-const LEAST: f32 = 1e-5;
+/// Share of a query's softmax below which a key is not worth it. Where the local keys alone
+/// show that it has no more, it is not even sought.
+pub(super) const LEAST: f32 = 1e-5;
 
 /// Share of a query's softmax from which on a key's logit has to be true.
 const MATTERS: f32 = 2e-4;

@@ -153,12 +153,14 @@ impl Finder for Asked {
         &mut self,
         layer: usize,
         heads: &[&HeadIndex],
-        queries: &[f32],
+        asked: kiv_index::Asked<'_>,
         _: Effort,
         found: &mut [Option<Found>],
     ) {
         assert_eq!((layer, heads.len(), found.len()), (0, 1, 1));
-        self.0.lock().unwrap().push(queries.to_vec());
+        // Nothing is attended to in any case.
+        assert_eq!(asked.floors, [f32::NEG_INFINITY; 2]);
+        self.0.lock().unwrap().push(asked.queries.to_vec());
     }
 
     fn bytes(&self) -> usize {
@@ -197,4 +199,31 @@ fn a_device_is_asked_for_decoded_tokens_alone() {
     let bad = [&values[1..], &[f32::NAN]].concat();
     assert!(ask(&mut policy, &cold, &bad).is_err());
     assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+/// What a query attends to in any case leaves no room for keys that are far below it.
+#[test]
+fn who_looks_at_what_is_there_anyway_asks_for_nothing() {
+    let (mut policy, store) = prepared();
+    let values = queries(2);
+    let mut ask = |sinks: [f32; 2]| {
+        let mut selection = Selection::default();
+        selection.reset(1);
+        let request = SelectRequest {
+            sinks: &sinks,
+            ..fixture::request(&values, &store, &[])
+        };
+        policy.select(&request, &mut selection).unwrap();
+        (selection.head(0).to_vec(), selection.rest(0).clone())
+    };
+    let none = f32::NEG_INFINITY;
+    let (all, rest) = ask([none, none]);
+    assert_eq!((all.len(), rest.logits.len()), (5, 2));
+    // Logits are not above 0.3 * 32 * 1.5 * 1.5.
+    let (wanted, rest) = ask([40.0, 40.0]);
+    assert!(wanted.is_empty() && rest.logits.is_empty());
+    // Each query by itself, and as much as it needs.
+    let (first, second) = (ask([none, 40.0]).0, ask([40.0, none]).0);
+    assert!(first.len() == 5 && second.len() == 5 && first != second);
+    assert_eq!(ask([5.0, 5.0]).0.len(), 5);
 }
