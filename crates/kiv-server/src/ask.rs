@@ -194,7 +194,7 @@ pub(crate) fn known(app: &Shared, all: &[Value]) -> Option<Vec<Token>> {
 
 /// A message as clients send it.
 #[derive(Deserialize)]
-pub(crate) struct Said {
+pub(crate) struct Sent {
     role: String,
     #[serde(default)]
     content: Option<Content>,
@@ -233,18 +233,18 @@ struct Part {
 }
 
 /// Messages of text only.
-pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
+pub(crate) fn messages(sent: Vec<Sent>) -> Result<Vec<Message>, Fault> {
     let unsupported = |why: String| Fault::param("messages", why);
-    if said.is_empty() {
+    if sent.is_empty() {
         return Err(unsupported("messages is empty".to_owned()));
     }
-    let one = |said: Said| {
-        if said.images.is_some_and(|images| !images.is_empty()) {
+    let one = |sent: Sent| {
+        if sent.images.is_some_and(|images| !images.is_empty()) {
             return Err(unsupported(
                 "messages with images are not supported".to_owned(),
             ));
         }
-        let content = match said.content {
+        let content = match sent.content {
             None => String::new(),
             Some(Content::Text(text)) => text,
             Some(Content::Parts(parts)) => {
@@ -260,13 +260,13 @@ pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
             }
         };
         // `developer` is OpenAI's newer name.
-        let role = match said.role.as_str() {
+        let role = match sent.role.as_str() {
             "developer" => "system",
-            "system" | "user" | "assistant" | "tool" => &said.role,
+            "system" | "user" | "assistant" | "tool" => &sent.role,
             other => return Err(unsupported(format!("messages: there is no role {other:?}"))),
         };
         let mut message = Message::new(role, content);
-        if let Some(calls) = said.tool_calls.filter(|calls| !calls.is_empty()) {
+        if let Some(calls) = sent.tool_calls.filter(|calls| !calls.is_empty()) {
             let calls = calls.into_iter().map(call_for_templates);
             let calls = calls.collect::<Option<Vec<Value>>>();
             let calls = calls.ok_or_else(|| {
@@ -274,28 +274,33 @@ pub(crate) fn messages(said: Vec<Said>) -> Result<Vec<Message>, Fault> {
             })?;
             message.more.insert("tool_calls".to_owned(), calls.into());
         }
-        let thoughts = [said.reasoning_content, said.reasoning, said.thinking];
+        let thoughts = [sent.reasoning_content, sent.reasoning, sent.thinking];
         let thoughts = thoughts.iter().flatten().filter_map(Value::as_str);
         let thoughts = thoughts.map(str::to_owned).find(|text| !text.is_empty());
         think(&mut message, thoughts.unwrap_or_default());
-        for (key, value) in [("tool_call_id", said.tool_call_id), ("name", said.name)] {
+        for (key, value) in [("tool_call_id", sent.tool_call_id), ("name", sent.name)] {
             if let Some(value) = value {
                 message.more.insert(key.to_owned(), value.into());
             }
         }
         Ok(message)
     };
-    said.into_iter().map(one).collect()
+    sent.into_iter().map(one).collect()
 }
 
-/// What the assistant thought before a message. Templates know it by either name.
+/// What the assistant thought before a message, or before the next part of it. Templates know
+/// it by either name.
 pub(crate) fn think(message: &mut Message, thoughts: String) {
-    if !thoughts.is_empty() {
-        for name in ["thinking", "reasoning_content"] {
-            message
-                .more
-                .insert(name.to_owned(), thoughts.clone().into());
-        }
+    if thoughts.is_empty() {
+        return;
+    }
+    for name in ["thinking", "reasoning_content"] {
+        let before = message.more.get(name).and_then(Value::as_str);
+        let all = before.map_or_else(
+            || thoughts.clone(),
+            |before| format!("{before}\n{thoughts}"),
+        );
+        message.more.insert(name.to_owned(), all.into());
     }
 }
 

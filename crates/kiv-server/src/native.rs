@@ -1,7 +1,7 @@
 //! What llama-server has of its own.
 
 use crate::Shared;
-use crate::ask::{self, Params, Raw, Said};
+use crate::ask::{self, Params, Raw, Sent};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
@@ -213,7 +213,7 @@ pub(crate) async fn apply_template(State(app): State<Shared>, Raw(body): Raw) ->
         let mut params = Params::parse(&body)?;
         params.refuse("add_generation_prompt", &[json!(true)])?;
         let tools = Tools::take(&mut params)?;
-        let said: Vec<Said> = params.need("messages")?;
+        let said: Vec<Sent> = params.need("messages")?;
         let variables = ask::template_variables(&mut params)?;
         let prompt = ask::render(&app, ask::messages(said)?, &tools, variables)?;
         Ok(json!({"prompt": prompt}))

@@ -151,7 +151,7 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         is_chat,
     };
     let (text, param, thoughts) = if is_chat {
-        let said: Vec<ask::Said> = params.take("messages")?.unwrap_or_default();
+        let said: Vec<ask::Sent> = params.take("messages")?.unwrap_or_default();
         if said.is_empty() {
             return Ok(Json(line.loaded()).into_response());
         }

@@ -93,7 +93,7 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     };
     let (prompt, param, usual, thoughts) = match kind {
         Kind::Chat => {
-            let said: Vec<ask::Said> = params.need("messages")?;
+            let said: Vec<ask::Sent> = params.need("messages")?;
             let variables = ask::template_variables(&mut params)?;
             let text = ask::render(app, ask::messages(said)?, &tools, variables)?;
             let thoughts = ask::thoughts(&mut params, &text, grammar.as_ref())?;

@@ -233,8 +233,8 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
         }
     };
     let mut said: Vec<Message> = Vec::new();
-    // Of the answer that follows.
-    let mut thoughts = String::new();
+    // Of what the assistant says or calls next.
+    let mut thoughts: Vec<String> = Vec::new();
     for (i, item) in items.into_iter().enumerate() {
         let field = |name: &str| {
             let why = || wrong(format!("input[{i}].{name} must be a text"));
@@ -254,8 +254,9 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
                     }
                 };
                 let mut message = Message::new(role, text("content")?);
+                let before = std::mem::take(&mut thoughts);
                 if role == "assistant" {
-                    ask::think(&mut message, std::mem::take(&mut thoughts));
+                    ask::think(&mut message, before.join("\n"));
                 }
                 said.push(message);
             }
@@ -268,11 +269,10 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
                     .ok_or_else(|| wrong(format!("input[{i}] is no call")))?;
                 // What was said and called in one answer is one message.
                 if !matches!(said.last(), Some(last) if last.role == "assistant") {
-                    let mut message = Message::new("assistant", "");
-                    ask::think(&mut message, std::mem::take(&mut thoughts));
-                    said.push(message);
+                    said.push(Message::new("assistant", ""));
                 }
                 let calls = said.last_mut().and_then(|last| {
+                    ask::think(last, std::mem::take(&mut thoughts).join("\n"));
                     let calls = last.more.entry("tool_calls".to_owned());
                     calls.or_insert_with(|| json!([])).as_array_mut()
                 });
@@ -290,7 +290,7 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
             "reasoning" => {
                 let parts = item["content"].as_array().into_iter().flatten();
                 let parts = parts.filter_map(|part| part["text"].as_str());
-                thoughts = parts.collect::<Vec<_>>().join("\n");
+                thoughts.extend(parts.map(str::to_owned));
             }
             other => {
                 return Err(wrong(format!(
@@ -602,5 +602,49 @@ impl Writer {
         let done = json!({"output_index": index, "item": item});
         events.push(self.event("response.output_item.done", done));
         self.output.push(item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was thought is of what was said or called next, however many items there are of it.
+    #[test]
+    fn thoughts_go_with_what_follows_them() {
+        let think = |text: &str| json!({"type": "reasoning", "content": [{"type": "reasoning_text", "text": text}]});
+        let say = |role: &str, text: &str| json!({"role": role, "content": text});
+        let call = json!({"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"});
+        let items = json!([
+            say("user", "a"), think("one"), think("two"), say("assistant", "b"), think("three"), call,
+            {"type": "function_call_output", "call_id": "1", "output": "c"},
+            think("four"), call, think("broken off"), say("user", "d"), say("assistant", "e")
+        ]);
+        let messages = conversation(items).unwrap();
+        let told: Vec<_> = (messages.iter())
+            .map(|m| {
+                (
+                    m.role.as_str(),
+                    m.more.get("thinking").and_then(Value::as_str),
+                )
+            })
+            .collect();
+        let thoughts = [
+            None,
+            Some("one\ntwo\nthree"),
+            None,
+            Some("four"),
+            None,
+            None,
+        ];
+        let roles = [
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+            "user",
+            "assistant",
+        ];
+        assert_eq!(told, roles.into_iter().zip(thoughts).collect::<Vec<_>>());
     }
 }
