@@ -72,7 +72,11 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
         if line.trim().is_empty() {
             continue;
         }
-        chat.answer(line)?;
+        match chat.answer(line) {
+            // A shorter one may do.
+            Err(why) if is_full(&why) && matches!(input, Input::Terminal(_)) => note!("{why}"),
+            answered => answered?,
+        }
         let interrupted = interrupt::flag().swap(false, Ordering::Relaxed);
         if interrupted && matches!(input, Input::Pipe) {
             // Nobody is there to ask another question.
@@ -80,6 +84,12 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::from(130))
+}
+
+/// Whether what failed did so for want of room in the context.
+fn is_full(why: &anyhow::Error) -> bool {
+    let error = why.downcast_ref::<Error>();
+    matches!(error, Some(Error::ContextFull { .. }))
 }
 
 /// Lines typed, or piped in.
@@ -157,15 +167,14 @@ impl Chat<'_> {
             read = read.and_then(|()| self.session.read_one_by_one(question));
         }
         drop(bar);
-        match read {
-            Ok(()) => {}
-            Err(Error::Interrupted { read, total }) => {
+        if let Err(error) = read {
+            // Many templates take no second question before the first one's answer.
+            self.messages.pop();
+            if let Error::Interrupted { read, total } = error {
                 note!("interrupted after {read} of {total} tokens");
-                // Many templates take no second question before the first one's answer.
-                self.messages.pop();
                 return Ok(());
             }
-            Err(error) => return Err(error.into()),
+            return Err(error.into());
         }
         let options = GenerateOptions {
             max_tokens: usize::try_from(self.args.predict).ok(),
