@@ -1,6 +1,6 @@
 //! What goes to the terminal.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use kiv_runtime::Progress;
 use serde::Serialize;
 use std::fmt;
@@ -144,9 +144,15 @@ impl ReadBar {
             ProgressBar::hidden()
         };
         let template =
-            "reading {bar:24} {human_pos}/{human_len} tokens  {per_sec}  {eta} left  {msg}";
+            "reading {bar:24} {human_pos}/{human_len} tokens  {speed}  {eta} left  {msg}";
+        // Its own `per_sec` has four decimals.
+        let speed = |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let speed = HumanCount(state.per_sec() as u64);
+            // Nothing is shown of what cannot be written.
+            let _ = write!(out, "{speed}/s");
+        };
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
+            bar.set_style(style.with_key("speed", speed));
         }
         bar.enable_steady_tick(Duration::from_millis(250));
         Self { bar, resident }
