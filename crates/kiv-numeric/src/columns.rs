@@ -101,12 +101,11 @@ impl Columns {
         tiles.map(move |tile| tile_logits(others, tile))
     }
 
-    /// Products of vectors, `[n_others, dim]`, with all of these: `out[other][i]`.
+    /// Products of vectors with all of these: `out[other][i]`.
     ///
     /// # Panics
-    /// If `out` has another length.
-    pub fn products_into(&self, others: &[f32], out: &mut [f32]) {
-        let others: Vec<&[f32]> = others.chunks_exact(self.dim).collect();
+    /// If `out` has another length, or one of the others is too short.
+    pub fn products_into(&self, others: &[&[f32]], out: &mut [f32]) {
         assert_eq!(out.len(), others.len() * self.n, "one product of each two");
         if out.is_empty() {
             return;
@@ -168,7 +167,8 @@ mod tests {
             let (these, others) = (vectors(n, 1), vectors(n_others, 2));
             let columns = Columns::new(&these, DIM);
             let mut got = vec![f32::NAN; n * n_others];
-            columns.products_into(&others, &mut got);
+            let other: Vec<&[f32]> = others.chunks(DIM).collect();
+            columns.products_into(&other, &mut got);
             let all = others.chunks(DIM).flat_map(|other| {
                 let products = these.chunks(DIM).map(move |this| dot(this, other));
                 products.collect::<Vec<_>>()

@@ -9,7 +9,7 @@
 //! indexes are measured against; its cost grows with the whole context.
 
 use crate::top::{next_of, top_k};
-use kiv_numeric::{TILE, column_log_sum_exp, dot, exp_nonpositive, log_sum_exp, tile_logits};
+use kiv_numeric::{Columns, column_log_sum_exp, dot, exp_nonpositive, log_sum_exp};
 use kiv_policy::{
     BlockId, ColdError, Geometry, LayerGeometry, Policy, PolicyError, SelectRequest, Selection,
 };
@@ -258,7 +258,8 @@ impl Head<'_> {
                 }
             }
         } else {
-            column_logits(dim, keys, queries, out);
+            let queries: Vec<&[f32]> = queries.iter().map(|(_, query)| *query).collect();
+            Columns::new(keys, dim).products_into(&queries, out);
         }
         let scale = self.layer.scale;
         if let Some(cap) = self.layer.soft_cap {
@@ -266,36 +267,6 @@ impl Head<'_> {
                 .for_each(|l| *l = cap * (*l * scale / cap).tanh());
         } else {
             out.iter_mut().for_each(|l| *l *= scale);
-        }
-    }
-}
-
-/// Inner products of many queries with keys, `out[q][k]`, by tiles of keys
-/// turned into columns.
-fn column_logits(dim: usize, keys: &[f32], queries: &[Query<'_>], out: &mut [f32]) {
-    let n_keys = keys.len() / dim;
-    let mut columns = vec![[0f32; TILE]; dim];
-    for (tile, tile_keys) in keys.chunks(TILE * dim).enumerate() {
-        let n = tile_keys.len() / dim;
-        for (i, key) in tile_keys.chunks_exact(dim).enumerate() {
-            for (column, value) in columns.iter_mut().zip(key) {
-                column[i] = *value;
-            }
-        }
-        let mut put = |q: usize, row: &[f32; TILE]| {
-            let at = q * n_keys + tile * TILE;
-            out[at..at + n].copy_from_slice(&row[..n]);
-        };
-        let (fours, rest) = queries.as_chunks::<4>();
-        for (four, queries) in fours.iter().enumerate() {
-            let rows = tile_logits(queries.map(|(_, q)| q), &columns);
-            for (r, row) in rows.iter().enumerate() {
-                put(four * 4 + r, row);
-            }
-        }
-        for (r, (_, query)) in rest.iter().enumerate() {
-            let [row] = tile_logits([query], &columns);
-            put(fours.len() * 4 + r, &row);
         }
     }
 }

@@ -74,9 +74,9 @@ impl LocalKeys {
 
     /// Multiplies queries, `[n_queries, dim]`, with all keys.
     pub fn ask(&mut self, queries: &[f32]) {
-        let n_queries = queries.len() / self.keys.dim();
-        self.products.resize(n_queries * self.keys.n(), 0.0);
-        self.keys.products_into(queries, &mut self.products);
+        let queries: Vec<&[f32]> = queries.chunks_exact(self.keys.dim()).collect();
+        self.products.resize(queries.len() * self.keys.n(), 0.0);
+        self.keys.products_into(&queries, &mut self.products);
     }
 
     /// Products of one of the queries asked last with the keys at positions up to `last`.
