@@ -296,17 +296,8 @@ impl HeadIndex {
         best: &mut Best,
         scratch: &mut Scratch,
     ) {
-        let era_len = self.params().era_len();
         let mut lists = best.found().to_vec();
-        let queries = scratch.eras.iter().map(|era| era.queries[query].above);
-        let above: Vec<[f32; CENTROIDS]> = queries.collect();
-        // Whether keys that are about as far above the list's score as may be reach something.
-        let reaches = |list: &Candidate, least: f32| {
-            let (number, of_era) = (list.id() as usize / era_len, list.id() as usize % era_len);
-            let above = above[number][self.eras[number].width(of_era)];
-            list.score() + MARGIN * above >= least
-        };
-        lists.retain(|list| reaches(list, floor));
+        lists.retain(|list| self.reaches(&scratch.eras, query, list, floor));
         self.limit(&mut lists, effort.probed);
         best.want(effort.kept, floor);
         let first = lists.len() / OPENED_FIRST;
@@ -317,8 +308,18 @@ impl HeadIndex {
         self.score_lists(isa, query, first, best, scratch);
         best.settle();
         let others = others.iter().copied();
-        let mut others: Vec<_> = others.filter(|list| reaches(list, best.least())).collect();
+        let mut others: Vec<_> = others
+            .filter(|list| self.reaches(&scratch.eras, query, list, best.least()))
+            .collect();
         self.score_lists(isa, query, &mut others, best, scratch);
+    }
+
+    /// Whether a list's keys, about as far above its score as they may be, reach something.
+    fn reaches(&self, eras: &[EraScratch], query: usize, list: &Candidate, least: f32) -> bool {
+        let era_len = self.params().era_len();
+        let (number, of_era) = (list.id() as usize / era_len, list.id() as usize % era_len);
+        let above = eras[number].queries[query].above[self.eras[number].width(of_era)];
+        list.score() + MARGIN * above >= least
     }
 
     /// Leaves out the worst lists where they are long, as with keys that are all alike.

@@ -126,10 +126,10 @@ impl Columns {
         others: [&[f32]; R],
         out: &mut impl Iterator<Item = &'o mut [f32]>,
     ) {
-        let mut rows: Vec<_> = out.take(R).map(|row| row.chunks_mut(TILE)).collect();
+        let mut rows: [_; R] = std::array::from_fn(|_| out.next().map(|row| row.chunks_mut(TILE)));
         for products in self.products(others) {
             for (row, products) in rows.iter_mut().zip(&products) {
-                if let Some(row) = row.next() {
+                if let Some(row) = row.as_mut().and_then(Iterator::next) {
                     row.copy_from_slice(&products[..row.len()]);
                 }
             }

@@ -194,16 +194,10 @@ impl Policy for Pq {
         };
         let heads = &mut state.heads[request.layer];
         let is_searched = n_blocks > n_slots && n_slots > 0;
-        let has_device = finder.is_some() && is_searched;
-        let mut found = vec![None; heads.len()];
-        if let Some(finder) = finder
-            && is_searched
-        {
-            for (kv_head, head) in heads.iter_mut().enumerate() {
-                head.local.update(request, kv_head);
-            }
-            found = device::find(&mut **finder, &first, heads);
-        }
+        let finder = finder.as_deref_mut().filter(|_| is_searched);
+        let found = finder.and_then(|finder| device::find(finder, &first, heads));
+        let is_asked = found.is_some();
+        let found = found.unwrap_or_else(|| vec![None; heads.len()]);
         let heads = heads.iter_mut().zip(found);
         let (wanted, rests) = selection.parts_mut();
         let answers = wanted.iter_mut().zip(rests);
@@ -223,7 +217,7 @@ impl Policy for Pq {
                     wanted.extend(0..n_blocks as BlockId);
                 } else if n_slots > 0 {
                     head.forget(n_blocks);
-                    if !has_device {
+                    if !is_asked {
                         head.local.update(request, kv_head);
                     }
                     match request.phase {

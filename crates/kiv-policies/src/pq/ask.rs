@@ -192,6 +192,17 @@ impl Ask<'_> {
         log_sum_exp(&[local, sink])
     }
 
+    /// [`Self::local_total`] of some queries that have been multiplied together.
+    fn local_totals<'a>(
+        &'a self,
+        local: &'a LocalKeys,
+        last: &'a [i32],
+        sinks: &'a [f32],
+    ) -> impl Iterator<Item = f32> + 'a {
+        let asked = last.iter().zip(sinks).enumerate();
+        asked.map(|(i, (last, sink))| self.local_total(local.of(i, *last), *sink))
+    }
+
     /// From which product on a key has a share of at least `share` of what is attended to in
     /// any case.
     fn floor(&self, local_total: f32, share: f32) -> f32 {
@@ -204,9 +215,8 @@ impl Ask<'_> {
     /// what it is to find.
     pub fn floors(&self, local: &mut LocalKeys, batch: &Batch) -> Vec<f32> {
         local.ask(&batch.queries);
-        let asked = batch.last.iter().zip(&batch.sinks).enumerate();
-        let total = asked.map(|(i, (last, sink))| self.local_total(local.of(i, *last), *sink));
-        total.map(|total| self.floor(total, LEAST)).collect()
+        let totals = self.local_totals(local, &batch.last, &batch.sinks);
+        totals.map(|total| self.floor(total, LEAST)).collect()
     }
 
     /// Adds the blocks' shares of these queries' softmax to the head's shares.
@@ -240,12 +250,10 @@ impl Ask<'_> {
                 local.ask(queries);
             }
             let first = totals.len();
+            totals.extend(self.local_totals(local, last, sinks));
+            let new = totals[first..].iter();
             floors.clear();
-            for (i, (last, sink)) in last.iter().zip(sinks).enumerate() {
-                let total = self.local_total(local.of(i, *last), *sink);
-                totals.push(total);
-                floors.push(self.floor(total, way.floor));
-            }
+            floors.extend(new.map(|total| self.floor(*total, way.floor)));
             let (isa, floors) = (self.isa, &floors[..]);
             let asked = Asked { queries, floors };
             let searched = match way.found {

@@ -5,22 +5,24 @@ use super::ask::{Ask, DECODE, TOGETHER};
 use kiv_index::{Asked, Finder, Found, HeadIndex};
 use kiv_policy::Phase;
 
-/// What a device finds for the heads of the layer that `ask` is about, whose local keys are up
-/// to date; `None` for those that are searched here.
+/// What a device finds for the heads of the layer that `ask` is about, whose local keys are
+/// brought up to date for it; `None` for those that are searched here, and at all if it is not
+/// asked.
 pub(super) fn find(
     finder: &mut dyn Finder,
     ask: &Ask<'_>,
     heads: &mut [Head],
-) -> Vec<Option<Found>> {
-    let mut found = vec![None; heads.len()];
+) -> Option<Vec<Option<Found>>> {
     let request = ask.request;
     let is_one = request.phase == Phase::Decode && request.queries.n_tokens() == 1;
     if !is_one || ask.layer.group() > TOGETHER {
-        return found;
+        return None;
     }
+    let mut found = vec![None; heads.len()];
     let (mut queries, mut floors) = (Vec::new(), Vec::new());
     for (kv_head, head) in heads.iter_mut().enumerate() {
         let ask = Ask { kv_head, ..*ask };
+        head.local.update(request, kv_head);
         let batch = ask.of_token(0);
         floors.extend(ask.floors(&mut head.local, &batch));
         queries.extend(batch.queries);
@@ -32,5 +34,5 @@ pub(super) fn find(
         let asked = Asked { queries, floors };
         finder.find(request.layer, &indices, asked, DECODE, &mut found);
     }
-    found
+    Some(found)
 }
