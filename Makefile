@@ -18,11 +18,11 @@ demo: setup ## ask the bundled model about a million tokens; ARGS="--tokens 6553
 test: setup ## run every test, documentation's included
 	cargo test --release --locked --workspace
 	cargo test --release --locked -p kiv-cuda -p kiv-runtime --features kiv-runtime/cuda-swap
-	scripts/check-patches
+	scripts/patches check
 
 check: setup ## format, lints, patches, documentation
 	cargo fmt --all --check
-	scripts/check-patches
+	scripts/patches check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	cargo clippy --release --locked -p kiv-cuda -p kiv-runtime --features kiv-runtime/cuda-swap \
 		--all-targets -- -D warnings

@@ -156,45 +156,101 @@ fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
     drop(stdin);
 }
 
-/// `script` lends the program a terminal.
+/// `kiv chat` at a terminal, which `script` lends it.
+#[cfg(target_os = "linux")]
+struct Terminal {
+    script: Child,
+    keys: std::process::ChildStdin,
+    screen: std::process::ChildStdout,
+    /// All that was shown.
+    said: String,
+}
+
+#[cfg(target_os = "linux")]
+impl Terminal {
+    fn chat(dir: &Path, args: &str) -> Self {
+        // Some shells would stay beside the program, and end of the same Ctrl-C.
+        let line = format!("exec {} chat {args}", env!("CARGO_BIN_EXE_kiv"));
+        let mut script = Command::new("script");
+        script
+            .args(["-qec", &line, "/dev/null"])
+            .current_dir(dir)
+            .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+            .env("SHELL", "/bin/sh")
+            .env("TERM", "xterm")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut script = script.spawn().unwrap();
+        Self {
+            keys: script.stdin.take().unwrap(),
+            screen: script.stdout.take().unwrap(),
+            script,
+            said: String::new(),
+        }
+    }
+
+    fn wait_until(&mut self, done: impl Fn(&str) -> bool) {
+        while !done(&self.said) {
+            let mut some = [0; 1024];
+            let got = self.screen.read(&mut some).unwrap();
+            assert!(got > 0, "it ends too early: {}", self.said);
+            self.said += &String::from_utf8_lossy(&some[..got]);
+        }
+    }
+
+    /// Waits until it takes a line, for the `n`th time: what is pasted is put in brackets then.
+    fn wait_for_line(&mut self, n: usize) {
+        self.wait_until(|said| said.matches("\u{1b}[?2004h").count() == n);
+    }
+
+    fn press(&mut self, keys: &[u8]) {
+        self.keys.write_all(keys).unwrap();
+    }
+
+    /// Ctrl-D, which ends the conversation. Gives all that was shown.
+    fn leave(mut self) -> String {
+        self.press(&[4]);
+        assert!(self.script.wait().unwrap().success());
+        self.said
+    }
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn an_answer_is_interrupted_at_a_terminal() {
     let dir = tempfile::tempdir().unwrap();
-    // Some shells would stay beside the program, and end of the same Ctrl-C.
-    let line = format!(
-        "exec {} chat --chat-template chatml -c 8192 --temp 0 {SMALL}",
-        env!("CARGO_BIN_EXE_kiv")
-    );
-    let mut script = Command::new("script");
-    script
-        .args(["-qec", &line, "/dev/null"])
-        .current_dir(dir.path());
-    script.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
-    script.env("SHELL", "/bin/sh").env("TERM", "xterm");
-    script.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = script.spawn().unwrap();
-    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    let mut said = String::new();
-    let mut wait_until = |done: &dyn Fn(&str) -> bool| {
-        while !done(&said) {
-            let mut some = [0; 1024];
-            let got = stdout.read(&mut some).unwrap();
-            assert!(got > 0, "it ends too early: {said}");
-            said += &String::from_utf8_lossy(&some[..got]);
-        }
-        said.len()
-    };
-    // How often it has begun to take a line: what is pasted is put in brackets then.
-    let lines = |said: &str| said.matches("\u{1b}[?2004h").count();
-    let before = wait_until(&|said| lines(said) == 1);
-    stdin.write_all(b"hello\r").unwrap();
-    wait_until(&|said| said.len() > before + 400);
-    stdin.write_all(&[3]).unwrap();
-    wait_until(&|said| lines(said) == 2);
-    stdin.write_all(&[4]).unwrap();
-    assert!(child.wait().unwrap().success());
+    let args = format!("--chat-template chatml -c 8192 --temp 0 {SMALL}");
+    let mut terminal = Terminal::chat(dir.path(), &args);
+    terminal.wait_for_line(1);
+    let before = terminal.said.len();
+    terminal.press(b"hello\r");
+    terminal.wait_until(|said| said.len() > before + 400);
+    terminal.press(&[3]);
+    terminal.wait_for_line(2);
+    let said = terminal.leave();
     assert!(!said.contains("the context is full"), "{said}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_question_too_long_leaves_room_for_a_shorter_one_at_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = format!("-c 256 -n 8 --temp 0 {SMALL}");
+    let mut terminal = Terminal::chat(dir.path(), &args);
+    terminal.wait_for_line(1);
+    let long = "The secret code of Amber Falcon is 48213. ".repeat(40);
+    terminal.press(format!("{long}\r").as_bytes());
+    terminal.wait_for_line(2);
+    assert!(
+        terminal.said.contains("the context is full"),
+        "{}",
+        terminal.said
+    );
+    terminal
+        .press(b"The secret code of Amber Falcon is 48213. The secret code of Amber Falcon is\r");
+    terminal.wait_for_line(3);
+    let said = terminal.leave();
+    assert_eq!(said.matches("the context is full").count(), 1, "{said}");
 }
 
 #[test]
