@@ -37,6 +37,9 @@
 //! llama.cpp's CPU code is compiled for what rustc is told. An embedder who
 //! builds without `-C target-cpu=native` (or the feature `dynamic-backends`)
 //! gets plain SSE2, several times slower: see [`system_info`].
+//! On Intel's CPUs with AMX, `CFLAGS` and `CXXFLAGS` of `-U__AMX_INT8__` let
+//! llama.cpp lay weights out for the vector units, which reads faster; without
+//! them they stay as they are in the file, since its code for AMX may crash.
 
 pub use kiv_runtime::{
     Attended, AttentionTap, ChatTemplate, Chosen, Error, Finish, GenerateOptions, Generation,

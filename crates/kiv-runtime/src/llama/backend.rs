@@ -31,6 +31,34 @@ pub(crate) fn system_info() -> String {
     text.to_string_lossy().trim().to_owned()
 }
 
+/// Whether ggml would multiply with AMX, the matrix unit of Intel's Xeons since Sapphire Rapids.
+///
+/// It has to be kept from it: ggml puts together the description of its tiles in a variable of
+/// which GCC's `_tile_loadconfig` says to read the first eight bytes. GCC 12 leaves the others
+/// zero, and the first product of quantized weights ends the process (SIGILL; llama.cpp PR 26954).
+pub(super) fn has_amx() -> bool {
+    backend();
+    // SAFETY: looks among the devices there are; the name belongs to a function of that type,
+    // which gives null or a list that ends with null; names are static.
+    unsafe {
+        let devices = (0..sys::ggml_backend_dev_count()).map(|i| sys::ggml_backend_dev_get(i));
+        devices.into_iter().any(|device| {
+            let backend = sys::ggml_backend_dev_backend_reg(device);
+            let name = c"ggml_backend_dev_get_extra_bufts".as_ptr();
+            let address = sys::ggml_backend_reg_get_proc_address(backend, name);
+            let list: sys::ggml_backend_dev_get_extra_bufts_t = std::mem::transmute(address);
+            let mut next = list.map_or(std::ptr::null_mut(), |list| list(device));
+            while !next.is_null() && !(*next).is_null() {
+                if CStr::from_ptr(sys::ggml_backend_buft_name(*next)) == c"AMX" {
+                    return true;
+                }
+                next = next.add(1);
+            }
+            false
+        })
+    }
+}
+
 /// Why ggml computes on no GPU of CUDA's, if the build has that backend: the driver alone is
 /// not enough for it.
 pub(crate) fn cuda_missing() -> Option<String> {

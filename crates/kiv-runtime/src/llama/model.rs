@@ -1,10 +1,12 @@
 //! A loaded model.
 
-use super::{backend, log};
+use super::backend::{backend, has_amx};
+use super::log;
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
+use std::ffi::CString;
 use std::path::Path;
+use std::ptr::NonNull;
 
 /// Weights and vocabulary.
 #[derive(Debug)]
@@ -22,15 +24,32 @@ impl RawModel {
         gpu_layers: Option<u32>,
         use_mmap: bool,
     ) -> Result<Self, String> {
-        let backend = backend();
+        backend();
+        let name = path.to_str().and_then(|path| CString::new(path).ok());
+        let name = name.ok_or_else(|| format!("{path:?} is no name that llama.cpp can open"))?;
         log::clear();
-        let mut params = LlamaModelParams::default().with_use_mmap(use_mmap);
-        if let Some(n) = gpu_layers {
-            params = params.with_n_gpu_layers(n);
-        }
-        LlamaModel::load_from_file(backend, path, &params)
-            .map(|model| Self { model })
-            .map_err(|e| log::last_error().unwrap_or_else(|| e.to_string()))
+        // SAFETY: the parameters are llama.cpp's defaults with plain values changed, and the
+        // name ends with a null. (`LlamaModelParams` does not let the last one be changed.)
+        let model = unsafe {
+            let mut p = sys::llama_model_default_params();
+            p.load_mode = if use_mmap {
+                sys::LLAMA_LOAD_MODE_MMAP
+            } else {
+                sys::LLAMA_LOAD_MODE_NONE
+            };
+            if let Some(n) = gpu_layers {
+                p.n_gpu_layers = i32::try_from(n).unwrap_or(i32::MAX);
+            }
+            p.use_extra_bufts = !has_amx();
+            sys::llama_model_load_from_file(name.as_ptr(), p)
+        };
+        let model = NonNull::new(model).ok_or_else(|| {
+            let why = log::last_error();
+            why.unwrap_or_else(|| "llama.cpp could not load it".to_owned())
+        })?;
+        // SAFETY: the inverse of `as_ptr`; nobody else has the pointer.
+        let model = unsafe { std::mem::transmute::<NonNull<sys::llama_model>, LlamaModel>(model) };
+        Ok(Self { model })
     }
 
     /// The safe wrapper.
