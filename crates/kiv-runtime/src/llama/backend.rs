@@ -41,8 +41,8 @@ pub(super) fn has_amx() -> bool {
     // SAFETY: looks among the devices there are; the name belongs to a function of that type,
     // which gives null or a list that ends with null; names are static.
     unsafe {
-        let devices = (0..sys::ggml_backend_dev_count()).map(|i| sys::ggml_backend_dev_get(i));
-        devices.into_iter().any(|device| {
+        (0..sys::ggml_backend_dev_count()).any(|i| {
+            let device = sys::ggml_backend_dev_get(i);
             let backend = sys::ggml_backend_dev_backend_reg(device);
             let name = c"ggml_backend_dev_get_extra_bufts".as_ptr();
             let address = sys::ggml_backend_reg_get_proc_address(backend, name);
