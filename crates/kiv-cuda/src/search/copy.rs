@@ -6,15 +6,15 @@ use kiv_fastscan::{GROUP, MAX_M};
 use kiv_index::{HeadIndex, PartView, Stamp};
 
 /// A device, as far as copies are concerned: how much of its memory they may take.
-pub(super) struct Site<'a, D> {
-    pub device: &'a mut D,
+pub(super) struct Site<D> {
+    pub device: D,
     pub stream: Stream,
     /// Bytes taken, of so many.
-    pub taken: &'a mut usize,
+    pub taken: usize,
     pub max_bytes: usize,
 }
 
-impl<D: Device> Site<'_, D> {
+impl<D: Device> Site<D> {
     pub(super) fn alloc(&mut self, bytes: usize) -> Result<Buffer, DeviceError> {
         if self.taken.saturating_add(bytes) > self.max_bytes {
             return Err(DeviceError::OutOfMemory {
@@ -23,12 +23,12 @@ impl<D: Device> Site<'_, D> {
             });
         }
         let buffer = self.device.alloc(Memory::Device, bytes)?;
-        *self.taken += bytes;
+        self.taken += bytes;
         Ok(buffer)
     }
 
     pub(super) fn free(&mut self, buffer: Buffer, bytes: usize) -> Result<(), DeviceError> {
-        *self.taken -= bytes;
+        self.taken -= bytes;
         self.device.free(buffer)
     }
 }
@@ -69,7 +69,7 @@ impl HeadCopy {
     /// Brings the copy up to date. After an error it may lack parts, and what it has is right.
     pub fn follow<D: Device>(
         &mut self,
-        site: &mut Site<'_, D>,
+        site: &mut Site<D>,
         index: &HeadIndex,
     ) -> Result<(), DeviceError> {
         let segment = index.params().segment;
@@ -98,7 +98,7 @@ impl HeadCopy {
     /// The next part, which may be among those that are known.
     fn take_up<D: Device>(
         &mut self,
-        site: &mut Site<'_, D>,
+        site: &mut Site<D>,
         view: &PartView<'_>,
         segment: usize,
         known: &mut Vec<PartCopy>,
@@ -119,7 +119,7 @@ impl HeadCopy {
     }
 
     /// Gives all memory back.
-    pub fn release<D: Device>(&mut self, site: &mut Site<'_, D>) -> Result<(), DeviceError> {
+    pub fn release<D: Device>(&mut self, site: &mut Site<D>) -> Result<(), DeviceError> {
         for copy in self.parts.drain(..) {
             site.free(copy.buffer, copy.room.bytes())?;
         }
@@ -177,7 +177,7 @@ impl Room {
 impl PartCopy {
     /// A copy with all that never changes.
     fn new<D: Device>(
-        site: &mut Site<'_, D>,
+        site: &mut Site<D>,
         view: &PartView<'_>,
         segment: usize,
     ) -> Result<Self, DeviceError> {
@@ -208,7 +208,7 @@ impl PartCopy {
 
     fn put<D: Device, T: bytemuck::NoUninit>(
         &self,
-        site: &mut Site<'_, D>,
+        site: &mut Site<D>,
         section: Section,
         (first, values): (usize, &[T]),
     ) -> Result<(), DeviceError> {
@@ -222,7 +222,7 @@ impl PartCopy {
 
     fn put_fixed<D: Device>(
         &self,
-        site: &mut Site<'_, D>,
+        site: &mut Site<D>,
         view: &PartView<'_>,
     ) -> Result<(), DeviceError> {
         self.put(site, Section::QueryMap, (0, view.query_map))?;
@@ -248,7 +248,7 @@ impl PartCopy {
     /// Copies keys that have come, and forgets those that were cut off.
     fn follow<D: Device>(
         &mut self,
-        site: &mut Site<'_, D>,
+        site: &mut Site<D>,
         view: &PartView<'_>,
     ) -> Result<(), DeviceError> {
         let pairs = self.segments.iter().zip(view.segments);
@@ -280,7 +280,7 @@ impl PartCopy {
     /// All of them: they are few, and the last group of codes changes.
     fn put_outliers<D: Device>(
         &self,
-        site: &mut Site<'_, D>,
+        site: &mut Site<D>,
         view: &PartView<'_>,
     ) -> Result<(), DeviceError> {
         let outliers = &view.outliers;

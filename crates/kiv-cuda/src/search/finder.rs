@@ -2,7 +2,7 @@
 
 use super::copy::{HeadCopy, Site};
 use super::{Layout, Search};
-use crate::device::{Buffer, Device, DeviceError, Stream};
+use crate::device::{Buffer, Device, DeviceError};
 use crate::reference::unordered;
 use kiv_index::{Asked, Effort, Finder, Found, HeadIndex};
 
@@ -20,13 +20,11 @@ pub struct FinderConfig {
 /// A layer whose copy finds no room is left to the CPU, and so is everything after the device
 /// has failed: what is found is the same.
 pub struct DeviceFinder<D: Device> {
-    device: D,
-    stream: Stream,
+    site: Site<D>,
     layers: Vec<LayerCopy>,
     /// Where searches work.
     memory: Option<(Buffer, usize)>,
-    taken: usize,
-    config: FinderConfig,
+    warn: fn(&str),
     /// Whether the device has failed.
     is_broken: bool,
     has_warned: bool,
@@ -48,12 +46,15 @@ impl<D: Device> DeviceFinder<D> {
     /// [`DeviceError::Failed`].
     pub fn new(mut device: D, config: FinderConfig) -> Result<Self, DeviceError> {
         Ok(Self {
-            stream: device.stream(true)?,
-            device,
+            site: Site {
+                stream: device.stream(true)?,
+                device,
+                taken: 0,
+                max_bytes: config.max_bytes,
+            },
             layers: Vec::new(),
             memory: None,
-            taken: 0,
-            config,
+            warn: config.warn,
             is_broken: false,
             has_warned: false,
             searches: 0,
@@ -63,7 +64,7 @@ impl<D: Device> DeviceFinder<D> {
 
     /// The device.
     pub fn device_mut(&mut self) -> &mut D {
-        &mut self.device
+        &mut self.site.device
     }
 
     fn try_find(
@@ -76,14 +77,9 @@ impl<D: Device> DeviceFinder<D> {
     ) -> Result<(), DeviceError> {
         let copies = &mut self.layers[layer].heads;
         copies.resize_with(heads.len(), HeadCopy::default);
-        let mut site = Site {
-            device: &mut self.device,
-            stream: self.stream,
-            taken: &mut self.taken,
-            max_bytes: self.config.max_bytes,
-        };
+        let site = &mut self.site;
         for (copy, index) in copies.iter_mut().zip(heads) {
-            copy.follow(&mut site, index)?;
+            copy.follow(site, index)?;
         }
         let mut parts = Vec::new();
         let mut bounds = vec![0];
@@ -119,10 +115,10 @@ impl<D: Device> DeviceFinder<D> {
             }
         };
         search.memory = buffer.at(0);
-        self.device.submit(self.stream, &search.into())?;
+        site.device.submit(site.stream, &search.into())?;
         self.answer.resize(layout.found_bytes(), 0);
-        self.device
-            .read(self.stream, buffer.at(0), &mut self.answer)?;
+        site.device
+            .read(site.stream, buffer.at(0), &mut self.answer)?;
         let group = search.group();
         for (head, found) in found.iter_mut().enumerate() {
             *found = told(&layout, &self.answer, head * group..(head + 1) * group);
@@ -140,21 +136,15 @@ impl<D: Device> DeviceFinder<D> {
             self.release(layer)?;
         }
         if let Some((buffer, _)) = self.memory.take() {
-            self.device.free(buffer)?;
+            self.site.device.free(buffer)?;
         }
-        Ok(self.device)
+        Ok(self.site.device)
     }
 
     /// Leaves a layer to the CPU.
     fn release(&mut self, layer: usize) -> Result<(), DeviceError> {
-        let mut site = Site {
-            device: &mut self.device,
-            stream: self.stream,
-            taken: &mut self.taken,
-            max_bytes: self.config.max_bytes,
-        };
         for mut copy in self.layers[layer].heads.drain(..) {
-            copy.release(&mut site)?;
+            copy.release(&mut self.site)?;
         }
         Ok(())
     }
@@ -162,7 +152,7 @@ impl<D: Device> DeviceFinder<D> {
     fn warn(&mut self, what: &str) {
         if !self.has_warned {
             self.has_warned = true;
-            (self.config.warn)(what);
+            (self.warn)(what);
         }
     }
 
@@ -246,7 +236,7 @@ impl<D: Device + Send> Finder for DeviceFinder<D> {
     }
 
     fn bytes(&self) -> usize {
-        self.taken
+        self.site.taken
     }
 
     fn searches(&self) -> u64 {
