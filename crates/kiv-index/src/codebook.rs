@@ -17,6 +17,9 @@ const VECTORS_PER_OUTLIER: usize = 32;
 /// Vectors that are coded side by side.
 const LANES: usize = 16;
 
+/// Vectors that are decoded together.
+const DECODED: usize = 64;
+
 /// Centroids of every subspace.
 #[derive(Clone, Debug)]
 pub struct Codebook {
@@ -116,14 +119,17 @@ impl Codebook {
     /// # Panics
     /// If a code is 16 or more.
     pub fn decode(&self, codes: &[u8], vectors: &mut Vec<f32>) {
-        let dim = self.split.dim();
-        let first = vectors.len();
-        vectors.resize(first + codes.len() / self.m() * dim, 0.0);
-        let out = vectors[first..].chunks_exact_mut(dim);
-        for (codes, vector) in codes.chunks_exact(self.m()).zip(out) {
-            for (code, (axes, book)) in codes.iter().zip(self.books()) {
-                for (axis, column) in axes.iter().zip(book) {
-                    vector[usize::from(*axis)] = column[usize::from(*code)];
+        let (dim, m, first) = (self.split.dim(), self.m(), vectors.len());
+        vectors.resize(first + codes.len() / m * dim, 0.0);
+        // Few enough to stay in the nearest cache.
+        let some = vectors[first..].chunks_mut(DECODED * dim);
+        for (vectors, codes) in some.zip(codes.chunks(DECODED * m)) {
+            for (number, (axes, book)) in self.books().enumerate() {
+                let codes = codes.iter().skip(number).step_by(m);
+                for (vector, code) in vectors.chunks_exact_mut(dim).zip(codes) {
+                    for (axis, column) in axes.iter().zip(book) {
+                        vector[usize::from(*axis)] = column[usize::from(*code)];
+                    }
                 }
             }
         }

@@ -171,6 +171,21 @@ impl Era {
         start as usize..self.ends[list] as usize
     }
 
+    /// The list that a place is in.
+    pub fn list_of(&self, place: usize) -> usize {
+        self.ends.partition_point(|end| *end as usize <= place)
+    }
+
+    /// Means of lists as coded, appended to `out`.
+    pub fn decode_means(&self, lists: impl Iterator<Item = usize>, out: &mut Vec<f32>) {
+        let (m, mut codes) = (self.coarse.m(), Vec::new());
+        for (i, list) in lists.enumerate() {
+            self.lists.unpack_into(list, &mut codes);
+            codes.truncate((i + 1) * m);
+        }
+        self.coarse.decode(&codes, out);
+    }
+
     /// The token at a place, counted from the first in the index.
     pub fn token_at(&self, place: usize) -> u32 {
         self.first as u32 + u32::from(self.order[place])

@@ -11,7 +11,8 @@
 //!    4 bits for every dimension or two, in a space in which the error is that of the
 //!    logit ([`Space`]). So are the newest keys, those in no era yet, all of them.
 //! 3. The best keys' approximate logits go to the caller ([`Hits`]), who knows how to
-//!    turn them into blocks.
+//!    turn them into blocks, or multiplies them, decoded, with more queries than are worth
+//!    searching for ([`HeadIndex::decode`]).
 //!
 //! Keys come as they are cached, rotated by their positions. Each era has codebooks of its
 //! own, so that none is used far from where it was trained.
@@ -21,6 +22,7 @@
 mod best;
 mod cluster;
 mod codebook;
+mod decode;
 mod era;
 mod head;
 mod marks;

@@ -168,6 +168,11 @@ impl Newest {
         self.keys.len() / self.segment
     }
 
+    /// Keys of a segment.
+    pub fn segment_len(&self) -> usize {
+        self.segment
+    }
+
     /// What is subtracted from the keys of a segment, the one to come included.
     pub fn centre(&self, segment: usize) -> &[f32] {
         &self.centres[segment * self.dim..(segment + 1) * self.dim]

@@ -50,6 +50,16 @@ impl Grid {
         high.chain(vector.iter().map(|v| cell(v) & 15)).collect()
     }
 
+    /// The vector that codes, `[2 dim]`, stand for.
+    fn decode(&self, codes: &[u8]) -> Vec<f32> {
+        let (high, low) = codes.split_at(codes.len() / 2);
+        let cells = high.iter().zip(low).map(|(high, low)| high << 4 | low);
+        // The middles of cells.
+        cells
+            .map(|cell| (f32::from(cell) - 127.5) * self.step)
+            .collect()
+    }
+
     /// Products of a query with what codes stand for, `[2 dim, 16]`.
     fn table(&self, query: &[f32], table: &mut Vec<f32>) {
         let levels: [f32; CENTROIDS] = std::array::from_fn(|i| i as f32);
@@ -114,6 +124,17 @@ impl Outliers {
     pub fn contains(&self, token: usize) -> bool {
         let has = |list: &[u32]| list.binary_search(&(token as u32)).is_ok();
         has(&self.tokens) || has(&self.beyond)
+    }
+
+    /// The vector of a token, if it is one of them.
+    pub fn vector(&self, grid: &Grid, token: usize) -> Option<Vec<f32>> {
+        let token = token as u32;
+        if let Ok(at) = self.tokens.binary_search(&token) {
+            let codes = self.parts.iter().flat_map(|part| part.unpack(at..at + 1));
+            return Some(grid.decode(&codes.collect::<Vec<u8>>()));
+        }
+        let at = self.beyond.binary_search(&token).ok()?;
+        Some(self.vectors[at * self.dim..(at + 1) * self.dim].to_vec())
     }
 
     /// Which of the first `n` tokens are outliers.

@@ -93,6 +93,13 @@ impl<B: Deref<Target = [u8]>> PackedCodes<B> {
         codes
     }
 
+    /// Codes of one vector, appended to `codes`.
+    pub fn unpack_into(&self, vector: usize, codes: &mut Vec<u8>) {
+        let first = codes.len();
+        codes.resize(first + self.m, 0);
+        unpack_key(&self.bytes, self.m, vector, &mut codes[first..]);
+    }
+
     /// One subquantizer's code of one vector.
     pub fn code(&self, vector: usize, subquantizer: usize) -> u8 {
         unpack_one(&self.bytes, self.m, vector, subquantizer)

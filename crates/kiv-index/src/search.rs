@@ -10,6 +10,7 @@ use crate::newest::Newest;
 use crate::outliers::OutlierTables;
 use kiv_fastscan::{CENTROIDS, GROUP, Isa, Lut, LutError, at_least, scan_groups, scan_many, top_k};
 use kiv_numeric::dot;
+use std::ops::Range;
 
 /// Marks numbers of keys that are tokens; others are places.
 pub(crate) const TOKEN: u32 = 1 << 31;
@@ -76,6 +77,8 @@ pub struct Hits {
     /// Where each query's hits end.
     ends: Vec<usize>,
     tokens: Vec<u32>,
+    /// The same keys' numbers.
+    keys: Vec<u32>,
     logits: Vec<f32>,
 }
 
@@ -86,9 +89,23 @@ impl Hits {
     /// If there was no such query.
     #[must_use]
     pub fn of(&self, query: usize) -> (&[u32], &[f32]) {
-        let start = if query == 0 { 0 } else { self.ends[query - 1] };
-        let hits = start..self.ends[query];
+        let hits = self.range(query);
         (&self.tokens[hits.clone()], &self.logits[hits])
+    }
+
+    /// Numbers of the same keys, for [`HeadIndex::decode`], as long as the index does not
+    /// change.
+    ///
+    /// # Panics
+    /// If there was no such query.
+    #[must_use]
+    pub fn keys(&self, query: usize) -> &[u32] {
+        &self.keys[self.range(query)]
+    }
+
+    fn range(&self, query: usize) -> Range<usize> {
+        let start = if query == 0 { 0 } else { self.ends[query - 1] };
+        start..self.ends[query]
     }
 
     /// Such that keys are in the order of their numbers: who has found them in which order
@@ -104,6 +121,7 @@ impl Hits {
     fn clear(&mut self) {
         self.ends.clear();
         self.tokens.clear();
+        self.keys.clear();
         self.logits.clear();
     }
 }
@@ -206,6 +224,7 @@ impl HeadIndex {
                     id & !TOKEN
                 }
             }));
+            hits.keys.extend(best.found().iter().map(|key| key.id()));
             hits.logits
                 .extend(best.found().iter().map(|key| key.score()));
             hits.ends.push(hits.tokens.len());

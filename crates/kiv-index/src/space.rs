@@ -154,6 +154,16 @@ impl Space {
         self.map(&self.key_map, keys, out);
     }
 
+    /// Keys that are mapped to vectors `[n, dim]`, appending to `out`.
+    pub(crate) fn unmap(&self, mapped: &[f32], out: &mut Vec<f32>) {
+        // A product with a query is the mapped query's with the mapped key.
+        let dim = self.dim;
+        let rows: Vec<f32> = self.query_map.vectors().collect();
+        let columns = (0..dim * dim).map(|i| rows[i % dim * dim + i / dim]);
+        let columns: Vec<f32> = columns.collect();
+        self.map(&Columns::new(&columns, dim), mapped, out);
+    }
+
     /// Maps queries `[n, dim]`, appending to `out`.
     pub fn map_queries(&self, queries: &[f32], out: &mut Vec<f32>) {
         self.map(&self.query_map, queries, out);

@@ -236,6 +236,63 @@ fn what_is_below_a_floor_is_not_told() {
 }
 
 #[test]
+fn decoded_keys_score_what_was_told() {
+    for dim in [32, 40, 64] {
+        let mut source = Source::new(dim, 14);
+        let mut keys = source.keys(0, 9000);
+        // Outliers in an era, among the newest keys and in the tail, on a grid and beyond.
+        let outliers = [
+            (1500, 12.0),
+            (7300, 12.0),
+            (7800, 1e4),
+            (8800, 1e4),
+            (8900, 12.0),
+        ];
+        for (token, size) in outliers {
+            let far = vector(&mut source.rng, dim, size);
+            keys[token * dim..(token + 1) * dim].copy_from_slice(&far);
+        }
+        let mut index = HeadIndex::new(params(dim));
+        for _ in 0..200 {
+            index.observe(&vector(&mut source.rng, dim, 12.0));
+        }
+        // Keys themselves; a codebook and a tail; an era, newest keys and a tail.
+        for n in [500, 2500, 9000] {
+            append(&mut index, &keys[..n * dim], 500).unwrap();
+            let everything = Effort {
+                probed: usize::MAX / 2,
+                kept: usize::MAX / 2,
+            };
+            let query = vector(&mut source.rng, dim, 2.0);
+            let hits = search(&index, &query, everything);
+            let (tokens, logits) = hits.of(0);
+            let mut decoded = Vec::new();
+            index.decode(hits.keys(0), &mut decoded);
+            assert_eq!(decoded.len(), n * dim);
+            let (mut off, mut mean_apart) = (0.0, 0.0);
+            for ((token, logit), decoded) in tokens.iter().zip(logits).zip(decoded.chunks(dim)) {
+                let key = &keys[*token as usize * dim..][..dim];
+                // Tables have steps of the longest keys' size.
+                let size = dot(key, key).sqrt().max(8.0) * dot(&query, &query).sqrt();
+                let apart = (dot(&query, decoded) - logit).abs() / size;
+                assert!(apart < 0.8, "dim {dim}, {n} keys, {token}: {apart}");
+                mean_apart += apart / n as f32;
+                let error: Vec<f32> = key.iter().zip(decoded).map(|(a, b)| a - b).collect();
+                off += (dot(&error, &error) / dot(key, key)).sqrt() / n as f32;
+            }
+            assert!(mean_apart < 0.03, "dim {dim}, {n} keys: {mean_apart}");
+            assert!(off < 0.4, "dim {dim}, {n} keys: {off} of their lengths off");
+            // In whatever order, and some of them.
+            let some: Vec<u32> = hits.keys(0).iter().rev().step_by(7).copied().collect();
+            let mut again = Vec::new();
+            index.decode(&some, &mut again);
+            let before = decoded.chunks(dim).rev().step_by(7).flatten();
+            assert!(again.iter().eq(before));
+        }
+    }
+}
+
+#[test]
 fn every_instruction_set_finds_the_same() {
     let dim = 40;
     let mut source = Source::new(dim, 3);

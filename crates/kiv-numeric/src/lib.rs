@@ -70,6 +70,20 @@ pub fn tile_logits<const R: usize>(
     }
 }
 
+/// [`tile_logits`] of the first `W` keys, appended to `out` query by query.
+///
+/// # Panics
+/// If a query is shorter than there are columns, or `W` does not divide [`TILE`].
+#[inline]
+pub fn first_logits<const R: usize, const W: usize>(
+    queries: [&[f32]; R],
+    columns: &[[f32; TILE]],
+    out: &mut Vec<[f32; W]>,
+) {
+    let queries = queries.map(|query| &query[..columns.len()]);
+    out.extend(part_of_logits::<R, W>(queries, columns, 0));
+}
+
 /// [`tile_logits`], `W` keys at a time.
 #[inline(always)]
 fn parts_of_logits<const R: usize, const W: usize>(
@@ -80,21 +94,32 @@ fn parts_of_logits<const R: usize, const W: usize>(
     let queries = queries.map(|query| &query[..columns.len()]);
     let mut sums = [[0f32; TILE]; R];
     for part in 0..TILE / W {
-        let mut acc = [[0f32; W]; R];
-        for (d, column) in columns.iter().enumerate() {
-            let column = &column.as_chunks::<W>().0[part];
-            for r in 0..R {
-                let q = queries[r][d];
-                for i in 0..W {
-                    acc[r][i] = fma(q, column[i], acc[r][i]);
-                }
-            }
-        }
+        let acc = part_of_logits::<R, W>(queries, columns, part);
         for (sums, acc) in sums.iter_mut().zip(acc) {
             sums.as_chunks_mut::<W>().0[part] = acc;
         }
     }
     sums
+}
+
+/// Products of queries, as long as there are columns, with `W` keys.
+#[inline(always)]
+fn part_of_logits<const R: usize, const W: usize>(
+    queries: [&[f32]; R],
+    columns: &[[f32; TILE]],
+    part: usize,
+) -> [[f32; W]; R] {
+    let mut acc = [[0f32; W]; R];
+    for (d, column) in columns.iter().enumerate() {
+        let column = &column.as_chunks::<W>().0[part];
+        for r in 0..R {
+            let q = queries[r][d];
+            for i in 0..W {
+                acc[r][i] = fma(q, column[i], acc[r][i]);
+            }
+        }
+    }
+    acc
 }
 
 /// `e^x` for `x <= 0`, relative error below 3e-7; 0 below -87.

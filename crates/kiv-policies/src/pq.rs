@@ -7,11 +7,13 @@
 //! over the query group.
 //!
 //! In prefill the queries of a micro-batch are grouped by k-means, head by
-//! head, and the index is asked for each group's mean: every micro-batch sees
-//! the whole past, at a cost that does not grow with its length.
+//! head, the index is asked for each group's mean, and each query weighs what
+//! its mean has found: every micro-batch sees the whole past, at a cost that
+//! hardly grows with its length.
 
 mod ask;
 mod device;
+mod read;
 mod rest;
 mod work;
 
@@ -222,11 +224,13 @@ impl Policy for Pq {
                     }
                     match request.phase {
                         Phase::Decode => ask.decode(head, found.as_ref()),
-                        Phase::Prefill => ask.prefill(head),
+                        Phase::Prefill => ask.read(head),
                     }?;
                     // Nothing is known of blocks without a hit.
-                    let gives_rest =
-                        request.takes_rest && ask.is_plain() && head.touched.len() > n_slots;
+                    let gives_rest = request.phase == Phase::Decode
+                        && request.takes_rest
+                        && ask.is_plain()
+                        && head.touched.len() > n_slots;
                     if gives_rest {
                         let start = HEAD_START * layer.group() as f32;
                         let resident = request.resident.get(kv_head);
@@ -429,6 +433,17 @@ impl Head {
         }
         self.shares.resize(n_blocks, 0.0);
         self.one.resize(n_blocks, 0.0);
+    }
+
+    /// Raises a block's share.
+    fn raise(&mut self, block: BlockId, share: f32) {
+        let before = &mut self.shares[block as usize];
+        if share > *before {
+            if *before == 0.0 {
+                self.touched.push(block);
+            }
+            *before = share;
+        }
     }
 
     /// Adds to the shares of these blocks, as far as they are any.

@@ -4,7 +4,7 @@ use super::Head;
 use super::rest::LEAST;
 use crate::local::LocalKeys;
 use kiv_fastscan::Isa;
-use kiv_index::{Asked, Effort, Found, HeadIndex, groups};
+use kiv_index::{Asked, Effort, Found, HeadIndex};
 use kiv_numeric::{exp_nonpositive, log_sum_exp};
 use kiv_policy::{BlockId, LayerGeometry, PolicyError, SelectRequest};
 
@@ -13,15 +13,6 @@ pub(super) const DECODE: Effort = Effort {
     probed: 10240,
     kept: 1024,
 };
-
-/// The same for one of a micro-batch's groups of queries.
-const PREFILL: Effort = Effort {
-    probed: 2048,
-    kept: 512,
-};
-
-/// Groups that a micro-batch's queries of one head are divided into.
-const GROUPS: usize = 8;
 
 /// Every so many tokens of a micro-batch are shown to the index.
 const OBSERVED: usize = 16;
@@ -53,16 +44,6 @@ pub(super) struct Batch {
     sinks: Vec<f32>,
 }
 
-/// How queries are searched for.
-#[derive(Clone, Copy)]
-struct Way<'a> {
-    effort: Effort,
-    /// Share of what is attended to in any case from which on a key is worth finding.
-    floor: f32,
-    /// What a device has found. Local keys have been asked then.
-    found: Option<&'a Found>,
-}
-
 impl Ask<'_> {
     /// Query heads that share the KV head.
     pub fn query_heads(&self) -> std::ops::Range<usize> {
@@ -80,12 +61,17 @@ impl Ask<'_> {
 
     /// Adds a query to a batch.
     fn push(&self, batch: &mut Batch, query_head: usize, query: &[f32], last: i32) {
-        // A longer one has the same favourites.
-        let scale = self.layer.scale * self.shrink(query);
-        batch.queries.extend(query.iter().map(|v| v * scale));
+        self.scale(query, &mut batch.queries);
         batch.last.push(last);
         let sink = self.request.sinks.get(query_head).copied();
         batch.sinks.push(sink.unwrap_or(f32::NEG_INFINITY));
+    }
+
+    /// Appends a query as it is multiplied with keys.
+    pub fn scale(&self, query: &[f32], out: &mut Vec<f32>) {
+        // A longer one has the same favourites.
+        let scale = self.layer.scale * self.shrink(query);
+        out.extend(query.iter().map(|v| v * scale));
     }
 
     /// The queries of every head of one token.
@@ -104,48 +90,7 @@ impl Ask<'_> {
     pub fn decode(&self, head: &mut Head, found: Option<&Found>) -> Result<(), PolicyError> {
         for token in 0..self.request.queries.n_tokens() {
             let batch = self.of_token(token);
-            let way = Way {
-                effort: DECODE,
-                floor: LEAST,
-                found,
-            };
-            self.search(head, &batch, way, |share, more| *share += more)?;
-        }
-        Ok(())
-    }
-
-    /// Means of similar queries, head by head.
-    pub fn prefill(&self, head: &mut Head) -> Result<(), PolicyError> {
-        let (queries, dim) = (&self.request.queries, self.layer.key_dim);
-        for query_head in self.query_heads() {
-            let all: Vec<f32> = (0..queries.n_tokens())
-                .flat_map(|token| queries.get(token, query_head).iter().copied())
-                .collect();
-            if all.iter().any(|v| !v.is_finite()) {
-                return Err(PolicyError("a query is not a number".to_owned()));
-            }
-            let mut batch = Batch::default();
-            for members in groups(&all, dim, GROUPS) {
-                let mut mean = vec![0f32; dim];
-                let mut position = 0f64;
-                for member in &members {
-                    let at = *member as usize;
-                    let query = &all[at * dim..(at + 1) * dim];
-                    let n = members.len() as f32;
-                    mean.iter_mut().zip(query).for_each(|(m, q)| *m += q / n);
-                    position += f64::from(queries.positions[at]) / f64::from(n);
-                }
-                self.push(&mut batch, query_head, &mean, position as i32);
-            }
-            // The neediest group of each head counts: a block that one of them
-            // needs outranks one that all glance at.
-            let way = Way {
-                effort: PREFILL,
-                // They are means: one of theirs may look farther.
-                floor: 0.0,
-                found: None,
-            };
-            self.search(head, &batch, way, |share, more| *share = share.max(more))?;
+            self.search(head, &batch, found)?;
         }
         Ok(())
     }
@@ -193,7 +138,7 @@ impl Ask<'_> {
     }
 
     /// [`Self::local_total`] of some queries that have been multiplied together.
-    fn local_totals<'a>(
+    pub fn local_totals<'a>(
         &'a self,
         local: &'a LocalKeys,
         last: &'a [i32],
@@ -219,13 +164,13 @@ impl Ask<'_> {
         totals.map(|total| self.floor(total, LEAST)).collect()
     }
 
-    /// Adds the blocks' shares of these queries' softmax to the head's shares.
+    /// Adds the blocks' shares of these queries' softmax to the head's shares. Where a device
+    /// has found keys, local ones have been asked.
     fn search(
         &self,
         head: &mut Head,
         batch: &Batch,
-        way: Way<'_>,
-        add: impl Fn(&mut f32, f32),
+        found: Option<&Found>,
     ) -> Result<(), PolicyError> {
         let dim = self.layer.key_dim;
         let Head {
@@ -246,19 +191,19 @@ impl Ask<'_> {
             .chunks(TOGETHER)
             .zip(batch.sinks.chunks(TOGETHER));
         for (queries, (last, sinks)) in together.zip(others) {
-            if way.found.is_none() {
+            if found.is_none() {
                 local.ask(queries);
             }
             let first = totals.len();
             totals.extend(self.local_totals(local, last, sinks));
             let new = totals[first..].iter();
             floors.clear();
-            floors.extend(new.map(|total| self.floor(*total, way.floor)));
+            floors.extend(new.map(|total| self.floor(*total, LEAST)));
             let (isa, floors) = (self.isa, &floors[..]);
             let asked = Asked { queries, floors };
-            let searched = match way.found {
-                Some(found) => index.search_rest(isa, asked, way.effort, found, scratch, hits),
-                None => index.search(isa, asked, way.effort, scratch, hits),
+            let searched = match found {
+                Some(found) => index.search_rest(isa, asked, DECODE, found, scratch, hits),
+                None => index.search(isa, asked, DECODE, scratch, hits),
             };
             searched.map_err(|e| PolicyError(e.to_string()))?;
             for (i, total) in totals[first..].iter_mut().enumerate() {
@@ -278,7 +223,7 @@ impl Ask<'_> {
                         if shares[block] == 0.0 {
                             touched.push(block as BlockId);
                         }
-                        add(&mut shares[block], more);
+                        shares[block] += more;
                     }
                 }
             }

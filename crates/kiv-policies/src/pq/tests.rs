@@ -1,9 +1,9 @@
 use super::*;
 use crate::fixture;
 use kiv_index::{Effort, Found};
-use kiv_policy::{ColdError, ColdRun, Rest};
+use kiv_policy::{ColdError, ColdRun, Queries, Rest};
 use kiv_store::HostStore;
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 
@@ -199,6 +199,75 @@ fn a_device_is_asked_for_decoded_tokens_alone() {
     let bad = [&values[1..], &[f32::NAN]].concat();
     assert!(ask(&mut policy, &cold, &bad).is_err());
     assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+/// What is wanted for a micro-batch's queries, `[n, 2, DIM]`, of which each attends to a sink.
+fn read(policy: &mut dyn Policy, cold: &dyn ColdRows, values: &[f32], sink: f32) -> Vec<BlockId> {
+    let positions: Vec<i32> = (1000..).take(values.len() / 2 / fixture::DIM).collect();
+    let request = SelectRequest {
+        phase: Phase::Prefill,
+        queries: Queries {
+            values,
+            n_head: 2,
+            dim: fixture::DIM,
+            positions: &positions,
+        },
+        takes_rest: false,
+        sinks: &[sink; 2],
+        ..fixture::request(values, cold, &[])
+    };
+    let mut selection = Selection::default();
+    selection.reset(1);
+    policy.select(&request, &mut selection).unwrap();
+    selection.head(0).to_vec()
+}
+
+/// Reading sees what scoring every key for every query would.
+#[test]
+fn a_micro_batch_wants_what_each_of_its_queries_needs() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let (mut policy, mut exact) = (Pq::default(), crate::Exact::default());
+    let store = fixture::store(&mut policy, 8, 1.5, &mut ChaCha8Rng::seed_from_u64(1));
+    fixture::store(&mut exact, 8, 1.5, &mut ChaCha8Rng::seed_from_u64(1));
+    let (mut same, mut all) = (0, 0);
+    for n in [1, 5, 16, 70, 300] {
+        for sink in [f32::NEG_INFINITY, 0.0, 6.0] {
+            let values = fixture::random(&mut rng, n * 2 * fixture::DIM, 2.0);
+            let wanted = read(&mut policy, &store, &values, sink);
+            let best = read(&mut exact, &store, &values, sink);
+            assert_eq!((wanted.len(), best.len()), (8, 8));
+            same += best.iter().filter(|block| wanted.contains(block)).count();
+            all += best.len();
+        }
+    }
+    // Exact adds up what a token's heads need.
+    assert!(same * 100 >= all * 80, "{same} of {all}");
+}
+
+/// One query of many that looks for something else is not lost in their mean.
+#[test]
+fn a_single_query_is_seen() {
+    let mut policy = Pq::default();
+    let store = fixture::store(&mut policy, 6, 1.5, &mut ChaCha8Rng::seed_from_u64(1));
+    let mut keys = Vec::new();
+    let all = store.keys(0, 0, 0, fixture::N_BLOCKS).unwrap();
+    all.rows().decode_into(&mut keys);
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    for token in [3, 100, 331, 500, 639] {
+        let usual = fixture::random(&mut rng, fixture::DIM, 1.0);
+        let mut values = Vec::new();
+        for _ in 0..512 * 2 {
+            let noise = fixture::random(&mut rng, fixture::DIM, 0.05);
+            values.extend(usual.iter().zip(noise).map(|(a, b)| a + b));
+        }
+        let one = rng.random_range(0..512 * 2) * fixture::DIM;
+        let key = &keys[token * fixture::DIM..][..fixture::DIM];
+        let looks = values[one..].iter_mut().zip(key);
+        looks.for_each(|(value, key)| *value = 2.0 * key);
+        let wanted = read(&mut policy, &store, &values, f32::NEG_INFINITY);
+        let block = (token * fixture::N_BLOCKS / (keys.len() / fixture::DIM)) as BlockId;
+        assert!(wanted.contains(&block), "{block} in {wanted:?}");
+    }
 }
 
 /// What a query attends to in any case leaves no room for keys that are far below it.
