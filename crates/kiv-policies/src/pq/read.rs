@@ -17,7 +17,7 @@ const ALIKE: [usize; 2] = [16, 64];
 
 /// Keys in the index for each query from which on there are fewer means, so that searching
 /// takes as long.
-const KEYS: usize = 4096;
+const KEYS: usize = 8192;
 
 /// Means that are worth it, however few queries there are.
 const FEWEST: usize = 8;
