@@ -21,7 +21,11 @@ pub fn lists(vectors: &[f32], dim: usize, size: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
-fn mean(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {
+/// The mean of some of vectors `[n, dim]`, into `out`, `[dim]`; 0 of none.
+///
+/// # Panics
+/// If there is no such vector.
+pub fn mean_of(vectors: &[f32], dim: usize, members: &[u32], out: &mut [f32]) {
     out.fill(0.0);
     for member in members {
         let at = *member as usize * dim;
@@ -73,7 +77,7 @@ fn k_means(vectors: &[f32], dim: usize, members: &[u32], k: usize) -> Vec<Vec<u3
         if round < ROUNDS {
             for (set, out) in sets.iter().zip(means.chunks_exact_mut(dim)) {
                 if !set.is_empty() {
-                    mean(vectors, dim, set, out);
+                    mean_of(vectors, dim, set, out);
                 }
             }
         }

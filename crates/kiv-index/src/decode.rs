@@ -1,10 +1,13 @@
 //! Keys as their codes have them: who has many queries for few keys multiplies them with
 //! these, instead of making tables for each query.
 
+use crate::codebook::Codebook;
 use crate::era::Era;
 use crate::head::HeadIndex;
 use crate::newest::Newest;
+use crate::packed::PackedCodes;
 use crate::search::TOKEN;
+use std::ops::Deref;
 
 /// Of whatever is marked as an outlier.
 const MARKED: &str = "outliers are marked";
@@ -77,10 +80,7 @@ impl HeadIndex {
             numbers.for_each(|number| out.extend_from_slice(of(number)));
             return;
         };
-        let mut codes = Vec::new();
-        let coded = numbers.clone();
-        coded.for_each(|number| self.tail.codes.unpack_into(number, &mut codes));
-        newest.fine.decode(&codes, mapped);
+        decode_all(&newest.fine, &self.tail.codes, numbers.clone(), mapped);
         let centre = newest.centre(newest.n_segments());
         for (number, vector) in numbers.zip(mapped.chunks_exact_mut(dim)) {
             if let Some(outlier) = self.tail.outliers.vector(&newest.grid, number) {
@@ -96,10 +96,7 @@ impl Era {
     /// Keys at these places, in the era's space.
     fn decode(&self, places: impl Iterator<Item = usize> + Clone, out: &mut Vec<f32>) {
         let dim = self.centre.len();
-        let mut codes = Vec::new();
-        let coded = places.clone();
-        coded.for_each(|place| self.keys().unpack_into(place, &mut codes));
-        self.fine.decode(&codes, out);
+        decode_all(&self.fine, self.keys(), places.clone(), out);
         let mut lists: Vec<usize> = places.clone().map(|place| self.list_of(place)).collect();
         let of_keys = lists.clone();
         // Neighbours are in the same.
@@ -125,10 +122,8 @@ impl Era {
 impl Newest {
     /// The keys of tokens, counted from the first one, in the space of these.
     fn decode(&self, tokens: impl Iterator<Item = usize> + Clone, out: &mut Vec<f32>) {
-        let (dim, mut codes) = (self.centre(0).len(), Vec::new());
-        let coded = tokens.clone();
-        coded.for_each(|token| self.keys().unpack_into(token, &mut codes));
-        self.fine.decode(&codes, out);
+        let dim = self.centre(0).len();
+        decode_all(&self.fine, self.keys(), tokens.clone(), out);
         for (token, vector) in tokens.zip(out.chunks_exact_mut(dim)) {
             if self.is_outlier.has(token) {
                 let outlier = self.outliers.vector(&self.grid, token).expect(MARKED);
@@ -137,6 +132,18 @@ impl Newest {
             add(vector, self.centre(token / self.segment_len()));
         }
     }
+}
+
+/// What some of these codes stand for, appended to `out`.
+fn decode_all<B: Deref<Target = [u8]>>(
+    book: &Codebook,
+    codes: &PackedCodes<B>,
+    vectors: impl Iterator<Item = usize>,
+    out: &mut Vec<f32>,
+) {
+    let mut unpacked = Vec::new();
+    vectors.for_each(|vector| codes.unpack_into(vector, &mut unpacked));
+    book.decode(&unpacked, out);
 }
 
 fn add(vector: &mut [f32], other: &[f32]) {

@@ -38,7 +38,7 @@ mod vectors;
 mod view;
 mod work;
 
-pub use cluster::{groups, lists};
+pub use cluster::{groups, lists, mean_of};
 pub use codebook::Codebook;
 pub use head::{HeadIndex, IndexError, Params};
 pub use search::{Asked, Effort, Finder, Found, Hits, Scratch};

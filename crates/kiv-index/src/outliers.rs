@@ -130,8 +130,9 @@ impl Outliers {
     pub fn vector(&self, grid: &Grid, token: usize) -> Option<Vec<f32>> {
         let token = token as u32;
         if let Ok(at) = self.tokens.binary_search(&token) {
-            let codes = self.parts.iter().flat_map(|part| part.unpack(at..at + 1));
-            return Some(grid.decode(&codes.collect::<Vec<u8>>()));
+            let (parts, mut codes) = (self.parts.iter(), Vec::with_capacity(2 * self.dim));
+            parts.for_each(|part| part.unpack_into(at, &mut codes));
+            return Some(grid.decode(&codes));
         }
         let at = self.beyond.binary_search(&token).ok()?;
         Some(self.vectors[at * self.dim..(at + 1) * self.dim].to_vec())

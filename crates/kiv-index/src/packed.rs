@@ -86,10 +86,8 @@ impl<B: Deref<Target = [u8]>> PackedCodes<B> {
 
     /// Codes of some vectors, `[n, m]`.
     pub fn unpack(&self, vectors: Range<usize>) -> Vec<u8> {
-        let mut codes = vec![0; vectors.len() * self.m];
-        for (i, codes) in vectors.zip(codes.chunks_exact_mut(self.m)) {
-            unpack_key(&self.bytes, self.m, i, codes);
-        }
+        let mut codes = Vec::with_capacity(vectors.len() * self.m);
+        vectors.for_each(|vector| self.unpack_into(vector, &mut codes));
         codes
     }
 

@@ -7,7 +7,7 @@
 
 use super::Head;
 use super::ask::{Ask, TOGETHER};
-use kiv_index::{Effort, HeadIndex, Hits, groups};
+use kiv_index::{Effort, HeadIndex, Hits, groups, mean_of};
 use kiv_numeric::{Columns, TILE, exp_nonpositive, first_logits};
 use kiv_policy::{BlockId, PolicyError};
 
@@ -112,7 +112,10 @@ impl Ask<'_> {
         } = head;
         let mut told = Told::default();
         for sets in sets.chunks(TOGETHER) {
-            let means: Vec<f32> = sets.iter().flat_map(|set| queries.mean(set)).collect();
+            let mut means = vec![0f32; sets.len() * queries.dim];
+            for (set, mean) in sets.iter().zip(means.chunks_exact_mut(queries.dim)) {
+                mean_of(&queries.values, queries.dim, set, mean);
+            }
             let searched = index.search(self.isa, means[..].into(), OF_MEANS, scratch, hits);
             searched.map_err(|e| PolicyError(e.to_string()))?;
             (0..sets.len()).for_each(|query| told.push(hits, query));
@@ -223,16 +226,6 @@ impl Queries {
 
     fn get(&self, i: u32) -> &[f32] {
         &self.values[i as usize * self.dim..][..self.dim]
-    }
-
-    /// The mean of some of them.
-    fn mean(&self, set: &[u32]) -> Vec<f32> {
-        let mut mean = vec![0f32; self.dim];
-        for query in set.iter().map(|i| self.get(*i)) {
-            mean.iter_mut().zip(query).for_each(|(m, q)| *m += q);
-        }
-        mean.iter_mut().for_each(|m| *m /= set.len() as f32);
-        mean
     }
 }
 
