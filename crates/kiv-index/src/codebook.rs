@@ -126,8 +126,10 @@ impl Codebook {
         for (vectors, codes) in some.zip(codes.chunks(DECODED * m)) {
             for (number, (axes, book)) in self.books().enumerate() {
                 let codes = codes.iter().skip(number).step_by(m);
-                for (vector, code) in vectors.chunks_exact_mut(dim).zip(codes) {
-                    for (axis, column) in axes.iter().zip(book) {
+                // Most books are of one axis: no loop in the loop.
+                for (axis, column) in axes.iter().zip(book) {
+                    let codes = codes.clone();
+                    for (vector, code) in vectors.chunks_exact_mut(dim).zip(codes) {
                         vector[usize::from(*axis)] = column[usize::from(*code)];
                     }
                 }

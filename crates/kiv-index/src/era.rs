@@ -2,7 +2,7 @@
 //!
 //! This is an inverted file of residuals (IVFADC: Jégou et al., PAMI 2011). A key is
 //! coded as its difference from the mean of its list, as that is coded itself, so that a
-//! key's score is its list's and its own code's. Lists of some thirty keys among tens of
+//! key's score is its list's and its own code's. Lists of about eight keys among tens of
 //! thousands hold much more alike keys than lists among some thousand would, and there is
 //! an era for every so many tokens because keys rotate with their positions.
 

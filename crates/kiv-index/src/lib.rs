@@ -2,7 +2,7 @@
 //! query, without looking at most of them.
 //!
 //! One [`HeadIndex`] holds the keys of one layer and KV head, in the order in which they
-//! were read. Every 65,536 of them make an *era*, divided into *lists* of about 32
+//! were read. Every 65,536 of them make an *era*, divided into *lists* of about 8
 //! similar keys ([`lists`]):
 //!
 //! 1. The means of all lists are scored. They are product-quantized, so that byte

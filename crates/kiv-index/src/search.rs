@@ -491,7 +491,7 @@ impl HeadIndex {
                 }
             };
             let is_first = self.eras.is_empty() && number == 0;
-            if is_first && newest.n_segments() * segment > 4 * kept {
+            if is_first && newest.n_segments() * segment > kept.saturating_mul(4) {
                 // Where the best begin is learnt from a few, so that few others are moved.
                 // Half as many more than there should be: the sample is rough.
                 let some = kept * 3 / 2 / SAMPLED + GROUP;

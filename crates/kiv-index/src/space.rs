@@ -100,6 +100,9 @@ pub struct Space {
     key_map: Columns,
     /// The same for queries, the inverse transpose.
     query_map: Columns,
+    /// Its transpose, which maps keys back: a product with a query is the mapped query's with
+    /// the mapped key.
+    key_unmap: Columns,
     /// Variance of keys along each axis, largest first.
     variances: Vec<f64>,
 }
@@ -130,10 +133,12 @@ impl Space {
             });
             rows.collect()
         };
+        let query_map = Columns::new(&rows(&inverse), dim);
         Self {
             dim,
             key_map: Columns::new(&rows(&root), dim),
-            query_map: Columns::new(&rows(&inverse), dim),
+            key_unmap: query_map.transposed(),
+            query_map,
             variances: axes.iter().map(|axis| variance(*axis).max(0.0)).collect(),
         }
     }
@@ -156,12 +161,7 @@ impl Space {
 
     /// Keys that are mapped to vectors `[n, dim]`, appending to `out`.
     pub(crate) fn unmap(&self, mapped: &[f32], out: &mut Vec<f32>) {
-        // A product with a query is the mapped query's with the mapped key.
-        let dim = self.dim;
-        let rows: Vec<f32> = self.query_map.vectors().collect();
-        let columns = (0..dim * dim).map(|i| rows[i % dim * dim + i / dim]);
-        let columns: Vec<f32> = columns.collect();
-        self.map(&Columns::new(&columns, dim), mapped, out);
+        self.map(&self.key_unmap, mapped, out);
     }
 
     /// Maps queries `[n, dim]`, appending to `out`.
@@ -189,13 +189,14 @@ impl Space {
     /// Bytes on the heap.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.key_map.bytes() + self.query_map.bytes() + self.variances.len() * size_of::<f64>()
+        let maps = [&self.key_map, &self.query_map, &self.key_unmap].map(Columns::bytes);
+        maps.iter().sum::<usize>() + self.variances.len() * size_of::<f64>()
     }
 
     /// Bytes on the heap of a space of `dim` dimensions.
     #[must_use]
     pub fn planned_bytes(dim: usize) -> usize {
-        2 * Columns::planned_bytes(dim, dim) + dim * size_of::<f64>()
+        3 * Columns::planned_bytes(dim, dim) + dim * size_of::<f64>()
     }
 }
 
@@ -362,6 +363,7 @@ impl Saved for Space {
             dim: _,
             key_map,
             query_map,
+            key_unmap: _,
             variances,
         } = self;
         for map in [key_map, query_map] {
@@ -376,10 +378,12 @@ impl Saved for Space {
         let lengths = [key_map.len(), query_map.len()];
         let whole = lengths == [dim * dim; 2] && variances.len() == dim;
         expect(whole, "a space of an impossible size")?;
+        let query_map = Columns::new(&query_map, dim);
         Ok(Self {
             dim,
             key_map: Columns::new(&key_map, dim),
-            query_map: Columns::new(&query_map, dim),
+            key_unmap: query_map.transposed(),
+            query_map,
             variances,
         })
     }

@@ -101,16 +101,33 @@ impl Columns {
         tiles.map(move |tile| tile_logits(others, tile))
     }
 
-    /// Products of vectors with all of these: `out[other][i]`.
+    /// The columns as vectors: value `d` of the `i`-th becomes value `i` of the `d`-th.
+    #[must_use]
+    pub fn transposed(&self) -> Self {
+        let (dim, n) = (self.n, self.dim);
+        let mut tiles = vec![[0.0; TILE]; n.div_ceil(TILE) * dim];
+        for i in 0..self.n {
+            for d in 0..self.dim {
+                tiles[d / TILE * dim + i][d % TILE] = self.tiles[i / TILE * n + d][i % TILE];
+            }
+        }
+        Self { dim, n, tiles }
+    }
+
+    /// Products of vectors with the first of these: `out[other][i]`, as many of each other as
+    /// there is room for.
     ///
     /// # Panics
-    /// If `out` has another length, or one of the others is too short.
+    /// If `out` has no room for the same number of each, or for more than there are, or if one
+    /// of the others is too short.
     pub fn products_into(&self, others: &[&[f32]], out: &mut [f32]) {
-        assert_eq!(out.len(), others.len() * self.n, "one product of each two");
         if out.is_empty() {
             return;
         }
-        let mut rows = out.chunks_exact_mut(self.n);
+        let n = out.len() / others.len().max(1);
+        let fits = n <= self.n && out.len() == others.len() * n;
+        assert!(fits, "one product of each two");
+        let mut rows = out.chunks_exact_mut(n);
         let (fours, others) = others.as_chunks();
         let (twos, others) = others.as_chunks();
         fours
@@ -126,10 +143,12 @@ impl Columns {
         others: [&[f32]; R],
         out: &mut impl Iterator<Item = &'o mut [f32]>,
     ) {
-        let mut rows: [_; R] = std::array::from_fn(|_| out.next().map(|row| row.chunks_mut(TILE)));
-        for products in self.products(others) {
+        let mut rows: [_; R] =
+            std::array::from_fn(|_| out.next().unwrap_or_default().chunks_mut(TILE));
+        let n_tiles = rows[0].len();
+        for products in self.products(others).take(n_tiles) {
             for (row, products) in rows.iter_mut().zip(&products) {
-                if let Some(row) = row.as_mut().and_then(Iterator::next) {
+                if let Some(row) = row.next() {
                     row.copy_from_slice(&products[..row.len()]);
                 }
             }
@@ -175,6 +194,33 @@ mod tests {
             });
             // Small whole numbers: exact in any order.
             assert_eq!(got, all.collect::<Vec<_>>(), "{n}, {n_others}");
+        }
+    }
+
+    #[test]
+    fn products_with_the_first() {
+        let (these, others) = (vectors(70, 1), vectors(7, 2));
+        let columns = Columns::new(&these, DIM);
+        let other: Vec<&[f32]> = others.chunks(DIM).collect();
+        for n in [1, 31, 32, 33, 64, 69, 70] {
+            let mut got = vec![f32::NAN; n * other.len()];
+            columns.products_into(&other, &mut got);
+            let mut want = vec![f32::NAN; n * other.len()];
+            Columns::new(&these[..n * DIM], DIM).products_into(&other, &mut want);
+            assert_eq!(got, want, "{n}");
+        }
+    }
+
+    #[test]
+    fn transposed_twice_is_the_same() {
+        for n in [1, 6, 31, 32, 33, 70] {
+            let columns = Columns::new(&vectors(n, 4), DIM);
+            let transposed = columns.transposed();
+            assert_eq!((transposed.n(), transposed.dim()), (DIM, n));
+            let turned: Vec<f32> = transposed.vectors().collect();
+            let list: Vec<f32> = columns.vectors().collect();
+            assert!((0..n * DIM).all(|i| turned[i % DIM * n + i / DIM] == list[i]));
+            assert_eq!(transposed.transposed().tiles(), columns.tiles());
         }
     }
 

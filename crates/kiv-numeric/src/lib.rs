@@ -74,14 +74,24 @@ pub fn tile_logits<const R: usize>(
 ///
 /// # Panics
 /// If a query is shorter than there are columns, or `W` does not divide [`TILE`].
-#[inline]
+// Inlined into large loops its accumulators were kept in memory, which takes three times as
+// long.
+#[inline(never)]
 pub fn first_logits<const R: usize, const W: usize>(
     queries: [&[f32]; R],
     columns: &[[f32; TILE]],
     out: &mut Vec<[f32; W]>,
 ) {
+    const HALF: usize = TILE / 2;
     let queries = queries.map(|query| &query[..columns.len()]);
-    out.extend(part_of_logits::<R, W>(queries, columns, 0));
+    let first = out.len();
+    out.resize(first + R, [0.0; W]);
+    for part in 0..W / HALF {
+        let acc = part_of_logits::<R, HALF>(queries, columns, part);
+        for (out, acc) in out[first..].iter_mut().zip(&acc) {
+            out.as_chunks_mut::<HALF>().0[part] = *acc;
+        }
+    }
 }
 
 /// [`tile_logits`], `W` keys at a time.

@@ -13,8 +13,9 @@ pub(crate) struct LocalKeys {
     keys: Columns,
     /// Rows that are being read.
     rows: Vec<f32>,
-    /// Of the queries asked last, with all keys, `[n_queries, n]`.
+    /// Of the queries asked last, with as many keys as any of them sees, `[n_queries, n_seen]`.
     products: Vec<f32>,
+    n_seen: usize,
 }
 
 impl LocalKeys {
@@ -26,6 +27,7 @@ impl LocalKeys {
             keys: Columns::new(&[], dim),
             rows: Vec::new(),
             products: Vec::new(),
+            n_seen: 0,
         }
     }
 
@@ -72,17 +74,23 @@ impl LocalKeys {
         kept
     }
 
-    /// Multiplies queries, `[n_queries, dim]`, with all keys.
-    pub fn ask(&mut self, queries: &[f32]) {
+    /// Multiplies queries, `[n_queries, dim]`, with all keys up to the last position that any
+    /// of them sees; `last` has that of each.
+    pub fn ask(&mut self, queries: &[f32], last: &[i32]) {
         let queries: Vec<&[f32]> = queries.chunks_exact(self.keys.dim()).collect();
-        self.products.resize(queries.len() * self.keys.n(), 0.0);
+        self.n_seen = last.iter().map(|last| self.seen(*last)).max().unwrap_or(0);
+        self.products.resize(queries.len() * self.n_seen, 0.0);
         self.keys.products_into(&queries, &mut self.products);
     }
 
     /// Products of one of the queries asked last with the keys at positions up to `last`.
     pub fn of(&self, query: usize, last: i32) -> &[f32] {
-        let n = self.positions.partition_point(|p| *p <= last);
-        &self.products[query * self.keys.n()..][..n]
+        &self.products[query * self.n_seen..][..self.seen(last)]
+    }
+
+    /// Keys at positions up to `last`.
+    fn seen(&self, last: i32) -> usize {
+        self.positions.partition_point(|p| *p <= last)
     }
 }
 
@@ -181,7 +189,7 @@ mod tests {
         assert_eq!(local.positions, rows.positions);
         assert_eq!(local.keys.n(), rows.positions.len());
         // The first value of each key, and the second.
-        local.ask(&[1.0, 0.0, 0.0, 1.0]);
+        local.ask(&[1.0, 0.0, 0.0, 1.0], &[i32::MAX; 2]);
         let is_its_own = |(p, row): (&i32, &f32)| *row == *p as f32;
         assert!(
             rows.positions

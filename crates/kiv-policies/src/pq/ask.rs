@@ -159,7 +159,7 @@ impl Ask<'_> {
     /// Multiplies a decoded token's queries with the local keys, for a device: the floors of
     /// what it is to find.
     pub fn floors(&self, local: &mut LocalKeys, batch: &Batch) -> Vec<f32> {
-        local.ask(&batch.queries);
+        local.ask(&batch.queries, &batch.last);
         let totals = self.local_totals(local, &batch.last, &batch.sinks);
         totals.map(|total| self.floor(total, LEAST)).collect()
     }
@@ -192,7 +192,7 @@ impl Ask<'_> {
             .zip(batch.sinks.chunks(TOGETHER));
         for (queries, (last, sinks)) in together.zip(others) {
             if found.is_none() {
-                local.ask(queries);
+                local.ask(queries, last);
             }
             let first = totals.len();
             totals.extend(self.local_totals(local, last, sinks));

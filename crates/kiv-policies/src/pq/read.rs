@@ -22,11 +22,17 @@ const KEYS: usize = 8192;
 /// Means that are worth it, however few queries there are.
 const FEWEST: usize = 8;
 
-/// Keys looked at for a mean, and those that its queries weigh.
-const OF_MEANS: Effort = Effort {
-    probed: 2048,
-    kept: 512,
-};
+/// Keys looked at for a mean.
+const PROBED: usize = 2048;
+
+/// Keys of them that its queries weigh: fewer where there are more means.
+const KEPT: [usize; 2] = [256, 512];
+
+/// Keys that all means of a head keep together, within these bounds.
+const KEPT_TOGETHER: usize = 8192;
+
+/// Query heads of a KV head whose keys are decoded together: they have many in common.
+const DECODED_FOR: usize = 4;
 
 /// Queries that are multiplied with local keys at once.
 const AT_ONCE: usize = 16;
@@ -57,13 +63,20 @@ struct Told {
 impl Ask<'_> {
     /// Raises the blocks' shares to the largest that they have of the softmax of any query.
     pub fn read(&self, head: &mut Head) -> Result<(), PolicyError> {
-        for query_head in self.query_heads() {
-            let queries = self.queries_of(head, query_head)?;
-            let n = n_means(queries.locals.len(), head.index.len());
-            let sets = groups(&queries.values, queries.dim, n);
-            let told = self.search_for(head, &queries, &sets)?;
+        let query_heads: Vec<usize> = self.query_heads().collect();
+        for some in query_heads.chunks(DECODED_FOR) {
+            let mut told = Told::default();
+            let mut sets = Vec::new();
+            for query_head in some {
+                let queries = self.queries_of(head, *query_head)?;
+                let n = n_means(queries.locals.len(), head.index.len());
+                let of_head = groups(&queries.values, queries.dim, n);
+                self.search_for(head, &queries, &of_head, &mut told)?;
+                sets.extend(of_head.iter().map(|set| queries.of(set)));
+            }
+            told.decode(&head.index);
             for (i, set) in sets.iter().enumerate() {
-                self.weigh(head, &queries.of(set), &told.keys(i));
+                self.weigh(head, set, &told.keys(i));
             }
         }
         Ok(())
@@ -88,8 +101,8 @@ impl Ask<'_> {
                 }
                 self.scale(query, &mut all.values);
             }
-            head.local.ask(&all.values[first * dim..]);
             let last = &queries.positions[tokens.clone()];
+            head.local.ask(&all.values[first * dim..], last);
             let sinks = vec![sink; tokens.len()];
             all.locals
                 .extend(self.local_totals(&head.local, last, &sinks));
@@ -103,25 +116,29 @@ impl Ask<'_> {
         head: &mut Head,
         queries: &Queries,
         sets: &[Vec<u32>],
-    ) -> Result<Told, PolicyError> {
+        told: &mut Told,
+    ) -> Result<(), PolicyError> {
         let Head {
             index,
             scratch,
             hits,
             ..
         } = head;
-        let mut told = Told::default();
+        let [few, many] = KEPT;
+        let effort = Effort {
+            probed: PROBED,
+            kept: (KEPT_TOGETHER / sets.len().max(1)).clamp(few, many),
+        };
         for sets in sets.chunks(TOGETHER) {
             let mut means = vec![0f32; sets.len() * queries.dim];
             for (set, mean) in sets.iter().zip(means.chunks_exact_mut(queries.dim)) {
                 mean_of(&queries.values, queries.dim, set, mean);
             }
-            let searched = index.search(self.isa, means[..].into(), OF_MEANS, scratch, hits);
+            let searched = index.search(self.isa, means[..].into(), effort, scratch, hits);
             searched.map_err(|e| PolicyError(e.to_string()))?;
             (0..sets.len()).for_each(|query| told.push(hits, query));
         }
-        told.decode(index);
-        Ok(told)
+        Ok(())
     }
 
     /// Raises blocks' shares to those that they have of a set of queries' softmax by some
