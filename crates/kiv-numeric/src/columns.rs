@@ -114,19 +114,24 @@ impl Columns {
         Self { dim, n, tiles }
     }
 
-    /// Products of vectors with the first of these: `out[other][i]`, as many of each other as
-    /// there is room for.
+    /// Products of vectors with all of these: `out[other][i]`.
     ///
     /// # Panics
-    /// If `out` has no room for the same number of each, or for more than there are, or if one
-    /// of the others is too short.
+    /// If `out` has another length, or one of the others is too short.
     pub fn products_into(&self, others: &[&[f32]], out: &mut [f32]) {
+        self.first_products_into(self.n, others, out);
+    }
+
+    /// [`Columns::products_into`] with the first `n`.
+    ///
+    /// # Panics
+    /// If there are fewer, if `out` has another length, or one of the others is too short.
+    pub fn first_products_into(&self, n: usize, others: &[&[f32]], out: &mut [f32]) {
+        assert!(n <= self.n, "no such vectors");
+        assert_eq!(out.len(), others.len() * n, "one product of each two");
         if out.is_empty() {
             return;
         }
-        let n = out.len() / others.len().max(1);
-        let fits = n <= self.n && out.len() == others.len() * n;
-        assert!(fits, "one product of each two");
         let mut rows = out.chunks_exact_mut(n);
         let (fours, others) = others.as_chunks();
         let (twos, others) = others.as_chunks();
@@ -204,7 +209,7 @@ mod tests {
         let other: Vec<&[f32]> = others.chunks(DIM).collect();
         for n in [1, 31, 32, 33, 64, 69, 70] {
             let mut got = vec![f32::NAN; n * other.len()];
-            columns.products_into(&other, &mut got);
+            columns.first_products_into(n, &other, &mut got);
             let mut want = vec![f32::NAN; n * other.len()];
             Columns::new(&these[..n * DIM], DIM).products_into(&other, &mut want);
             assert_eq!(got, want, "{n}");

@@ -12,6 +12,9 @@ const LANES: usize = 16;
 /// Keys scored together by [`tile_logits`].
 pub const TILE: usize = 32;
 
+/// Keys whose accumulators for some queries stay in registers.
+const HALF: usize = TILE / 2;
+
 /// Whether [`fma`] rounds once.
 pub const FUSES: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
@@ -64,46 +67,39 @@ pub fn tile_logits<const R: usize>(
 ) -> [[f32; TILE]; R] {
     // Few enough accumulators to stay in registers, and enough not to wait for each other.
     if R <= 2 {
-        parts_of_logits::<R, TILE>(queries, columns)
+        parts_of_logits::<R, TILE, TILE>(queries, columns)
     } else {
-        parts_of_logits::<R, { TILE / 2 }>(queries, columns)
+        parts_of_logits::<R, HALF, TILE>(queries, columns)
     }
 }
 
-/// [`tile_logits`] of the first `W` keys, appended to `out` query by query.
+/// [`tile_logits`] of the first `N` keys, half of a tile or all, appended to `out` query by
+/// query.
 ///
 /// # Panics
-/// If a query is shorter than there are columns, or `W` does not divide [`TILE`].
+/// If a query is shorter than there are columns.
 // Inlined into large loops its accumulators were kept in memory, which takes three times as
 // long.
 #[inline(never)]
-pub fn first_logits<const R: usize, const W: usize>(
+pub fn first_logits<const R: usize, const N: usize>(
     queries: [&[f32]; R],
     columns: &[[f32; TILE]],
-    out: &mut Vec<[f32; W]>,
+    out: &mut Vec<[f32; N]>,
 ) {
-    const HALF: usize = TILE / 2;
-    let queries = queries.map(|query| &query[..columns.len()]);
-    let first = out.len();
-    out.resize(first + R, [0.0; W]);
-    for part in 0..W / HALF {
-        let acc = part_of_logits::<R, HALF>(queries, columns, part);
-        for (out, acc) in out[first..].iter_mut().zip(&acc) {
-            out.as_chunks_mut::<HALF>().0[part] = *acc;
-        }
-    }
+    out.extend_from_slice(&parts_of_logits::<R, HALF, N>(queries, columns));
 }
 
-/// [`tile_logits`], `W` keys at a time.
+/// [`tile_logits`] of the first `N` keys, `W` at a time.
 #[inline(always)]
-fn parts_of_logits<const R: usize, const W: usize>(
+fn parts_of_logits<const R: usize, const W: usize, const N: usize>(
     queries: [&[f32]; R],
     columns: &[[f32; TILE]],
-) -> [[f32; TILE]; R] {
+) -> [[f32; N]; R] {
+    const { assert!(N.is_multiple_of(W) && N <= TILE, "whole parts of a tile") }
     // Lengths known to be equal leave no check in the loop.
     let queries = queries.map(|query| &query[..columns.len()]);
-    let mut sums = [[0f32; TILE]; R];
-    for part in 0..TILE / W {
+    let mut sums = [[0f32; N]; R];
+    for part in 0..N / W {
         let acc = part_of_logits::<R, W>(queries, columns, part);
         for (sums, acc) in sums.iter_mut().zip(acc) {
             sums.as_chunks_mut::<W>().0[part] = acc;

@@ -80,12 +80,17 @@ impl LocalKeys {
         let queries: Vec<&[f32]> = queries.chunks_exact(self.keys.dim()).collect();
         self.n_seen = last.iter().map(|last| self.seen(*last)).max().unwrap_or(0);
         self.products.resize(queries.len() * self.n_seen, 0.0);
-        self.keys.products_into(&queries, &mut self.products);
+        self.keys
+            .first_products_into(self.n_seen, &queries, &mut self.products);
     }
 
     /// Products of one of the queries asked last with the keys at positions up to `last`.
+    ///
+    /// # Panics
+    /// If none of them was asked up to there.
     pub fn of(&self, query: usize, last: i32) -> &[f32] {
-        &self.products[query * self.n_seen..][..self.seen(last)]
+        let products = &self.products[query * self.n_seen..][..self.n_seen];
+        &products[..self.seen(last)]
     }
 
     /// Keys at positions up to `last`.
