@@ -134,10 +134,29 @@ extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes
     const uint32_t *names = shape.ranked_names + uint64_t(row) * n;
     uint32_t *from = shape.first_from + uint64_t(row) * n;
     const Stretch mine = stretch_of(n, threadIdx.x);
+    uint32_t *best = shape.first_scores + uint64_t(row) * n;
+    uint32_t *chosen = shape.first_names + uint64_t(row) * n;
+    const uint32_t always = n < shape.probed / ALWAYS ? n : shape.probed / ALWAYS;
+    if (always > 0) {
+        select_tile(select, scores, static_cast<const uint32_t *>(nullptr), 0, n, always, best,
+                    chosen);
+    }
+    for (uint32_t i = mine.from; i < mine.to; i++) {
+        from[i] = 0;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < always; i += blockDim.x) {
+        from[chosen[i]] = 1;
+    }
+    __syncthreads();
     for (uint32_t i = mine.from; i < mine.to; i++) {
         opened[i] = list_at(parts, heads[head], heads[head + 1], names[i]);
-        if (!scores[i] || !reaches(parts, shape, row, opened[i], scores[i], floors[row])) {
+        const bool is_opened =
+            from[i] || reaches(parts, shape, row, opened[i], scores[i], floors[row], true);
+        if (!scores[i] || !is_opened) {
             opened[i].stage = NEVER;
+            // It is no longer one of those that others come after.
+            opened[i].slot = 0;
         }
     }
     // Twice: of all, and of those that are left where lists are long.
@@ -174,8 +193,6 @@ extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes
     }
     __syncthreads();
     if (first > 0) {
-        uint32_t *best = shape.first_scores + uint64_t(row) * n;
-        uint32_t *chosen = shape.first_names + uint64_t(row) * n;
         select_tile(select, from, static_cast<const uint32_t *>(nullptr), 0, n, first, best,
                     chosen);
         __syncthreads();
@@ -211,7 +228,8 @@ extern "C" __global__ void kiv_index_keys(const Part *parts, const Shape *shapes
         return;
     }
     const uint32_t score = shape.ranked_scores[row * shape.n_ranked + number];
-    if (stage == LATER && !reaches(parts, shape, blockIdx.y, opened, score, shape.least[row])) {
+    if (stage == LATER &&
+        !reaches(parts, shape, blockIdx.y, opened, score, shape.least[row], false)) {
         return;
     }
     const Part &part = parts[opened.part];
@@ -239,14 +257,15 @@ __device__ uint32_t kth_best(SelectShared &select, const Scores &scores, uint32_
     return select.threshold;
 }
 
-// What keys of lists that are opened later must reach: block (row).
-extern "C" __global__ void kiv_index_least(const Shape *shapes) {
+// What keys of lists that are opened later must reach, if there is not room for all: block (row).
+extern "C" __global__ void kiv_index_least(const Shape *shapes, const float *floors) {
     __shared__ SelectShared select;
     const Shape &shape = *shapes;
     const uint32_t *scores = shape.key_scores + uint64_t(blockIdx.x) * shape.keys_stride;
     const uint32_t least = kth_best(select, scores, shape.room, shape.kept);
     if (threadIdx.x == 0) {
-        shape.least[blockIdx.x] = least ? unordered(least) : float_of(0xff800000u);
+        const bool is_full = least && unordered(least) > floors[blockIdx.x];
+        shape.least[blockIdx.x] = is_full ? unordered(least) : float_of(0xff800000u);
     }
 }
 

@@ -428,15 +428,21 @@ KIV_BODY float above_of(const Part &part, const Tables &tables, uint32_t list) {
     return tables.above[part.width_codes[list] % CENTROIDS];
 }
 
-// Whether keys half a deviation above a list's score reach something. `row` is the query's.
+// For so many keys that are looked at one list, of the best, is opened whatever the floor is.
+constexpr uint32_t ALWAYS = 160;
+
+// Whether keys as far above a list's score as they usually are reach something; with `alone`
+// one key that is far from the others of the list. `row` is the query's.
 KIV_BODY bool reaches(const Part *parts, const Shape &shape, uint32_t row, const Opened &opened,
-                      uint32_t score, float least) {
+                      uint32_t score, float least, bool alone) {
     const Part &part = parts[opened.part];
     if (opened.stage == NEVER) {
         return false;
     }
     const Tables tables = tables_of(shape, part, opened.part, row % shape.group);
-    return unordered(score) + 0.5f * above_of(part, tables, opened.list) >= least;
+    const float above = above_of(part, tables, opened.list);
+    const float usual = 0.5f * above, farthest = 4.5f * above - 4.6f;
+    return unordered(score) + (alone && farthest > usual ? farthest : usual) >= least;
 }
 
 // Some of the newest keys, from the middle of each segment.

@@ -60,7 +60,7 @@ proptest! {
         dim in prop_oneof![3 => Just(16usize), 1 => Just(48), 1 => Just(144)],
         n_heads in 1usize..4,
         group in 1usize..4,
-        efforts in prop::collection::vec((1usize..200, 1usize..120), 1..3),
+        efforts in prop::collection::vec((prop_oneof![1usize..200, 200usize..2000], 1usize..120), 1..3),
         seed in any::<u64>(),
     ) {
         let mut finder = finder(usize::MAX);

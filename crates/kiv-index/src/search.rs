@@ -21,9 +21,19 @@ const SAMPLED: usize = 16;
 /// One of so many of the best lists is opened at first.
 const OPENED_FIRST: usize = 4;
 
-/// Others are opened if keys this much above their score would be told, in standard
-/// deviations.
+/// Others are opened if keys this much above their score would be among the best, in
+/// standard deviations.
 const MARGIN: f32 = 0.5;
+
+/// For so many keys that are looked at one list, of the best, is opened whatever the floor is.
+const ALWAYS: usize = 160;
+
+/// How far above its list's score a key is at most, nearly: one that a query looks for alone.
+const FARTHEST: f32 = 4.5;
+
+/// How far above a query's floor such a key may be that is not found: a hundred times as much
+/// of the softmax, and still next to nothing.
+const SPARED: f32 = 4.6;
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +205,7 @@ impl HeadIndex {
         asked.check()?;
         self.make_tables(asked.queries, scratch)
             .map_err(|_| IndexError::BadQuery)?;
-        self.rank_lists(isa, asked, effort.probed / self.params().list, scratch);
+        self.rank_lists(isa, asked, effort, scratch);
         // The best lists' keys come first: hardly any of the others get past them.
         let mut best = std::mem::take(&mut scratch.best);
         for (query, best) in best.iter_mut().enumerate() {
@@ -271,42 +281,67 @@ impl HeadIndex {
     }
 
     /// Scores the means of all lists: `scratch.best` are the best of each query,
-    /// numbered by era and list.
-    fn rank_lists(&self, isa: Isa, asked: Asked<'_>, wanted: usize, scratch: &mut Scratch) {
+    /// numbered by era and list. Of those below its floor only the first are among them.
+    fn rank_lists(&self, isa: Isa, asked: Asked<'_>, effort: Effort, scratch: &mut Scratch) {
+        let wanted = (effort.probed / self.params().list).max(1);
         let Scratch {
             best, ids, eras, ..
         } = scratch;
         for (query, best) in best.iter_mut().enumerate() {
             // No list of any width has keys worth telling if it scores less.
             let widest = eras.iter().flat_map(|era| era.queries[query].above);
-            let most = widest.fold(0.0, f32::max) * MARGIN;
+            let most = reach(widest.fold(0.0, f32::max));
             let floor = asked.floor(query);
             // However it is rounded.
             let least = floor - most - 4.0 * f32::EPSILON * (floor.abs() + most);
-            best.want(wanted.max(1), least);
+            best.want(wanted, least);
         }
-        for (number, (era, s)) in self.eras.iter().zip(eras).enumerate() {
+        for (number, (era, s)) in self.eras.iter().zip(&mut *eras).enumerate() {
             let n = era.lists().n_sums();
             s.lists.resize(s.luts.len() * n, 0);
             scan_many(isa, &s.list_luts, era.lists().groups(), &mut s.lists);
-            let first = (number * self.params().era_len()) as u32;
             for (query, best) in best.iter_mut().enumerate() {
-                let scores = Scores {
-                    lut: &s.list_luts[query],
-                    offset: s.queries[query].centre,
-                    sums: &s.lists[query * n..][..era.lists().len()],
-                };
-                scores.compete(isa, best, ids, |list| Some(first + list));
+                self.enter_lists(isa, number, s, query, best, ids);
             }
         }
-        best.iter_mut().for_each(Best::settle);
+        for (query, best) in best.iter_mut().enumerate() {
+            best.settle();
+            let always = effort.probed / ALWAYS;
+            if best.found().len() < always {
+                best.want(always, f32::NEG_INFINITY);
+                for (number, s) in eras.iter().enumerate() {
+                    self.enter_lists(isa, number, s, query, best, ids);
+                }
+                best.settle();
+            }
+        }
+    }
+
+    /// Enters the lists of an era, which have been scored, for a query.
+    fn enter_lists(
+        &self,
+        isa: Isa,
+        number: usize,
+        scored: &EraScratch,
+        query: usize,
+        best: &mut Best,
+        ids: &mut Vec<u32>,
+    ) {
+        let lists = self.eras[number].lists();
+        let first = (number * self.params().era_len()) as u32;
+        let scores = Scores {
+            lut: &scored.list_luts[query],
+            offset: scored.queries[query].centre,
+            sums: &scored.lists[query * lists.n_sums()..][..lists.len()],
+        };
+        scores.compete(isa, best, ids, |list| Some(first + list));
     }
 
     /// Opens the best lists for a query: `best`, which are lists, become keys.
     ///
     /// Some at first, and then those of the others whose keys may be as good as the worst
     /// that are wanted: of lists that are far below not even codes are read. Nor are they of
-    /// lists whose keys are below the query's floor.
+    /// lists whose keys are below the query's floor, even one that is far from the others.
     fn open_lists(
         &self,
         isa: Isa,
@@ -316,7 +351,18 @@ impl HeadIndex {
         scratch: &mut Scratch,
     ) {
         let mut lists = best.found().to_vec();
-        lists.retain(|list| self.reaches(&scratch.eras, query, list, floor));
+        let always = (effort.probed / ALWAYS).min(lists.len());
+        if always < lists.len() {
+            lists.select_nth_unstable_by(always, |a, b| b.cmp(a));
+        }
+        let mut others = lists.split_off(always);
+        let above = |eras: &[EraScratch], list: &Candidate| {
+            let era_len = self.params().era_len();
+            let (number, of_era) = (list.id() as usize / era_len, list.id() as usize % era_len);
+            eras[number].queries[query].above[self.eras[number].width(of_era)]
+        };
+        others.retain(|list| list.score() + reach(above(&scratch.eras, list)) >= floor);
+        lists.append(&mut others);
         self.limit(&mut lists, effort.probed);
         best.want(effort.kept, floor);
         let first = lists.len() / OPENED_FIRST;
@@ -326,19 +372,13 @@ impl HeadIndex {
         let (first, others) = lists.split_at_mut(first);
         self.score_lists(isa, query, first, best, scratch);
         best.settle();
-        let others = others.iter().copied();
-        let mut others: Vec<_> = others
-            .filter(|list| self.reaches(&scratch.eras, query, list, best.least()))
-            .collect();
+        let mut others = others.to_vec();
+        // Otherwise there is room for all.
+        if best.least() > floor {
+            let margin = |list: &Candidate| MARGIN * above(&scratch.eras, list);
+            others.retain(|list| list.score() + margin(list) >= best.least());
+        }
         self.score_lists(isa, query, &mut others, best, scratch);
-    }
-
-    /// Whether a list's keys, about as far above its score as they may be, reach something.
-    fn reaches(&self, eras: &[EraScratch], query: usize, list: &Candidate, least: f32) -> bool {
-        let era_len = self.params().era_len();
-        let (number, of_era) = (list.id() as usize / era_len, list.id() as usize % era_len);
-        let above = eras[number].queries[query].above[self.eras[number].width(of_era)];
-        list.score() + MARGIN * above >= least
     }
 
     /// Leaves out the worst lists where they are long, as with keys that are all alike.
@@ -600,6 +640,15 @@ impl NewestTables {
     fn of_tail(&self) -> f32 {
         self.centres.last().copied().unwrap_or(0.0)
     }
+}
+
+/// How far above a list's score its keys may be for a query's floor, by how much of that score
+/// is for the list's width.
+///
+/// A query that looks for one key alone is long and points to it, and may be the only one of
+/// its list that it likes: deviations are of directions that mean nothing to it.
+fn reach(above: f32) -> f32 {
+    (MARGIN * above).max(FARTHEST * above - SPARED)
 }
 
 /// The first `n` sums, whatever is in them.

@@ -135,7 +135,7 @@ pub(super) fn plan(work: &Search<'_>, address: impl Fn(At) -> u64) -> Launch {
         let warps = THREADS / GROUP as u32;
         let grid = [(layout.ranked.out() as u32).div_ceil(warps), n_rows, 1];
         call("kiv_index_keys", grid, vec![parts, shape, Param::Number(1)]);
-        call("kiv_index_least", [n_rows, 1, 1], vec![shape]);
+        call("kiv_index_least", [n_rows, 1, 1], vec![shape, floors]);
         call("kiv_index_keys", grid, vec![parts, shape, Param::Number(2)]);
     }
     let newest = blocks(&|part| if is_era(part) { 0 } else { part.n_keys });

@@ -65,11 +65,12 @@ fn find(
         }
     }
     let mut ranked = best(&lists, layout.ranked.k);
-    // Whether keys half a deviation above the list's score reach something.
-    let reaches = |(score, (part, list)): &Ranked, least: f32| {
-        unordered(*score) + 0.5 * all[*part].above[copies[*part].width(*list)] >= least
-    };
-    ranked.retain(|list| reaches(list, floor));
+    // How much of a list's score is for its width.
+    let above = |(_, (part, list)): &Ranked| all[*part].above[copies[*part].width(*list)];
+    // One that is far from the list's other keys may reach the floor.
+    let reach = |above: f32| (0.5 * above).max(4.5 * above - 4.6);
+    let always = best(&ranked, work.effort.probed / 160);
+    ranked.retain(|list| always.contains(list) || unordered(list.0) + reach(above(list)) >= floor);
     let opened = limit(work, copies, ranked);
     let n_first = opened.iter().filter(|list| list.0 > 0).count() / 4;
     let first = best(&opened, n_first);
@@ -79,7 +80,9 @@ fn find(
     }
     let least = kth(keys.iter().map(|(score, _)| *score), work.effort.kept);
     let later = opened.iter().filter(|list| !first.contains(list));
-    for list in later.filter(|list| reaches(list, least)) {
+    // Unless there is room for all.
+    let is_full = least > floor;
+    for list in later.filter(|list| !is_full || unordered(list.0) + 0.5 * above(list) >= least) {
         open(copies, &all, list, &mut keys);
     }
     if sizes(copies, &opened).sum::<usize>() > layout.room {

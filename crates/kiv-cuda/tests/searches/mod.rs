@@ -177,8 +177,10 @@ impl Layer {
         let n = self.heads.len() * group * self.heads[0].params().dim;
         let size = match self.rng.random_range(0..8) {
             0 if self.has_zeros => 0.0,
-            0..4 => 0.3,
-            _ => 2.0,
+            0..3 => 0.3,
+            3..5 => 2.0,
+            // Keys may be far above their lists' scores.
+            _ => 8.0,
         };
         let queries: Vec<f32> = (0..n)
             .map(|_| self.rng.random_range(-1.0..1.0) * size)
