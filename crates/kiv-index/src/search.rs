@@ -44,6 +44,13 @@ pub struct Effort {
     pub kept: usize,
 }
 
+impl Effort {
+    /// Best lists that are opened whatever the floor is.
+    fn always(self) -> usize {
+        self.probed / ALWAYS
+    }
+}
+
 /// Queries that are searched for together.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
@@ -306,7 +313,7 @@ impl HeadIndex {
         }
         for (query, best) in best.iter_mut().enumerate() {
             best.settle();
-            let always = effort.probed / ALWAYS;
+            let always = effort.always();
             if best.found().len() < always {
                 best.want(always, f32::NEG_INFINITY);
                 for (number, s) in eras.iter().enumerate() {
@@ -351,7 +358,7 @@ impl HeadIndex {
         scratch: &mut Scratch,
     ) {
         let mut lists = best.found().to_vec();
-        let always = (effort.probed / ALWAYS).min(lists.len());
+        let always = effort.always().min(lists.len());
         if always < lists.len() {
             lists.select_nth_unstable_by(always, |a, b| b.cmp(a));
         }
