@@ -2,7 +2,8 @@
 
 use crate::local::NoLocal;
 use kiv_policy::{
-    BlockId, ColdRows, Geometry, LayerGeometry, Phase, Policy, Queries, RowFormat, SelectRequest,
+    Alone, BlockId, ColdRows, Geometry, LayerGeometry, Phase, Policy, Queries, RowFormat,
+    SelectRequest,
 };
 use kiv_store::{ColdTier, HostStore};
 use rand::Rng;
@@ -72,5 +73,6 @@ pub(crate) fn request<'a>(
         takes_rest: true,
         resident,
         sinks: &[],
+        helpers: &Alone,
     }
 }

@@ -212,7 +212,7 @@ fn candidates(
 mod tests {
     use super::*;
     use crate::local::NoLocal;
-    use kiv_policy::{LayerGeometry, Queries, RowFormat};
+    use kiv_policy::{Alone, LayerGeometry, Queries, RowFormat};
     use kiv_store::{ColdTier, HostStore};
 
     /// KIV's known weakness, reproduced: a needle in a page whose other keys
@@ -271,6 +271,7 @@ mod tests {
                 takes_rest: false,
                 resident: &[],
                 sinks: &[],
+                helpers: &Alone,
             };
             policy.select(&request, &mut selection).unwrap();
             assert_eq!(selection.head(0).contains(&(needle as u32)), found);

@@ -116,7 +116,7 @@ impl kiv_policy::LocalRows for NoLocal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiv_policy::{ColdError, ColdRows, ColdRun, LocalRows, Phase, Queries};
+    use kiv_policy::{Alone, ColdError, ColdRows, ColdRun, LocalRows, Phase, Queries};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     struct NoCold;
@@ -189,6 +189,7 @@ mod tests {
             takes_rest: false,
             resident: &[],
             sinks: &[],
+            helpers: &Alone,
         };
         local.update(&request, 0);
         assert_eq!(local.positions, rows.positions);

@@ -23,8 +23,8 @@ use ask::Ask;
 use kiv_fastscan::Isa;
 use kiv_index::{Finder, HeadIndex, Hits, IndexError, Params, Scratch};
 use kiv_policy::{
-    BlockId, ColdRows, DeviceUse, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy,
-    PolicyError, Rows, SelectRequest, Selection,
+    BlockId, ColdRows, DeviceUse, FindPart, Geometry, Helpers, KeepPart, LayerGeometry, Phase,
+    Policy, PolicyError, Rows, SelectRequest, Selection,
 };
 use kiv_wire::{Put, Take};
 use rayon::prelude::*;
@@ -37,7 +37,7 @@ use work::{Job, Workers};
 const HEAD_START: f32 = 1.5e-4;
 
 /// Values of keys that queries are multiplied with, from which on it is worth waking threads.
-const PARALLEL: usize = 24 << 20;
+const WAKING: usize = 24 << 20;
 
 /// Cold keys that a query takes as much time as, whatever their number: for local keys, for
 /// what has been found, and for the rest.
@@ -98,6 +98,10 @@ struct Head {
 impl Policy for Pq {
     fn name(&self) -> &'static str {
         "pq"
+    }
+
+    fn takes_help(&self) -> bool {
+        true
     }
 
     fn start(&mut self, geometry: &Geometry) -> Result<(), PolicyError> {
@@ -205,10 +209,13 @@ impl Policy for Pq {
         let answers = wanted.iter_mut().zip(rests);
         let heads: Vec<_> = heads.zip(answers).enumerate().collect();
         let n_queries = request.queries.n_tokens() * layer.n_head;
-        let work = (n_blocks * block + ANYWAY) * n_queries * layer.key_dim;
+        let work = match is_searched {
+            true => (n_blocks * block + ANYWAY) * n_queries * layer.key_dim,
+            false => 0,
+        };
         // What is read from a disk for one head comes while others are searched for.
         for_all(
-            &state.threads,
+            (&state.threads, request.helpers),
             work,
             heads,
             |(kv_head, ((head, found), (wanted, rest)))| {
@@ -459,17 +466,18 @@ impl Head {
     }
 }
 
-/// Serves all heads, on several threads if there is much to do. This one is among them: it
-/// need not sleep until another one wakes. Each finishes what it has served, when no other
+/// Serves all heads, on several threads if there is much to do: on those that the model has
+/// waiting, or on others where these are not to be had. This one is among them: it need not
+/// sleep until another one wakes. Each finishes what it has served, when no other
 /// head is left.
 fn for_all<T: Send, S>(
-    threads: &rayon::ThreadPool,
+    (threads, helpers): (&rayon::ThreadPool, &dyn Helpers),
     work: usize,
     heads: Vec<T>,
     serve: impl Fn(T) -> Result<S, PolicyError> + Send + Sync,
     finish: impl Fn(S) -> Result<(), PolicyError> + Send + Sync,
 ) -> Result<(), PolicyError> {
-    let n = threads.current_num_threads().min(heads.len());
+    let n_heads = heads.len();
     let queue = Mutex::new(heads.into_iter());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let serve_some = || {
@@ -478,7 +486,20 @@ fn for_all<T: Send, S>(
             .collect::<Result<_, _>>()?;
         served.into_iter().try_for_each(&finish)
     };
-    if n < 2 || work <= PARALLEL {
+    if n_heads < 2 || work == 0 {
+        return serve_some();
+    }
+    if helpers.n() > 1 {
+        let result = Mutex::new(Ok(()));
+        helpers.run(&|| {
+            if let Err(error) = serve_some() {
+                *result.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+            }
+        });
+        return result.into_inner().unwrap_or_else(PoisonError::into_inner);
+    }
+    let n = threads.current_num_threads().min(n_heads);
+    if n < 2 || work <= WAKING {
         return serve_some();
     }
     let mut results = Vec::new();

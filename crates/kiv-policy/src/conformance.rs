@@ -28,8 +28,8 @@
 //! ```
 
 use crate::{
-    BlockId, ColdError, ColdRows, ColdRun, Geometry, LayerGeometry, LocalRows, Phase, Policy,
-    Queries, RowFormat, Rows, SealedBlocks, SelectRequest, Selection,
+    Alone, BlockId, ColdError, ColdRows, ColdRun, Geometry, LayerGeometry, LocalRows, Phase,
+    Policy, Queries, RowFormat, Rows, SealedBlocks, SelectRequest, Selection,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -428,6 +428,7 @@ fn ask(
                     takes_rest,
                     resident: &resident,
                     sinks: &[],
+                    helpers: &Alone,
                 },
                 &mut selection,
             )

@@ -26,10 +26,12 @@
 
 mod cold;
 pub mod conformance;
+mod helpers;
 mod rows;
 mod selection;
 
 pub use cold::{ColdError, ColdRows, ColdRun, RowsOf};
+pub use helpers::{Alone, Helpers};
 pub use rows::{RowFormat, Rows};
 pub use selection::{InvalidSelection, Rest, Selection};
 
@@ -207,6 +209,9 @@ pub struct SelectRequest<'a> {
     /// Learned sinks (gpt-oss): a logit for each query head, which takes its share of the
     /// softmax and has no row. Empty in models without.
     pub sinks: &'a [f32],
+    /// Threads that have computed for the model and wait for the answer. They are kept awake
+    /// for who asks for it ([`Policy::takes_help`]).
+    pub helpers: &'a dyn Helpers,
 }
 
 /// Keeps a part of an index under a name; see [`Policy::save`].
@@ -241,6 +246,12 @@ pub trait Policy: Send {
     /// are dropped.
     fn retrieves(&self) -> bool {
         true
+    }
+
+    /// Whether selections are made by [`SelectRequest::helpers`]. Otherwise these may be put
+    /// to sleep, so that threads of the policy's own have the cores to themselves.
+    fn takes_help(&self) -> bool {
+        false
     }
 
     /// Called once before everything else.

@@ -264,7 +264,7 @@ impl Engine {
                 if tiers.is_slow(layer) {
                     device.rest_threads();
                 }
-                tiers.before_attention(layer, query, &mut device.caches, cells, batch)
+                tiers.before_attention(layer, query, device.parts(), cells, batch)
             }
             Op::FlashAttention => self.show(node, &mut device.caches),
             _ => Ok(()),

@@ -5,7 +5,7 @@ use crate::cells::{CellMap, stretches};
 use crate::cold::Cold;
 use crate::error::Error;
 use crate::gpu;
-use crate::llama::{CacheTensor, Caches, Node};
+use crate::llama::{CacheTensor, Caches, Node, Parts};
 use crate::local::Local;
 use crate::persist::slots_at_home;
 use crate::remap::{Frame, Remap, turn_rows};
@@ -317,9 +317,10 @@ impl Tiers {
     }
 
     /// Whether this layer's last selection took long enough for idle compute
-    /// threads to be in its way: waking them costs some tens of microseconds.
+    /// threads to be in its way, if they do not help: waking them costs some tens of
+    /// microseconds and more.
     pub(crate) fn is_slow(&self, layer: usize) -> bool {
-        self.last_select[layer] > SLOW
+        !self.policy.takes_help() && self.last_select[layer] > SLOW
     }
 
     /// Whether blocks are moved without need.
@@ -455,7 +456,7 @@ impl Tiers {
         &mut self,
         layer: usize,
         query: Node<'_>,
-        caches: &mut Caches,
+        Parts { caches, helpers }: Parts<'_>,
         cells: &CellMap,
         batch: &Batch,
     ) -> Result<(), Error> {
@@ -505,6 +506,7 @@ impl Tiers {
                 && rest::fits(geometry, k.format(), &self.layout),
             resident: &resident,
             sinks: &self.sinks[layer],
+            helpers,
         };
         let il = geometry.il;
         self.policy

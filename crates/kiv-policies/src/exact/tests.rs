@@ -1,5 +1,5 @@
 use super::*;
-use kiv_policy::{LocalRows, Phase, Queries, RowFormat};
+use kiv_policy::{Alone, LocalRows, Phase, Queries, RowFormat};
 use kiv_store::{ColdTier, HostStore};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -122,6 +122,7 @@ fn shares_are_the_softmax() {
             takes_rest: false,
             resident: &[],
             sinks: &sinks,
+            helpers: &Alone,
         };
         let head = Head {
             layer: &g.layers[0],

@@ -1,7 +1,7 @@
 use super::*;
 use crate::fixture;
 use kiv_index::{Effort, Found};
-use kiv_policy::{ColdError, ColdRun, Queries, Rest};
+use kiv_policy::{Alone, ColdError, ColdRun, Queries, Rest};
 use kiv_store::HostStore;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -116,17 +116,39 @@ fn a_rest_is_made_of_true_logits() {
     }
 }
 
+/// Threads that are made for each piece of work.
+struct Three;
+
+impl Helpers for Three {
+    fn n(&self) -> usize {
+        3
+    }
+
+    fn run(&self, work: &(dyn Fn() + Sync)) {
+        std::thread::scope(|scope| {
+            scope.spawn(work);
+            scope.spawn(work);
+            work();
+        });
+    }
+}
+
 #[test]
 fn all_heads_are_served_by_several_threads() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(3);
-    let threads = threads.build().unwrap();
-    for work in [0, PARALLEL + 1] {
+    let own = threads.build().unwrap();
+    let few: [(usize, &dyn Helpers); 4] = [(0, &Alone), (0, &Three), (1, &Alone), (1, &Three)];
+    for (work, helpers) in few
+        .into_iter()
+        .chain([(WAKING + 1, &Alone as &dyn Helpers)])
+    {
+        let threads = (&own, helpers);
         let finished = Mutex::new(Vec::new());
         let finish = |head: usize| {
             finished.lock().unwrap().push(head);
             Ok(())
         };
-        for_all(&threads, work, (0..17).collect(), Ok, finish).unwrap();
+        for_all(threads, work, (0..17).collect(), Ok, finish).unwrap();
         let mut finished = finished.into_inner().unwrap();
         finished.sort_unstable();
         assert_eq!(finished, (0..17).collect::<Vec<_>>());
@@ -135,8 +157,8 @@ fn all_heads_are_served_by_several_threads() {
             _ => Ok(head),
         };
         for failed in [
-            for_all(&threads, work, (0..17).collect(), fails, |_| Ok(())),
-            for_all(&threads, work, (0..17).collect(), Ok, |head| {
+            for_all(threads, work, (0..17).collect(), fails, |_| Ok(())),
+            for_all(threads, work, (0..17).collect(), Ok, |head| {
                 fails(head).map(|_| ())
             }),
         ] {

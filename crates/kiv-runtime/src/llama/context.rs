@@ -3,7 +3,7 @@
 use super::threads::Threads;
 use super::{CacheTensor, Node, Op, RawModel, ggml_type, log};
 use crate::options::{Rope, RopeScaling};
-use kiv_policy::RowFormat;
+use kiv_policy::{Alone, Helpers, RowFormat};
 use llama_cpp_sys_2 as sys;
 use parking_lot::Mutex;
 use std::any::Any;
@@ -37,12 +37,27 @@ pub(crate) struct Device {
 }
 
 impl Device {
+    /// The tensors, and threads that may help until the graph goes on.
+    pub(crate) fn parts(&mut self) -> Parts<'_> {
+        let threads = self.threads.as_ref();
+        Parts {
+            caches: &mut self.caches,
+            helpers: threads.map_or(&Alone, |threads| threads.helpers()),
+        }
+    }
+
     /// Leaves the cores to the caller until the graph goes on.
     pub(crate) fn rest_threads(&self) {
         if let Some(threads) = &self.threads {
             threads.rest();
         }
     }
+}
+
+/// The parts of a [`Device`] that a selection is made with.
+pub(crate) struct Parts<'a> {
+    pub(crate) caches: &'a mut Caches,
+    pub(crate) helpers: &'a dyn Helpers,
 }
 
 /// K and V of every layer that has stored rows so far, by layer index.

@@ -16,7 +16,7 @@ mod tensor;
 mod threads;
 
 pub(crate) use backend::{backend, cuda_missing, supports_gpu, system_info};
-pub(crate) use context::{Caches, Context, ContextParams, Device, GraphHook};
+pub(crate) use context::{Caches, Context, ContextParams, Device, GraphHook, Parts};
 pub(crate) use graph::{Node, Op};
 pub(crate) use log::set_verbose;
 pub(crate) use model::RawModel;

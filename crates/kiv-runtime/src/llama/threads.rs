@@ -1,10 +1,12 @@
 //! llama.cpp's compute threads.
 //!
 //! Between two pieces of a graph they spin, to be there at once for the next.
-//! While a policy scores blocks they would take its cores, so they are put to
-//! sleep first; the next piece of graph wakes them. (OpenMP's threads, which
-//! llama.cpp uses when built with it, cannot be told.)
+//! So they are there at once for a policy, too ([`Helpers`]): its work is a graph of one
+//! node for them. While a policy that has threads of its own scores blocks they would take
+//! its cores, so they are put to sleep first; the next piece of graph wakes them. (OpenMP's
+//! threads, which llama.cpp uses when built with it, cannot be told.)
 
+use kiv_policy::Helpers;
 use llama_cpp_sys_2 as sys;
 
 /// How long idle threads spin before they sleep, in llama.cpp's units of
@@ -15,6 +17,9 @@ const POLL: u32 = 1;
 #[derive(Debug)]
 pub(super) struct Threads {
     pool: *mut sys::ggml_threadpool,
+    /// Work that is not llama.cpp's, where it can be given to them.
+    #[cfg(not(feature = "dynamic-backends"))]
+    foreign: Option<foreign::Foreign>,
 }
 
 // SAFETY: ggml's thread pools are locked inside and belong to no thread.
@@ -29,7 +34,20 @@ impl Threads {
             params.poll = POLL;
             calls::new(&raw mut params)
         };
-        (!pool.is_null()).then_some(Self { pool })
+        (!pool.is_null()).then(|| Self {
+            pool,
+            #[cfg(not(feature = "dynamic-backends"))]
+            foreign: foreign::Foreign::new(pool, n),
+        })
+    }
+
+    /// Themselves, for the work of others, while no graph is computed.
+    pub(super) fn helpers(&self) -> &dyn Helpers {
+        #[cfg(not(feature = "dynamic-backends"))]
+        if let Some(foreign) = &self.foreign {
+            return foreign;
+        }
+        &kiv_policy::Alone
     }
 
     /// Makes a context compute on these threads.
@@ -50,8 +68,204 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        #[cfg(not(feature = "dynamic-backends"))]
+        drop(self.foreign.take());
         // SAFETY: made in `start`, and no context uses it any more.
         unsafe { calls::free(self.pool) };
+    }
+}
+
+/// Work of others as a graph for the threads.
+#[cfg(not(feature = "dynamic-backends"))]
+mod foreign {
+    use super::{Helpers, sys};
+    use parking_lot::Mutex;
+    use std::any::Any;
+    use std::cell::Cell;
+    use std::ffi::{c_int, c_void};
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::ptr::null_mut;
+
+    /// As many tasks of a node as there are threads.
+    const ALL_THREADS: c_int = -1;
+
+    /// Nodes that the graph has room for.
+    const NODES: usize = 4;
+
+    /// What the node does.
+    #[derive(Default)]
+    struct Job {
+        /// Lives as long as the graph is being computed.
+        work: Cell<Option<*const (dyn Fn() + Sync)>>,
+        panic: Mutex<Option<Box<dyn Any + Send>>>,
+    }
+
+    /// A graph of one node, which does whatever is given.
+    pub(super) struct Foreign {
+        pool: *mut sys::ggml_threadpool,
+        n: c_int,
+        context: *mut sys::ggml_context,
+        graph: *mut sys::ggml_cgraph,
+        job: Box<Job>,
+        /// Held while the graph is computed.
+        busy: Mutex<()>,
+    }
+
+    // SAFETY: the pool belongs to no thread; who holds `busy` is alone with all the rest, but
+    // for the threads that compute for it, which look at the job only while it waits.
+    unsafe impl Send for Foreign {}
+    // SAFETY: as above.
+    unsafe impl Sync for Foreign {}
+
+    impl std::fmt::Debug for Foreign {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Foreign").field("n", &self.n).finish()
+        }
+    }
+
+    impl Foreign {
+        /// For a pool of `n` threads, which must be dropped later than this is.
+        pub(super) fn new(pool: *mut sys::ggml_threadpool, n: c_int) -> Option<Self> {
+            let job = Box::<Job>::default();
+            // SAFETY: plain sizes. Nothing but the nodes themselves is allocated, in memory
+            // that is the context's own and has room for them.
+            let (context, graph) = unsafe {
+                let context = sys::ggml_init(sys::ggml_init_params {
+                    mem_size: NODES * sys::ggml_tensor_overhead()
+                        + sys::ggml_graph_overhead_custom(NODES, false),
+                    mem_buffer: null_mut(),
+                    no_alloc: true,
+                });
+                if context.is_null() {
+                    return None;
+                }
+                let any = sys::ggml_new_tensor_1d(context, sys::GGML_TYPE_F32, 1);
+                let data = (&raw const *job).cast_mut().cast();
+                let node = sys::ggml_map_custom1(context, any, Some(work), ALL_THREADS, data);
+                let graph = sys::ggml_new_graph_custom(context, NODES, false);
+                sys::ggml_build_forward_expand(graph, node);
+                (context, graph)
+            };
+            Some(Self {
+                pool,
+                n,
+                context,
+                graph,
+                job,
+                busy: Mutex::new(()),
+            })
+        }
+    }
+
+    impl Helpers for Foreign {
+        fn n(&self) -> usize {
+            usize::try_from(self.n).unwrap_or(1)
+        }
+
+        fn run(&self, work: &(dyn Fn() + Sync)) {
+            let Some(_busy) = self.busy.try_lock() else {
+                return work();
+            };
+            // SAFETY: a reference's lifetime is let go of; it ends after this function, and
+            // the pointer is forgotten before.
+            let lent: *const (dyn Fn() + Sync) =
+                unsafe { std::mem::transmute::<&(dyn Fn() + Sync), _>(work) };
+            self.job.work.set(Some(lent));
+            // SAFETY: the pool is live, and computes nothing: its graphs are computed by the
+            // thread that this is called on or waited for by, one after another, and this one
+            // under `busy`. The node has no data, and needs no memory to work in.
+            let status = unsafe {
+                let mut plan = sys::ggml_graph_plan(self.graph, self.n, self.pool);
+                sys::ggml_graph_compute(self.graph, &raw mut plan)
+            };
+            self.job.work.set(None);
+            if let Some(panic) = self.job.panic.lock().take() {
+                resume_unwind(panic);
+            }
+            if status != sys::GGML_STATUS_SUCCESS {
+                // Whatever is left of it.
+                work();
+            }
+        }
+    }
+
+    impl Drop for Foreign {
+        fn drop(&mut self) {
+            // SAFETY: made in `new`; nothing is computed any more.
+            unsafe { sys::ggml_free(self.context) };
+        }
+    }
+
+    /// What each of the threads does.
+    unsafe extern "C" fn work(
+        _: *mut sys::ggml_tensor,
+        _: *const sys::ggml_tensor,
+        _: c_int,
+        _: c_int,
+        job: *mut c_void,
+    ) {
+        // SAFETY: the node's data is the job, which lives as long as the node; it is not
+        // changed while there is work, but for what is locked.
+        let job = unsafe { &*job.cast::<Job>() };
+        let Some(work) = job.work.get() else { return };
+        // SAFETY: `run` has it from a reference that outlives the computing of the graph, and
+        // shares it with any number of threads.
+        let work = unsafe { &*work };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            *job.panic.lock() = Some(panic);
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::super::Threads;
+        use super::*;
+        use std::sync::Barrier;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        #[test]
+        fn all_threads_work_at_once() {
+            let threads = Threads::start(3).unwrap();
+            let helpers = threads.helpers();
+            assert_eq!(helpers.n(), 3);
+            for round in 0..100 {
+                if round % 10 == 0 {
+                    // Asleep or not.
+                    threads.rest();
+                }
+                let (met, done) = (Barrier::new(3), AtomicUsize::new(0));
+                helpers.run(&|| {
+                    met.wait();
+                    done.fetch_add(1, Ordering::Relaxed);
+                });
+                assert_eq!(done.into_inner(), 3);
+            }
+        }
+
+        #[test]
+        fn a_call_within_a_call_is_served_alone() {
+            let threads = Threads::start(2).unwrap();
+            let (helpers, done) = (threads.helpers(), AtomicUsize::new(0));
+            helpers.run(&|| {
+                helpers.run(&|| {
+                    done.fetch_add(1, Ordering::Relaxed);
+                });
+            });
+            assert_eq!(done.into_inner(), 2);
+        }
+
+        #[test]
+        fn panics_are_the_callers() {
+            let threads = Threads::start(2).unwrap();
+            let helpers = threads.helpers();
+            let caller = std::thread::current().id();
+            for is_caller in [true, false] {
+                let work = || assert!((std::thread::current().id() == caller) != is_caller);
+                assert!(catch_unwind(AssertUnwindSafe(|| helpers.run(&work))).is_err());
+            }
+            // And things go on.
+            helpers.run(&|| ());
+        }
     }
 }
 

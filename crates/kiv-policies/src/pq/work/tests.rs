@@ -2,7 +2,7 @@ use super::super::*;
 use super::{SHARE, behind};
 use crate::fixture;
 use crate::local::NoLocal;
-use kiv_policy::{Queries, RowFormat, conformance};
+use kiv_policy::{Alone, Queries, RowFormat, conformance};
 use kiv_store::{ColdTier, HostStore};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -126,6 +126,7 @@ impl Session {
                 takes_rest: true,
                 resident: &[],
                 sinks: &[],
+                helpers: &Alone,
             };
             self.policy.select(&request, &mut selection).unwrap();
             self.wait();
