@@ -63,6 +63,15 @@ mod tests {
         }
     }
 
+    /// As those are asked that are chosen by name.
+    #[test]
+    fn who_is_helped_says_so() {
+        for name in NAMES {
+            let is_helped = by_name(name).is_some_and(|policy| Policy::takes_help(&policy));
+            assert_eq!(is_helped, name == "pq", "{name}");
+        }
+    }
+
     /// What is wanted of 40 blocks with so many slots, and what comes next.
     fn choice(policy: &str, n_slots: usize, runners: usize) -> [Vec<BlockId>; 2] {
         choose(policy, n_slots, runners, 1.5, None)

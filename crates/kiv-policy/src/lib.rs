@@ -356,6 +356,9 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
     fn retrieves(&self) -> bool {
         (**self).retrieves()
     }
+    fn takes_help(&self) -> bool {
+        (**self).takes_help()
+    }
     fn start(&mut self, geometry: &Geometry) -> Result<(), PolicyError> {
         (**self).start(geometry)
     }
