@@ -209,9 +209,10 @@ impl Policy for Pq {
         let answers = wanted.iter_mut().zip(rests);
         let heads: Vec<_> = heads.zip(answers).enumerate().collect();
         let n_queries = request.queries.n_tokens() * layer.n_head;
-        let work = match is_searched {
-            true => (n_blocks * block + ANYWAY) * n_queries * layer.key_dim,
-            false => 0,
+        let work = if is_searched {
+            (n_blocks * block + ANYWAY) * n_queries * layer.key_dim
+        } else {
+            0
         };
         // What is read from a disk for one head comes while others are searched for.
         for_all(

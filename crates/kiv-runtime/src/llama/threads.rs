@@ -197,6 +197,8 @@ mod foreign {
     }
 
     /// What each of the threads does.
+    // SAFETY (of calling it): `job` must be a `Job`, which lives on and in which nobody else
+    // sets the work meanwhile. ggml calls it with the node's data, within `run`.
     unsafe extern "C" fn work(
         _: *mut sys::ggml_tensor,
         _: *const sys::ggml_tensor,
