@@ -11,6 +11,7 @@
 //! are always visible to the causal mask. Keys are cached after RoPE, so a
 //! cell may hold other tokens for every layer and KV head.
 
+mod bring;
 mod cells;
 mod chat;
 mod cold;

@@ -2,7 +2,7 @@
 
 use crate::cells::{CellMap, stretches};
 use crate::error::Error;
-use crate::llama::CacheTensor;
+use crate::llama::{CacheTensor, CellPart};
 use crate::remap::turn_rows;
 use kiv_numeric::rope::Turn;
 use kiv_policy::{BlockId, Rows};
@@ -29,29 +29,23 @@ impl Slot {
         store: &dyn ColdTier,
         transcoder: &mut Transcoder,
         (layer, kv_head, block): (usize, usize, BlockId),
-        (k, v): (&mut CacheTensor, &mut CacheTensor),
+        [k, v]: &mut [CellPart<'_>; 2],
         turn: Option<&Turn>,
     ) -> Result<(), Error> {
         let keys = store.keys(layer, kv_head, block, 1)?;
         let values = store.values(layer, kv_head, block, 1)?;
         let keys = transcoder.decode(keys.rows(), k.format());
-        write_keys(k, kv_head, &self.cells, keys, turn);
+        write_keys(k, &self.cells, keys, turn);
         let values = transcoder.decode(values.rows(), v.format());
-        write_rows(v, kv_head, &self.cells, values);
+        write_rows(v, &self.cells, values);
         Ok(())
     }
 }
 
 /// Copies a block's keys into cells, turned if need be.
-pub(crate) fn write_keys(
-    k: &mut CacheTensor,
-    kv_head: usize,
-    cells: &[u32],
-    rows: Rows<'_>,
-    turn: Option<&Turn>,
-) {
+pub(crate) fn write_keys(k: &mut CellPart<'_>, cells: &[u32], rows: Rows<'_>, turn: Option<&Turn>) {
     let bytes = &turned(rows, turn);
-    write_rows(k, kv_head, cells, Rows { bytes, ..rows });
+    write_rows(k, cells, Rows { bytes, ..rows });
 }
 
 /// Bytes of rows, turned if need be.
@@ -69,14 +63,10 @@ pub(crate) fn row_bytes(cache: &CacheTensor, dim: usize) -> usize {
 }
 
 /// Copies rows of one KV head into cells.
-pub(crate) fn write_rows(cache: &mut CacheTensor, kv_head: usize, cells: &[u32], rows: Rows<'_>) {
+pub(crate) fn write_rows(part: &mut CellPart<'_>, cells: &[u32], rows: Rows<'_>) {
     let len = rows.format.row_bytes(rows.row_len);
     stretches(cells, |at, first, n| {
-        cache.write(
-            first,
-            (kv_head * len, len),
-            &rows.bytes[at * len..(at + n) * len],
-        );
+        part.write(first, &rows.bytes[at * len..(at + n) * len]);
     });
 }
 

@@ -1,11 +1,12 @@
 //! The tiered cache of one sequence: slots on the device, everything sealed
 //! in the cold store, and the policy that decides between them.
 
+use crate::bring::Bring;
 use crate::cells::{CellMap, stretches};
 use crate::cold::Cold;
 use crate::error::Error;
 use crate::gpu;
-use crate::llama::{CacheTensor, Caches, Node, Parts};
+use crate::llama::{CacheTensor, Caches, CellPart, Node, Parts};
 use crate::local::Local;
 use crate::persist::slots_at_home;
 use crate::remap::{Frame, Remap, turn_rows};
@@ -15,8 +16,8 @@ use crate::stats::Stats;
 use kiv_context::DiskTier;
 use kiv_cuda::Slots;
 use kiv_policy::{
-    BlockId, Geometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, RowsOf, SealedBlocks,
-    SelectRequest, Selection,
+    BlockId, Geometry, LayerGeometry, Phase, Policy, PolicyError, Queries, RowFormat, Rows, RowsOf,
+    SealedBlocks, SelectRequest, Selection,
 };
 use kiv_pool::{NONE, PoolLayout, SlotTable, Swap};
 use kiv_store::{ColdTier, Transcoder};
@@ -567,45 +568,37 @@ impl Tiers {
             let blocks: Vec<BlockId> = swaps.iter().map(|swap| swap.block).collect();
             self.store.expect(layer, kv_head, RowsOf::Both, &blocks);
         }
-        let mut result = Ok(());
         let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
-        if let Some(gpu) = self.store.gpu() {
+        let mut result = if let Some(gpu) = self.store.gpu() {
             let cells = &cells.cells(self.layout.sinks, self.layout.window_start());
             let slots = Slots { cells, turn };
             let (at, tables) = ((layer, batch.step), &mut self.slots);
-            result = gpu::bring(gpu, at, &self.selection, &self.swaps, tables, slots);
+            gpu::bring(gpu, at, &self.selection, &self.swaps, tables, slots)
         } else {
-            for (kv_head, swaps) in self.swaps.iter().enumerate() {
-                for swap in swaps {
-                    if result.is_ok() {
-                        let slot = Slot::new(&self.layout, cells, swap.slot as usize);
-                        let at = (layer, kv_head, swap.block);
-                        let both = (&mut *k, &mut *v);
-                        result = slot.fill(&*self.store, &mut self.transcoder, at, both, turn);
-                    }
-                    if result.is_err() {
-                        // The slot still holds what it held.
-                        self.slots[layer][kv_head].put(swap.slot, swap.leaving);
-                    }
-                }
-            }
-        }
+            let bring = Bring {
+                layer,
+                geometry,
+                layout: &self.layout,
+                cells,
+                store: &*self.store,
+                transcoder: &self.transcoder,
+                turn,
+            };
+            let tables = &mut self.slots[layer];
+            bring.bring((&mut *k, &mut *v), &self.swaps, tables, helpers)
+        };
         let last = Slot::new(&self.layout, cells, self.layout.n_slots - 1);
         for (kv_head, rest) in rests.iter().enumerate() {
             for (cache, rows) in [&mut *k, &mut *v].into_iter().zip(rest.iter().flatten()) {
                 let format = cache.format();
                 let row_len = rows.len() / last.cells.len();
                 let bytes = &format.encode(rows);
-                write_rows(
-                    cache,
-                    kv_head,
-                    &last.cells,
-                    Rows {
-                        format,
-                        row_len,
-                        bytes,
-                    },
-                );
+                let rows = Rows {
+                    format,
+                    row_len,
+                    bytes,
+                };
+                write_rows(&mut cache.of_head(kv_head, row_len), &last.cells, rows);
             }
         }
         if moved && result.is_ok() {
@@ -631,17 +624,14 @@ impl Tiers {
             let cells = &cells.cells(self.layout.sinks, self.layout.window_start());
             return gpu::fill(gpu, layer, &self.slots[layer], Slots { cells, turn });
         }
+        let dim = self.geometry.layers[layer].key_dim;
         for (kv_head, table) in self.slots[layer].iter().enumerate() {
+            let mut part = k.of_head(kv_head, dim);
             for (number, block) in table.blocks().iter().enumerate() {
                 let slot = Slot::new(&self.layout, cells, number);
                 let run = self.store.keys(layer, kv_head, *block, 1)?;
-                write_keys(
-                    k,
-                    kv_head,
-                    &slot.cells,
-                    self.transcoder.decode(run.rows(), k.format()),
-                    turn,
-                );
+                let rows = self.transcoder.decode(run.rows(), part.format());
+                write_keys(&mut part, &slot.cells, rows, turn);
             }
         }
         Ok(())
@@ -658,6 +648,7 @@ impl Tiers {
             let (k, v) = layer_caches(caches, geometry.il)?;
             let turn = self.remap.as_ref().and_then(|r| r.slot_turn(layer));
             for (kv_head, table) in self.slots[layer].iter_mut().enumerate() {
+                let mut both = both_of_head((k, v), geometry, kv_head);
                 let moved = table.blocks().iter().zip(home.blocks()).enumerate();
                 let moved: Vec<(usize, BlockId)> = moved
                     .filter(|(_, (is, home))| is != home)
@@ -666,8 +657,7 @@ impl Tiers {
                 for (number, block) in moved {
                     let slot = Slot::new(&self.layout, cells, number);
                     let at = (layer, kv_head, block);
-                    let both = (&mut *k, &mut *v);
-                    slot.fill(&*self.store, &mut self.transcoder, at, both, turn)?;
+                    slot.fill(&*self.store, &mut self.transcoder, at, &mut both, turn)?;
                     table.put(number as u32, block);
                 }
                 *table = home.clone();
@@ -714,11 +704,11 @@ impl Tiers {
         for (layer, geometry) in self.geometry.layers.iter().enumerate() {
             let (k, v) = layer_caches(caches, geometry.il)?;
             for kv_head in 0..geometry.n_head_kv {
+                let mut both = both_of_head((k, v), geometry, kv_head);
                 for slot in 0..self.layout.n_slots {
                     let at = (layer, kv_head, slot as BlockId);
                     let slot = Slot::new(&self.layout, cells, slot);
-                    let both = (&mut *k, &mut *v);
-                    slot.fill(&*self.store, &mut self.transcoder, at, both, None)?;
+                    slot.fill(&*self.store, &mut self.transcoder, at, &mut both, None)?;
                 }
             }
         }
@@ -748,4 +738,16 @@ fn layer_caches(
     caches.layer(il).ok_or_else(|| Error::Unhookable {
         reason: format!("layer {il} has no K and V cache"),
     })
+}
+
+/// One KV head's K and V rows.
+fn both_of_head<'a>(
+    (k, v): (&'a mut CacheTensor, &'a mut CacheTensor),
+    geometry: &LayerGeometry,
+    kv_head: usize,
+) -> [CellPart<'a>; 2] {
+    [
+        k.of_head(kv_head, geometry.key_dim),
+        v.of_head(kv_head, geometry.value_dim),
+    ]
 }

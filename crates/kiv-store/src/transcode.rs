@@ -19,8 +19,18 @@ impl Transcoder {
     /// From these types of K and V to those.
     #[must_use]
     pub fn new(cache: [RowFormat; 2], store: [RowFormat; 2]) -> Self {
+        Self::of([(cache[0], store[0]), (cache[1], store[1])])
+    }
+
+    /// One of the same types, for another thread.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::of(self.kinds)
+    }
+
+    fn of(kinds: [(RowFormat, RowFormat); 2]) -> Self {
         Self {
-            kinds: [(cache[0], store[0]), (cache[1], store[1])],
+            kinds,
             numbers: Vec::new(),
             rows: Default::default(),
         }

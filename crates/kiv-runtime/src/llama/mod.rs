@@ -21,7 +21,9 @@ pub(crate) use graph::{Node, Op};
 pub(crate) use log::set_verbose;
 pub(crate) use model::RawModel;
 pub use quantize::{QuantizeType, quantize};
-pub(crate) use tensor::CacheTensor;
+#[cfg(test)]
+pub(crate) use tensor::TestCache;
+pub(crate) use tensor::{CacheTensor, CellPart};
 
 use kiv_policy::RowFormat;
 use llama_cpp_sys_2 as sys;

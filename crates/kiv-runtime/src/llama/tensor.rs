@@ -3,10 +3,16 @@
 use kiv_cuda::{Buffer, CudaDevice, Device, DeviceError};
 use kiv_policy::RowFormat;
 use llama_cpp_sys_2 as sys;
+use parking_lot::Mutex;
 use std::ffi::CStr;
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// What the emulated driver of the tests calls its GPU, whose memory is the host's.
 const EMULATED: &str = "emulated GPU";
+
+/// Held by who writes to memory that is not the host's: not every backend lets several.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// K or V of one layer, all cells: `[n_cells, n_head_kv * dim]` rows in the
 /// cache's type.
@@ -161,21 +167,113 @@ impl CacheTensor {
     /// Writes `rows`, one after another, to bytes `offset..offset + len` of
     /// the cells from `first` on.
     pub(crate) fn write(&mut self, first: usize, (offset, len): (usize, usize), rows: &[u8]) {
+        self.part(offset, len).write(first, rows);
+    }
+
+    /// One KV head's rows, of `dim` values, of all cells.
+    pub(crate) fn of_head(&mut self, kv_head: usize, dim: usize) -> CellPart<'_> {
+        let len = self.format.row_bytes(dim);
+        self.part(kv_head * len, len)
+    }
+
+    /// The rows of each of `n` KV heads, which can be written at the same time.
+    pub(crate) fn by_head(&mut self, n: usize, dim: usize) -> Vec<CellPart<'_>> {
+        let len = self.format.row_bytes(dim);
+        let all = self.part(0, n * len);
+        let parts = (0..n).map(|head| CellPart {
+            // None of them has a byte in common with another one.
+            offset: head * len,
+            len,
+            cells: all.cells.clone(),
+            ..all
+        });
+        parts.collect()
+    }
+
+    /// Bytes `offset..offset + len` of all cells.
+    fn part(&mut self, offset: usize, len: usize) -> CellPart<'_> {
+        self.check(0, self.n_cells, offset, len);
+        CellPart {
+            tensor: self.tensor,
+            host: self.host,
+            format: self.format,
+            cell_bytes: self.cell_bytes,
+            offset,
+            len,
+            cells: 0..self.n_cells,
+            lent: PhantomData,
+        }
+    }
+}
+
+/// The same bytes of some cells, which nobody else writes or reads meanwhile.
+pub(crate) struct CellPart<'a> {
+    tensor: *mut sys::ggml_tensor,
+    host: Option<*mut u8>,
+    format: RowFormat,
+    cell_bytes: usize,
+    offset: usize,
+    len: usize,
+    cells: Range<usize>,
+    lent: PhantomData<&'a mut CacheTensor>,
+}
+
+// SAFETY: parts of one tensor have no byte in common, and are written by whoever has them;
+// memory that is not the host's, through ggml, by one thread at a time.
+unsafe impl Send for CellPart<'_> {}
+
+impl CellPart<'_> {
+    /// Type of the rows.
+    pub(crate) fn format(&self) -> RowFormat {
+        self.format
+    }
+
+    /// The cells before this one, and the others.
+    ///
+    /// # Panics
+    /// If it is none of them.
+    pub(crate) fn split_at(self, cell: usize) -> (Self, Self) {
+        let Range { start, end } = self.cells;
+        assert!(
+            (start..end).contains(&cell),
+            "cell {cell} of {start}..{end}"
+        );
+        let before = Self {
+            cells: start..cell,
+            ..self
+        };
+        let others = Self {
+            cells: cell..end,
+            ..self
+        };
+        (before, others)
+    }
+
+    /// Writes `rows`, one after another, to the cells from `first` on.
+    ///
+    /// # Panics
+    /// If they are not among these.
+    pub(crate) fn write(&mut self, first: usize, rows: &[u8]) {
+        let (cell_bytes, len) = (self.cell_bytes, self.len);
         let n = rows.len() / len;
-        self.check(first, n, offset, len);
-        let start = first * self.cell_bytes + offset;
+        assert!(
+            self.cells.start <= first && first + n <= self.cells.end,
+            "cells {first}+{n} of {:?}",
+            self.cells
+        );
+        let start = first * cell_bytes + self.offset;
         if let Some(host) = self.host {
             for (i, row) in rows.chunks_exact(len).enumerate() {
-                // SAFETY: inside the tensor by `check`; `&mut self` and a
-                // waiting graph make this the only access.
+                // SAFETY: a cell of the tensor, as just checked, and bytes of it, as `part` has
+                // checked; they are this part's alone, and the graph waits.
                 unsafe {
-                    let cell = host.add(start + i * self.cell_bytes);
+                    let cell = host.add(start + i * cell_bytes);
                     std::ptr::copy_nonoverlapping(row.as_ptr(), cell, len);
                 }
             }
         } else {
-            // SAFETY: `rows` holds n rows of `len`; the tensor's side is
-            // inside by `check`.
+            let _one = ONE_AT_A_TIME.lock();
+            // SAFETY: `rows` holds n rows of `len`; the tensor's side is inside, as above.
             unsafe {
                 sys::ggml_backend_tensor_set_2d(
                     self.tensor,
@@ -183,10 +281,99 @@ impl CacheTensor {
                     start,
                     len,
                     n,
-                    self.cell_bytes,
+                    cell_bytes,
                     len,
                 );
             }
         }
+    }
+}
+
+/// For tests: a cache of its own, of cells that are all zeros.
+#[cfg(test)]
+pub(crate) struct TestCache {
+    pub(crate) tensor: CacheTensor,
+    context: *mut sys::ggml_context,
+    buffer: *mut sys::ggml_backend_buffer,
+}
+
+#[cfg(test)]
+impl TestCache {
+    /// `n_cells` cells of `len` values.
+    pub(crate) fn new(format: RowFormat, len: usize, n_cells: usize) -> Self {
+        // SAFETY: plain sizes; the context has room for the tensor, and the buffer gives it its
+        // memory. Both are freed with this, which owns all that points to them.
+        unsafe {
+            let context = sys::ggml_init(sys::ggml_init_params {
+                mem_size: 2 * sys::ggml_tensor_overhead(),
+                mem_buffer: std::ptr::null_mut(),
+                no_alloc: true,
+            });
+            let (len, n) = (len as i64, n_cells as i64);
+            let tensor = sys::ggml_new_tensor_2d(context, super::ggml_type(format), len, n);
+            let kind = sys::ggml_backend_cpu_buffer_type();
+            let buffer = sys::ggml_backend_alloc_ctx_tensors_from_buft(context, kind);
+            assert!(!buffer.is_null(), "no memory");
+            sys::ggml_backend_buffer_clear(buffer, 0);
+            let tensor = CacheTensor::new(tensor).unwrap();
+            Self {
+                tensor,
+                context,
+                buffer,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Drop for TestCache {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, and nobody has borrowed the tensor any more.
+        unsafe {
+            sys::ggml_backend_buffer_free(self.buffer);
+            sys::ggml_free(self.context);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_written_at_once() {
+        let mut cache = TestCache::new(RowFormat::F32, 3 * 2, 10);
+        let mut parts = Vec::new();
+        for part in cache.tensor.by_head(3, 2) {
+            let (before, others) = part.split_at(4);
+            parts.extend([(0, 4, before), (4, 6, others)]);
+        }
+        let row = |part: usize, cell: usize| [part as f32, cell as f32].map(f32::to_le_bytes);
+        std::thread::scope(|scope| {
+            for (number, (first, n, part)) in parts.iter_mut().enumerate() {
+                scope.spawn(move || {
+                    let rows = (*first..*first + *n).flat_map(|cell| row(number / 2, cell));
+                    part.write(*first, &rows.flatten().collect::<Vec<u8>>());
+                });
+            }
+        });
+        let mut all = Vec::new();
+        cache.tensor.read(0, 10, (0, 24), &mut all);
+        let wanted = (0..10).flat_map(|cell| (0..3).flat_map(move |head| row(head, cell)));
+        assert_eq!(all, wanted.flatten().collect::<Vec<u8>>());
+    }
+
+    #[test]
+    #[should_panic(expected = "cells 3+2 of 0..4")]
+    fn a_part_keeps_to_its_cells() {
+        let mut cache = TestCache::new(RowFormat::F32, 2, 10);
+        let (mut before, _others) = cache.tensor.of_head(0, 2).split_at(4);
+        before.write(3, &[0; 16]);
+    }
+
+    #[test]
+    #[should_panic(expected = "bytes 8+8 of a cell")]
+    fn there_are_no_more_heads() {
+        TestCache::new(RowFormat::F32, 2, 10).tensor.of_head(1, 2);
     }
 }
