@@ -13,8 +13,13 @@ pub(crate) struct LocalKeys {
     keys: Columns,
     /// Rows that are being read.
     rows: Vec<f32>,
-    /// Of the queries asked last, with as many keys as any of them sees, `[n_queries, n_seen]`.
-    products: Vec<f32>,
+}
+
+/// Products of some queries with the local keys, with as many as any of them sees.
+#[derive(Default)]
+pub(crate) struct Products {
+    /// `[n_queries, n_seen]`.
+    all: Vec<f32>,
     n_seen: usize,
 }
 
@@ -26,8 +31,6 @@ impl LocalKeys {
             positions: Vec::new(),
             keys: Columns::new(&[], dim),
             rows: Vec::new(),
-            products: Vec::new(),
-            n_seen: 0,
         }
     }
 
@@ -76,20 +79,21 @@ impl LocalKeys {
 
     /// Multiplies queries, `[n_queries, dim]`, with all keys up to the last position that any
     /// of them sees; `last` has that of each.
-    pub fn ask(&mut self, queries: &[f32], last: &[i32]) {
+    pub fn ask(&self, queries: &[f32], last: &[i32], products: &mut Products) {
         let queries: Vec<&[f32]> = queries.chunks_exact(self.keys.dim()).collect();
-        self.n_seen = last.iter().map(|last| self.seen(*last)).max().unwrap_or(0);
-        self.products.resize(queries.len() * self.n_seen, 0.0);
+        let n_seen = last.iter().map(|last| self.seen(*last)).max().unwrap_or(0);
+        products.n_seen = n_seen;
+        products.all.resize(queries.len() * n_seen, 0.0);
         self.keys
-            .first_products_into(self.n_seen, &queries, &mut self.products);
+            .first_products_into(n_seen, &queries, &mut products.all);
     }
 
-    /// Products of one of the queries asked last with the keys at positions up to `last`.
+    /// Those of one of the queries asked with the keys at positions up to `last`.
     ///
     /// # Panics
     /// If none of them was asked up to there.
-    pub fn of(&self, query: usize, last: i32) -> &[f32] {
-        let products = &self.products[query * self.n_seen..][..self.n_seen];
+    pub fn of<'a>(&self, products: &'a Products, query: usize, last: i32) -> &'a [f32] {
+        let products = &products.all[query * products.n_seen..][..products.n_seen];
         &products[..self.seen(last)]
     }
 
@@ -153,6 +157,13 @@ mod tests {
         }
     }
 
+    /// The first value of each key, and the second.
+    fn products_of(local: &LocalKeys) -> Products {
+        let mut products = Products::default();
+        local.ask(&[1.0, 0.0, 0.0, 1.0], &[i32::MAX; 2], &mut products);
+        products
+    }
+
     /// Updates from rows at `positions`, of which the micro-batch's begin at
     /// `first`; says how many were read.
     fn update(
@@ -194,13 +205,12 @@ mod tests {
         local.update(&request, 0);
         assert_eq!(local.positions, rows.positions);
         assert_eq!(local.keys.n(), rows.positions.len());
-        // The first value of each key, and the second.
-        local.ask(&[1.0, 0.0, 0.0, 1.0], &[i32::MAX; 2]);
+        let products = products_of(local);
         let is_its_own = |(p, row): (&i32, &f32)| *row == *p as f32;
         assert!(
             rows.positions
                 .iter()
-                .zip(local.of(0, i32::MAX))
+                .zip(local.of(&products, 0, i32::MAX))
                 .all(is_its_own)
         );
         rows.read.into_inner()
@@ -217,10 +227,17 @@ mod tests {
         assert_eq!(update(&mut local, list(&[0..4, 54..62]), 61, 1.0, 9), 1);
         // A question is taken back, another one asked.
         assert_eq!(update(&mut local, list(&[0..4, 54..60]), 59, 2.0, 10), 1);
-        assert_eq!(local.of(1, 59).last(), Some(&2.0));
-        assert_eq!(local.of(1, 55).len(), 6);
+        let products = products_of(&local);
+        assert_eq!(local.of(&products, 1, 59).last(), Some(&2.0));
+        assert_eq!(local.of(&products, 1, 55).len(), 6);
         // A step was missed: nothing is taken for granted.
         assert_eq!(update(&mut local, list(&[0..4, 54..61]), 60, 3.0, 12), 11);
-        assert!(local.of(1, 60).iter().all(|version| *version == 3.0));
+        let products = products_of(&local);
+        assert!(
+            local
+                .of(&products, 1, 60)
+                .iter()
+                .all(|version| *version == 3.0)
+        );
     }
 }

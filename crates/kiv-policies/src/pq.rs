@@ -12,32 +12,33 @@
 //! hardly grows with its length.
 
 mod ask;
+mod crew;
 mod device;
+mod head;
 mod read;
 mod rest;
+mod split;
 mod work;
 
-use crate::local::LocalKeys;
 use crate::top::{next_of, top_of};
 use ask::Ask;
+use crew::Crew;
+use head::Head;
 use kiv_fastscan::Isa;
-use kiv_index::{Finder, HeadIndex, Hits, IndexError, Params, Scratch};
+use kiv_index::{Finder, HeadIndex, IndexError, Params};
 use kiv_policy::{
-    BlockId, ColdRows, DeviceUse, FindPart, Geometry, Helpers, KeepPart, LayerGeometry, Phase,
-    Policy, PolicyError, Rows, SelectRequest, Selection,
+    BlockId, ColdRows, DeviceUse, FindPart, Geometry, KeepPart, LayerGeometry, Phase, Policy,
+    PolicyError, Rows, SelectRequest, Selection,
 };
 use kiv_wire::{Put, Take};
 use rayon::prelude::*;
+use rest::Leavings;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 use work::{Job, Workers};
 
 /// Share of a query's softmax that a block must have over one that is in a slot already to
 /// be copied instead of it: what is left out for so little is in the rest.
 const HEAD_START: f32 = 1.5e-4;
-
-/// Values of keys that queries are multiplied with, from which on it is worth waking threads.
-const WAKING: usize = 24 << 20;
 
 /// Cold keys that a query takes as much time as, whatever their number: for local keys, for
 /// what has been found, and for the rest.
@@ -79,22 +80,6 @@ struct State {
     heads: Vec<Vec<Head>>,
 }
 
-/// What is kept for one layer and KV head.
-struct Head {
-    index: HeadIndex,
-    local: LocalKeys,
-    scratch: Scratch,
-    hits: Hits,
-    /// Share of the softmax by block, 0 of all but the touched ones.
-    shares: Vec<f32>,
-    touched: Vec<BlockId>,
-    /// The same of one query.
-    one: Vec<f32>,
-    /// Log of the sum of the softmax of each query that was searched for last, as far as
-    /// it is known.
-    totals: Vec<f32>,
-}
-
 impl Policy for Pq {
     fn name(&self) -> &'static str {
         "pq"
@@ -119,20 +104,7 @@ impl Policy for Pq {
             params
                 .check()
                 .map_err(|why| PolicyError(format!("layer {}: {why}", layer.il)))?;
-            let head = |_| Head {
-                index: HeadIndex::new(params.clone()),
-                local: LocalKeys::new(layer.key_dim),
-                scratch: Scratch::default(),
-                hits: if in_order {
-                    Hits::in_order()
-                } else {
-                    Hits::default()
-                },
-                shares: Vec::new(),
-                touched: Vec::new(),
-                one: Vec::new(),
-                totals: Vec::new(),
-            };
+            let head = |_| Head::new(HeadIndex::new(params.clone()), in_order);
             Ok((0..layer.n_head_kv).map(head).collect())
         });
         self.state = Some(State {
@@ -204,61 +176,58 @@ impl Policy for Pq {
         let found = finder.and_then(|finder| device::find(finder, &first, heads));
         let is_asked = found.is_some();
         let found = found.unwrap_or_else(|| vec![None; heads.len()]);
-        let heads = heads.iter_mut().zip(found);
-        let (wanted, rests) = selection.parts_mut();
-        let answers = wanted.iter_mut().zip(rests);
-        let heads: Vec<_> = heads.zip(answers).enumerate().collect();
         let n_queries = request.queries.n_tokens() * layer.n_head;
         let work = if is_searched {
             (n_blocks * block + ANYWAY) * n_queries * layer.key_dim
         } else {
             0
         };
-        // What is read from a disk for one head comes while others are searched for.
-        for_all(
-            (&state.threads, request.helpers),
+        let crew = Crew {
+            own: &state.threads,
+            helpers: request.helpers,
             work,
-            heads,
-            |(kv_head, ((head, found), (wanted, rest)))| {
-                let mut left = None;
-                let ask = Ask { kv_head, ..first };
-                ask.observe(&mut head.index);
-                if n_blocks <= n_slots {
-                    wanted.extend(0..n_blocks as BlockId);
-                } else if n_slots > 0 {
-                    head.forget(n_blocks);
+        };
+        let (wanted, rests) = selection.parts_mut();
+        let sizes = (n_blocks, n_slots);
+        let n_parts = if is_searched && !is_asked {
+            split::n_parts(&crew, &first, heads.len())
+        } else {
+            1
+        };
+        if n_parts > 1 {
+            split::select(&crew, &first, n_parts, heads, sizes, (wanted, rests))?;
+        } else {
+            let answers = wanted.iter_mut().zip(rests);
+            let heads = heads.iter_mut().zip(found).zip(answers).enumerate();
+            // What is read from a disk for one head comes while others are searched for.
+            crew.all(
+                heads.collect(),
+                |(kv_head, ((head, found), (wanted, rest)))| {
+                    let ask = Ask { kv_head, ..first };
+                    ask.observe(&mut head.index);
+                    if !is_searched {
+                        if n_blocks <= n_slots {
+                            wanted.extend(0..n_blocks as BlockId);
+                        }
+                        return Ok(None);
+                    }
                     if !is_asked {
                         head.local.update(request, kv_head);
                     }
-                    match request.phase {
-                        Phase::Decode => ask.decode(head, found.as_ref()),
-                        Phase::Prefill => ask.read(head),
-                    }?;
-                    // Nothing is known of blocks without a hit.
-                    let gives_rest = request.phase == Phase::Decode
-                        && request.takes_rest
-                        && ask.is_plain()
-                        && head.touched.len() > n_slots;
-                    if gives_rest {
-                        let start = HEAD_START * layer.group() as f32;
-                        let resident = request.resident.get(kv_head);
-                        head.prefer(resident.copied().unwrap_or_default(), start);
+                    let (known, parts) = head.parts(1);
+                    let queries = ask.query_heads();
+                    parts[0].look(&ask, known, queries, found.as_ref(), n_blocks)?;
+                    let leavings = ask.choose(head, sizes, wanted);
+                    Ok(leavings.map(|left| (ask, &head.totals, left, rest)))
+                },
+                |left| match left {
+                    Some((ask, totals, leavings, rest)) => {
+                        ask.rest(totals, 0..totals.len(), leavings, rest)
                     }
-                    let n = n_slots - usize::from(gives_rest);
-                    let touched = head.touched.iter().copied();
-                    top_of(&head.shares, touched, n, wanted);
-                    if gives_rest {
-                        let leavings = ask.leave(head, wanted);
-                        left = Some((ask, &head.totals, leavings, rest));
-                    }
-                }
-                Ok(left)
-            },
-            |left| match left {
-                Some((ask, totals, leavings, rest)) => ask.rest(totals, leavings, rest),
-                None => Ok(()),
-            },
-        )?;
+                    None => Ok(()),
+                },
+            )?;
+        }
         // Of what was looked at, where something was.
         if is_searched {
             for (kv_head, head) in state.heads[request.layer].iter().enumerate() {
@@ -431,88 +400,32 @@ fn indices(heads: &mut [Vec<Head>]) -> impl Iterator<Item = ((usize, usize), &mu
     })
 }
 
-impl Head {
-    /// Makes room for the shares of so many blocks, all 0.
-    fn forget(&mut self, n_blocks: usize) {
-        for block in self.touched.drain(..) {
-            if let Some(share) = self.shares.get_mut(block as usize) {
-                *share = 0.0;
-            }
+impl Ask<'_> {
+    /// The blocks that a head wants, of so many and at most so many, once they have been looked
+    /// for, and what of the others is worth it.
+    fn choose(
+        &self,
+        head: &mut Head,
+        (n_blocks, n_slots): (usize, usize),
+        wanted: &mut Vec<BlockId>,
+    ) -> Option<Leavings> {
+        let Self { request, layer, .. } = self;
+        head.conclude(request.phase, n_blocks);
+        // Nothing is known of blocks without a hit.
+        let gives_rest = request.phase == Phase::Decode
+            && request.takes_rest
+            && self.is_plain()
+            && head.touched.len() > n_slots;
+        if gives_rest {
+            let start = HEAD_START * layer.group() as f32;
+            let resident = request.resident.get(self.kv_head);
+            head.prefer(resident.copied().unwrap_or_default(), start);
         }
-        self.shares.resize(n_blocks, 0.0);
-        self.one.resize(n_blocks, 0.0);
+        let n = n_slots - usize::from(gives_rest);
+        let touched = head.touched.iter().copied();
+        top_of(&head.shares, touched, n, wanted);
+        gives_rest.then(|| self.leave(head, wanted))
     }
-
-    /// Raises a block's share.
-    fn raise(&mut self, block: BlockId, share: f32) {
-        let before = &mut self.shares[block as usize];
-        if share > *before {
-            if *before == 0.0 {
-                self.touched.push(block);
-            }
-            *before = share;
-        }
-    }
-
-    /// Adds to the shares of these blocks, as far as they are any.
-    fn prefer(&mut self, blocks: &[BlockId], start: f32) {
-        for block in blocks {
-            if let Some(share) = self.shares.get_mut(*block as usize) {
-                if *share == 0.0 {
-                    self.touched.push(*block);
-                }
-                *share += start;
-            }
-        }
-    }
-}
-
-/// Serves all heads, on several threads if there is much to do: on those that the model has
-/// waiting, or on others where these are not to be had. This one is among them: it need not
-/// sleep until another one wakes. Each finishes what it has served, when no other
-/// head is left.
-fn for_all<T: Send, S>(
-    (threads, helpers): (&rayon::ThreadPool, &dyn Helpers),
-    work: usize,
-    heads: Vec<T>,
-    serve: impl Fn(T) -> Result<S, PolicyError> + Send + Sync,
-    finish: impl Fn(S) -> Result<(), PolicyError> + Send + Sync,
-) -> Result<(), PolicyError> {
-    let n_heads = heads.len();
-    let queue = Mutex::new(heads.into_iter());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let serve_some = || {
-        let served: Vec<S> = std::iter::from_fn(next)
-            .map(&serve)
-            .collect::<Result<_, _>>()?;
-        served.into_iter().try_for_each(&finish)
-    };
-    if n_heads < 2 || work == 0 {
-        return serve_some();
-    }
-    if helpers.n() > 1 {
-        let result = Mutex::new(Ok(()));
-        helpers.run(&|| {
-            if let Err(error) = serve_some() {
-                *result.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
-            }
-        });
-        return result.into_inner().unwrap_or_else(PoisonError::into_inner);
-    }
-    let n = threads.current_num_threads().min(n_heads);
-    if n < 2 || work <= WAKING {
-        return serve_some();
-    }
-    let mut results = Vec::new();
-    results.resize_with(n, || Ok(()));
-    threads.in_place_scope(|scope| {
-        let (own, others) = results.split_at_mut(1);
-        for result in others {
-            scope.spawn(|_| *result = serve_some());
-        }
-        own[0] = serve_some();
-    });
-    results.into_iter().collect()
 }
 
 /// Shows the keys of some tokens to `each`, run by run.

@@ -1,12 +1,13 @@
 //! One question: the queries of a step, and the blocks' shares of their softmax.
 
-use super::Head;
+use super::head::{Known, Part};
 use super::rest::LEAST;
-use crate::local::LocalKeys;
+use crate::local::{LocalKeys, Products};
 use kiv_fastscan::Isa;
 use kiv_index::{Asked, Effort, Found, HeadIndex};
 use kiv_numeric::{exp_nonpositive, log_sum_exp};
 use kiv_policy::{BlockId, LayerGeometry, PolicyError, SelectRequest};
+use std::ops::Range;
 
 /// Keys looked at for a decoded token's queries, and told.
 pub(super) const DECODE: Effort = Effort {
@@ -14,8 +15,8 @@ pub(super) const DECODE: Effort = Effort {
     kept: 1024,
 };
 
-/// Every so many tokens of a micro-batch are shown to the index.
-const OBSERVED: usize = 16;
+/// Every so many tokens are shown to the index.
+const OBSERVED: i32 = 16;
 
 /// Most queries that are searched for together.
 pub(super) const TOGETHER: usize = 8;
@@ -46,13 +47,17 @@ pub(super) struct Batch {
 
 impl Ask<'_> {
     /// Query heads that share the KV head.
-    pub fn query_heads(&self) -> std::ops::Range<usize> {
+    pub fn query_heads(&self) -> Range<usize> {
         let group = self.layer.group();
         self.kv_head * group..(self.kv_head + 1) * group
     }
 
+    /// Shows some queries to the index: of one token in [`OBSERVED`].
     pub fn observe(&self, index: &mut HeadIndex) {
-        for token in (0..self.request.queries.n_tokens()).step_by(OBSERVED) {
+        let positions = &self.request.queries.positions;
+        let is_seen = |position: &i32| position.rem_euclid(OBSERVED) == 0;
+        let seen = positions.iter().enumerate().filter(|(_, p)| is_seen(p));
+        for (token, _) in seen {
             for head in self.query_heads() {
                 index.observe(self.request.queries.get(token, head));
             }
@@ -74,23 +79,29 @@ impl Ask<'_> {
         out.extend(query.iter().map(|v| v * scale));
     }
 
-    /// The queries of every head of one token.
-    pub fn of_token(&self, token: usize) -> Batch {
+    /// The queries of some heads of one token.
+    pub fn of_token(&self, token: usize, query_heads: Range<usize>) -> Batch {
         let mut batch = Batch::default();
         let position = self.request.queries.positions[token];
-        for query_head in self.query_heads() {
+        for query_head in query_heads {
             let query = self.request.queries.get(token, query_head);
             self.push(&mut batch, query_head, query, position);
         }
         batch
     }
 
-    /// Asks for every token by itself; a device may have found the most of it, of the only
-    /// one.
-    pub fn decode(&self, head: &mut Head, found: Option<&Found>) -> Result<(), PolicyError> {
+    /// Asks for some heads' queries, for every token by itself; a device may have found the
+    /// most of it, of the only one.
+    pub fn decode(
+        &self,
+        known: Known<'_>,
+        query_heads: Range<usize>,
+        found: Option<&Found>,
+        part: &mut Part,
+    ) -> Result<(), PolicyError> {
         for token in 0..self.request.queries.n_tokens() {
-            let batch = self.of_token(token);
-            self.search(head, &batch, found)?;
+            let batch = self.of_token(token, query_heads.clone());
+            self.search(known, &batch, found, part)?;
         }
         Ok(())
     }
@@ -141,11 +152,12 @@ impl Ask<'_> {
     pub fn local_totals<'a>(
         &'a self,
         local: &'a LocalKeys,
+        products: &'a Products,
         last: &'a [i32],
         sinks: &'a [f32],
     ) -> impl Iterator<Item = f32> + 'a {
         let asked = last.iter().zip(sinks).enumerate();
-        asked.map(|(i, (last, sink))| self.local_total(local.of(i, *last), *sink))
+        asked.map(|(i, (last, sink))| self.local_total(local.of(products, i, *last), *sink))
     }
 
     /// From which product on a key has a share of at least `share` of what is attended to in
@@ -158,31 +170,30 @@ impl Ask<'_> {
 
     /// Multiplies a decoded token's queries with the local keys, for a device: the floors of
     /// what it is to find.
-    pub fn floors(&self, local: &mut LocalKeys, batch: &Batch) -> Vec<f32> {
-        local.ask(&batch.queries, &batch.last);
-        let totals = self.local_totals(local, &batch.last, &batch.sinks);
+    pub fn floors(&self, local: &LocalKeys, products: &mut Products, batch: &Batch) -> Vec<f32> {
+        local.ask(&batch.queries, &batch.last, products);
+        let totals = self.local_totals(local, products, &batch.last, &batch.sinks);
         totals.map(|total| self.floor(total, LEAST)).collect()
     }
 
-    /// Adds the blocks' shares of these queries' softmax to the head's shares. Where a device
+    /// Appends the blocks' shares of these queries' softmax, query by query. Where a device
     /// has found keys, local ones have been asked.
     fn search(
         &self,
-        head: &mut Head,
+        Known { index, local }: Known<'_>,
         batch: &Batch,
         found: Option<&Found>,
+        part: &mut Part,
     ) -> Result<(), PolicyError> {
         let dim = self.layer.key_dim;
-        let Head {
-            index,
-            local,
+        let Part {
             scratch,
             hits,
-            shares,
-            touched,
+            products,
             one,
+            shares,
             totals,
-        } = head;
+        } = part;
         totals.clear();
         let (mut logits, mut floors) = (Vec::new(), Vec::new());
         let together = batch.queries.chunks(TOGETHER * dim);
@@ -192,10 +203,10 @@ impl Ask<'_> {
             .zip(batch.sinks.chunks(TOGETHER));
         for (queries, (last, sinks)) in together.zip(others) {
             if found.is_none() {
-                local.ask(queries, last);
+                local.ask(queries, last, products);
             }
             let first = totals.len();
-            totals.extend(self.local_totals(local, last, sinks));
+            totals.extend(self.local_totals(local, products, last, sinks));
             let new = totals[first..].iter();
             floors.clear();
             floors.extend(new.map(|total| self.floor(*total, LEAST)));
@@ -218,12 +229,9 @@ impl Ask<'_> {
                 }
                 for token in tokens {
                     let block = *token as usize / self.block;
-                    let more = std::mem::take(&mut one[block]);
-                    if more > 0.0 {
-                        if shares[block] == 0.0 {
-                            touched.push(block as BlockId);
-                        }
-                        shares[block] += more;
+                    let share = std::mem::take(&mut one[block]);
+                    if share > 0.0 {
+                        shares.push((block as BlockId, share));
                     }
                 }
             }

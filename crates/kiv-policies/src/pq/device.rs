@@ -1,7 +1,7 @@
 //! A decoded token's searches on a device that has copies of the indices.
 
-use super::Head;
 use super::ask::{Ask, DECODE, TOGETHER};
+use super::head::Head;
 use kiv_index::{Asked, Finder, Found, HeadIndex};
 use kiv_policy::Phase;
 
@@ -23,8 +23,9 @@ pub(super) fn find(
     for (kv_head, head) in heads.iter_mut().enumerate() {
         let ask = Ask { kv_head, ..*ask };
         head.local.update(request, kv_head);
-        let batch = ask.of_token(0);
-        floors.extend(ask.floors(&mut head.local, &batch));
+        let batch = ask.of_token(0, ask.query_heads());
+        let products = &mut head.parts[0].products;
+        floors.extend(ask.floors(&head.local, products, &batch));
         queries.extend(batch.queries);
     }
     // What is no number is told of by the search here.

@@ -5,11 +5,13 @@
 //! what the mean has found: a mean knows where to look, but not what a single query needs.
 //! (`docs/index.md`, "What reading sees", has what other ways lose.)
 
-use super::Head;
 use super::ask::{Ask, TOGETHER};
+use super::head::{Known, Part};
+use crate::local::LocalKeys;
 use kiv_index::{Effort, HeadIndex, Hits, groups, mean_of};
 use kiv_numeric::{Columns, TILE, exp_nonpositive, first_logits};
 use kiv_policy::{BlockId, PolicyError};
+use std::ops::Range;
 
 /// Queries of a head, on average, whose mean is searched for: as few as that among few keys,
 /// as many as that among many.
@@ -61,29 +63,53 @@ struct Told {
 }
 
 impl Ask<'_> {
-    /// Raises the blocks' shares to the largest that they have of the softmax of any query.
-    pub fn read(&self, head: &mut Head) -> Result<(), PolicyError> {
-        let query_heads: Vec<usize> = self.query_heads().collect();
+    /// Tells the largest shares that blocks have of the softmax of any query of some heads.
+    pub fn read(
+        &self,
+        known: Known<'_>,
+        query_heads: Range<usize>,
+        part: &mut Part,
+    ) -> Result<(), PolicyError> {
+        let read = self.read_some(known, query_heads, part);
+        // Also after an error: it is all 0 between searches.
+        for (block, share) in &mut part.shares {
+            *share = std::mem::take(&mut part.one[*block as usize]);
+        }
+        read
+    }
+
+    fn read_some(
+        &self,
+        known: Known<'_>,
+        query_heads: Range<usize>,
+        part: &mut Part,
+    ) -> Result<(), PolicyError> {
+        let query_heads: Vec<usize> = query_heads.collect();
         for some in query_heads.chunks(DECODED_FOR) {
             let mut told = Told::default();
             let mut sets = Vec::new();
             for query_head in some {
-                let queries = self.queries_of(head, *query_head)?;
-                let n = n_means(queries.locals.len(), head.index.len());
+                let queries = self.queries_of(known.local, *query_head, part)?;
+                let n = n_means(queries.locals.len(), known.index.len());
                 let of_head = groups(&queries.values, queries.dim, n);
-                self.search_for(head, &queries, &of_head, &mut told)?;
+                self.search_for(known.index, &queries, &of_head, part, &mut told)?;
                 sets.extend(of_head.iter().map(|set| queries.of(set)));
             }
-            told.decode(&head.index);
+            told.decode(known.index);
             for (i, set) in sets.iter().enumerate() {
-                self.weigh(head, set, &told.keys(i));
+                self.weigh(part, set, &told.keys(i));
             }
         }
         Ok(())
     }
 
     /// One head's queries, and what they attend to in any case.
-    fn queries_of(&self, head: &mut Head, query_head: usize) -> Result<Queries, PolicyError> {
+    fn queries_of(
+        &self,
+        local: &LocalKeys,
+        query_head: usize,
+        part: &mut Part,
+    ) -> Result<Queries, PolicyError> {
         let (queries, dim) = (&self.request.queries, self.layer.key_dim);
         let mut all = Queries {
             dim,
@@ -102,10 +128,10 @@ impl Ask<'_> {
                 self.scale(query, &mut all.values);
             }
             let last = &queries.positions[tokens.clone()];
-            head.local.ask(&all.values[first * dim..], last);
+            local.ask(&all.values[first * dim..], last, &mut part.products);
             let sinks = vec![sink; tokens.len()];
             all.locals
-                .extend(self.local_totals(&head.local, last, &sinks));
+                .extend(self.local_totals(local, &part.products, last, &sinks));
         }
         Ok(all)
     }
@@ -113,17 +139,13 @@ impl Ask<'_> {
     /// Searches for the means of some sets of queries.
     fn search_for(
         &self,
-        head: &mut Head,
+        index: &HeadIndex,
         queries: &Queries,
         sets: &[Vec<u32>],
+        part: &mut Part,
         told: &mut Told,
     ) -> Result<(), PolicyError> {
-        let Head {
-            index,
-            scratch,
-            hits,
-            ..
-        } = head;
+        let Part { scratch, hits, .. } = part;
         let [few, many] = KEPT;
         let effort = Effort {
             probed: PROBED,
@@ -143,14 +165,14 @@ impl Ask<'_> {
 
     /// Raises blocks' shares to those that they have of a set of queries' softmax by some
     /// keys, which come with their tokens and in the order of these.
-    fn weigh(&self, head: &mut Head, set: &Queries, keys: &[(u32, &[f32])]) {
+    fn weigh(&self, part: &mut Part, set: &Queries, keys: &[(u32, &[f32])]) {
         let columns = Columns::new(&set.values, set.dim);
         let tiles = columns.tiles().chunks_exact(set.dim);
         for (tile, locals) in tiles.zip(set.locals.chunks(TILE)) {
             if locals.len() > TILE / 2 {
-                self.weigh_tile::<TILE>(head, tile, locals, keys);
+                self.weigh_tile::<TILE>(part, tile, locals, keys);
             } else {
-                self.weigh_tile::<{ TILE / 2 }>(head, tile, locals, keys);
+                self.weigh_tile::<{ TILE / 2 }>(part, tile, locals, keys);
             }
         }
     }
@@ -158,7 +180,7 @@ impl Ask<'_> {
     /// [`Ask::weigh`], of at most `W` queries, given as columns.
     fn weigh_tile<const W: usize>(
         &self,
-        head: &mut Head,
+        part: &mut Part,
         tile: &[[f32; TILE]],
         locals: &[f32],
         keys: &[(u32, &[f32])],
@@ -188,7 +210,7 @@ impl Ask<'_> {
             for i in 0..W {
                 most = most.max(shares[i] * inverses[i]);
             }
-            head.raise(self.block_of(block[0].0), most);
+            part.raise(self.block_of(block[0].0), most);
         }
     }
 

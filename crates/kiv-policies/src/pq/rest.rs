@@ -1,10 +1,11 @@
 //! What keys in no slot add to the attention of a decoded token.
 
-use super::Head;
 use super::ask::{Ask, TOGETHER};
+use super::head::Head;
 use kiv_fastscan::prefetch;
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
 use kiv_policy::{BlockId, ColdError, ColdRun, PolicyError, Rest, Rows, RowsOf};
+use std::ops::Range;
 
 /// Keys outside of the wanted blocks whose values are read, for each query of a decoded
 /// token: what they add is known then without their being swapped in.
@@ -50,14 +51,15 @@ impl Ask<'_> {
     /// for. Whatever of them, and of the wanted blocks, has to come from a disk is on its way
     /// from now on.
     pub fn leave(&self, head: &mut Head, wanted: &[BlockId]) -> Leavings {
-        let Head {
-            hits, one, totals, ..
-        } = head;
+        let Head { parts, totals, .. } = head;
+        let mut one = std::mem::take(&mut parts[0].one);
         wanted.iter().for_each(|b| one[*b as usize] = 1.0);
         // Of every query the best.
         let mut left = Vec::new();
-        for (query, all) in totals.iter().enumerate() {
-            let (tokens, products) = hits.of(query);
+        let of_parts = parts
+            .iter()
+            .flat_map(|part| (0..part.totals.len()).map(|query| part.hits.of(query)));
+        for ((query, all), (tokens, products)) in totals.iter().enumerate().zip(of_parts) {
             let least = all + LEAST.ln();
             let first = left.len();
             for (token, product) in tokens.iter().zip(products) {
@@ -97,6 +99,7 @@ impl Ask<'_> {
         }
         let mut absent = wanted.to_vec();
         absent.retain(|b| std::mem::take(&mut one[*b as usize]) > 0.0);
+        parts[0].one = one;
         let (layer, cold) = (self.request.layer, self.request.cold);
         cold.expect(layer, self.kv_head, RowsOf::Keys, &leavings.of_few);
         cold.expect(layer, self.kv_head, RowsOf::Values, &leavings.of_all);
@@ -104,14 +107,31 @@ impl Ask<'_> {
         leavings
     }
 
-    /// What keys outside of the wanted blocks add to the attention of the token.
+    /// Those of some queries alone.
+    pub fn of_some(&self, leavings: &Leavings, queries: &Range<usize>) -> Leavings {
+        let some = |keys: &[Left]| -> Vec<Left> {
+            let theirs = keys.iter().filter(|key| queries.contains(&key.query));
+            theirs.copied().collect()
+        };
+        let (all, few) = (some(&leavings.all), some(&leavings.few));
+        Leavings {
+            of_all: self.blocks(&all),
+            all,
+            of_few: self.blocks(&few),
+            few,
+        }
+    }
+
+    /// What keys outside of the wanted blocks add to the attention of some of the token's
+    /// queries: nothing of it is known if `rest` is empty then. The keys are these queries'.
     pub fn rest(
         &self,
         totals: &[f32],
+        queries: Range<usize>,
         leavings: Leavings,
         rest: &mut Rest,
     ) -> Result<(), PolicyError> {
-        let (group, dim) = (self.layer.group(), self.layer.value_dim);
+        let dim = self.layer.value_dim;
         let (layer, cold) = (self.request.layer, self.request.cold);
         let Leavings {
             all: mut left,
@@ -119,7 +139,7 @@ impl Ask<'_> {
             few,
             of_few,
         } = leavings;
-        rest.values.resize(group * dim, 0.0);
+        rest.values.resize(queries.len() * dim, 0.0);
         // Logits of keys in slots are true, so those that matter here have to be: one that is
         // too high would take what is theirs.
         let (first, mut logits) = (self.query_heads().start, Vec::new());
@@ -133,7 +153,7 @@ impl Ask<'_> {
         there
             .zip(&logits)
             .for_each(|(key, logit)| key.logit = *logit);
-        for query in 0..totals.len() {
+        for query in queries.clone() {
             logits.clear();
             let keys = left.iter().filter(|key| key.query == query);
             logits.extend(keys.map(|key| key.logit));
@@ -141,8 +161,9 @@ impl Ask<'_> {
         }
         let values = |block| cold.values(layer, self.kv_head, block, 1);
         self.each_row((&left, &of_all), dim, values, |key, row| {
-            let share = exp_nonpositive((key.logit - rest.logits[key.query]).min(0.0));
-            let value = &mut rest.values[key.query * dim..(key.query + 1) * dim];
+            let query = key.query - queries.start;
+            let share = exp_nonpositive((key.logit - rest.logits[query]).min(0.0));
+            let value = &mut rest.values[query * dim..(query + 1) * dim];
             value.iter_mut().zip(row).for_each(|(v, r)| *v += share * r);
         })?;
         if !rest.values.iter().all(|v| v.is_finite()) {

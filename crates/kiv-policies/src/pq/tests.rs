@@ -1,11 +1,12 @@
+use super::crew::WAKING;
 use super::*;
 use crate::fixture;
 use kiv_index::{Effort, Found};
-use kiv_policy::{Alone, ColdError, ColdRun, Queries, Rest};
+use kiv_policy::{Alone, ColdError, ColdRun, Helpers, Queries, Rest};
 use kiv_store::HostStore;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Rows whose values cannot be read any more after so many times.
 struct Failing {
@@ -142,13 +143,14 @@ fn all_heads_are_served_by_several_threads() {
         .into_iter()
         .chain([(WAKING + 1, &Alone as &dyn Helpers)])
     {
-        let threads = (&own, helpers);
+        let own = &own;
+        let crew = Crew { own, helpers, work };
         let finished = Mutex::new(Vec::new());
         let finish = |head: usize| {
             finished.lock().unwrap().push(head);
             Ok(())
         };
-        for_all(threads, work, (0..17).collect(), Ok, finish).unwrap();
+        crew.all((0..17).collect(), Ok, finish).unwrap();
         let mut finished = finished.into_inner().unwrap();
         finished.sort_unstable();
         assert_eq!(finished, (0..17).collect::<Vec<_>>());
@@ -157,12 +159,81 @@ fn all_heads_are_served_by_several_threads() {
             _ => Ok(head),
         };
         for failed in [
-            for_all(threads, work, (0..17).collect(), fails, |_| Ok(())),
-            for_all(threads, work, (0..17).collect(), Ok, |head| {
-                fails(head).map(|_| ())
-            }),
+            crew.all((0..17).collect(), fails, |_| Ok(())),
+            crew.all((0..17).collect(), Ok, |head| fails(head).map(|_| ())),
         ] {
             assert_eq!(failed.unwrap_err().to_string(), "eleven");
+        }
+    }
+}
+
+/// Who looks for the queries of a head makes no difference, bit by bit.
+#[test]
+fn what_is_chosen_does_not_depend_on_the_threads() {
+    let store = |policy: &mut Pq| {
+        fixture::store(policy, 6, 1.5, &mut ChaCha8Rng::seed_from_u64(1));
+    };
+    let (_, cold) = prepared();
+    for in_order in [false, true] {
+        let policy = || {
+            let policy = Pq::default();
+            if in_order { policy.in_order() } else { policy }
+        };
+        let (mut alone, mut several) = (policy(), policy());
+        store(&mut alone);
+        store(&mut several);
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        let (mut rests, mut last) = (0, Vec::new());
+        // Micro-batches and tokens in turn.
+        for n_tokens in [1, 1, 40, 1, 300, 7, 1] {
+            let values = fixture::random(&mut rng, n_tokens * 2 * fixture::DIM, 1.5);
+            let positions: Vec<i32> = (1000..).take(n_tokens).collect();
+            let decodes = n_tokens == 1;
+            let select = |policy: &mut Pq, helpers: &dyn Helpers| {
+                let request = SelectRequest {
+                    phase: [Phase::Prefill, Phase::Decode][usize::from(decodes)],
+                    queries: Queries {
+                        values: &values,
+                        n_head: 2,
+                        dim: fixture::DIM,
+                        positions: &positions,
+                    },
+                    takes_rest: decodes,
+                    runners: 3,
+                    helpers,
+                    ..fixture::request(&values, &cold, &[])
+                };
+                let mut selection = Selection::default();
+                selection.reset(1);
+                policy.select(&request, &mut selection).unwrap();
+                selection
+            };
+            let (one, same) = (select(&mut alone, &Alone), select(&mut several, &Three));
+            assert_eq!(one.head(0), same.head(0));
+            assert_eq!(one.rest(0), same.rest(0));
+            assert_eq!(one.runners(0), same.runners(0));
+            rests += usize::from(!one.rest(0).logits.is_empty());
+            assert_ne!(one.head(0), last, "{n_tokens}");
+            last = one.head(0).to_vec();
+        }
+        assert_eq!(rests, 4);
+        let parts = |policy: &Pq| policy.state.as_ref().unwrap().heads[0][0].parts.len();
+        assert_eq!((parts(&alone), parts(&several)), (1, 2));
+        // A query that is no number is told of, and forgotten.
+        let bad = [f32::NAN; 2 * fixture::DIM];
+        let values = queries(5);
+        for (values, is_good) in [(&bad[..], false), (&values[..], true)] {
+            let request = SelectRequest {
+                helpers: &Three,
+                ..fixture::request(values, &cold, &[])
+            };
+            let mut selection = Selection::default();
+            selection.reset(1);
+            let chosen = several.select(&request, &mut selection);
+            assert_eq!(chosen.is_ok(), is_good);
+            if is_good {
+                assert_eq!(ask(&mut alone, &cold, values).unwrap().0, selection.head(0));
+            }
         }
     }
 }
