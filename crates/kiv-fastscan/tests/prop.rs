@@ -383,6 +383,36 @@ fn tables_that_are_flat_or_not_finite() {
 }
 
 #[test]
+fn tables_in_order_are_tables() {
+    let noise = &mut Noise(6);
+    for m in [2, 18, 256] {
+        let (mut any, mut sorted) = (Lut::new(m), Lut::new(m));
+        for flat in [false, true] {
+            let rows = (0..m).flat_map(|i| {
+                let mut number = || (noise.next() % 2001) as f32 / 1000.0 - 1.0;
+                let (zero, step) = (number(), if flat || i == 1 { 0.0 } else { number() });
+                (0..CENTROIDS).map(move |level| zero + step * level as f32)
+            });
+            let mut table: Vec<f32> = rows.collect();
+            any.quantize(&table).unwrap();
+            sorted.quantize_sorted(&table).unwrap();
+            for lut in [&any, &sorted] {
+                assert_eq!((lut.scale(), lut.bias()), (any.scale(), any.bias()));
+                assert_eq!(lut.error_bound(), any.error_bound());
+            }
+            for i in 0..m * CENTROIDS {
+                let entry = |lut: &Lut| lut.entry(i / CENTROIDS, i % CENTROIDS);
+                assert_eq!(entry(&any), entry(&sorted));
+            }
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                table[CENTROIDS + 3] = bad;
+                assert_eq!(any.quantize(&table), sorted.quantize_sorted(&table));
+            }
+        }
+    }
+}
+
+#[test]
 fn names_are_read_back() {
     for isa in Isa::ALL {
         assert_eq!(isa.to_string(), isa.name());

@@ -13,7 +13,7 @@ use crate::marks::Marks;
 use crate::packed::PackedCodes;
 use crate::saved::{Saved, expect};
 use crate::view::OutliersView;
-use kiv_fastscan::{CENTROIDS, Isa, Lut, LutError, MAX_M, scan};
+use kiv_fastscan::{CENTROIDS, Isa, Lut, LutError, MAX_M, scan_many};
 use kiv_numeric::dot;
 use kiv_wire::{Put, Take, WireError};
 
@@ -180,8 +180,13 @@ impl Outliers {
         self.vectors.truncate(beyond * self.dim);
     }
 
-    /// Products of one query with each of them, in the order of
-    /// [`Outliers::tokens`], appended to `products`.
+    /// How many there are.
+    pub fn n(&self) -> usize {
+        self.tokens.len() + self.beyond.len()
+    }
+
+    /// Products of some queries with each of them, in the order of [`Outliers::tokens`]:
+    /// `products` becomes `[n_queries, n]`.
     pub fn score(
         &self,
         isa: Isa,
@@ -189,17 +194,30 @@ impl Outliers {
         sums: &mut Vec<u16>,
         products: &mut Vec<f32>,
     ) {
-        let first = products.len();
-        products.resize(first + self.tokens.len(), 0.0);
-        for (part, lut) in self.parts.iter().zip(&tables.luts) {
-            sums.resize(part.n_sums(), 0);
-            scan(isa, lut, part.groups(), sums);
-            for (product, sum) in products[first..].iter_mut().zip(sums.iter()) {
-                *product += lut.score(*sum);
+        products.clear();
+        let n = self.n();
+        if n == 0 {
+            return;
+        }
+        let queries = tables.queries.chunks_exact(self.dim);
+        products.resize(queries.len() * n, 0.0);
+        for (part, luts) in self.parts.iter().zip(&tables.luts) {
+            let n_sums = part.n_sums();
+            sums.resize(luts.len() * n_sums, 0);
+            scan_many(isa, luts, part.groups(), sums);
+            for (i, (lut, products)) in luts.iter().zip(products.chunks_exact_mut(n)).enumerate() {
+                let sums = &sums[i * n_sums..][..self.tokens.len()];
+                for (product, sum) in products.iter_mut().zip(sums) {
+                    *product += lut.score(*sum);
+                }
             }
         }
-        let vectors = self.vectors.chunks_exact(self.dim);
-        products.extend(vectors.map(|vector| dot(&tables.query, vector)));
+        for (query, products) in queries.zip(products.chunks_exact_mut(n)) {
+            let beyond = &mut products[self.tokens.len()..];
+            for (product, vector) in beyond.iter_mut().zip(self.vectors.chunks_exact(self.dim)) {
+                *product = dot(query, vector);
+            }
+        }
     }
 
     /// Bytes that it holds.
@@ -210,32 +228,42 @@ impl Outliers {
     }
 }
 
-/// A query, and its tables for outliers, one for every part.
+/// Some queries, and their tables for outliers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OutlierTables {
-    query: Vec<f32>,
-    luts: Vec<Lut>,
+    /// `[n_queries, dim]`.
+    queries: Vec<f32>,
+    /// By part, of every query one.
+    luts: Vec<Vec<Lut>>,
 }
 
 impl OutlierTables {
-    /// Tables of `query`; `table` is scratch.
+    /// Tables of `queries`, `[n, dim]`; `table` is scratch.
     pub fn fill(
         &mut self,
         grid: &Grid,
-        query: &[f32],
+        queries: &[f32],
+        dim: usize,
         table: &mut Vec<f32>,
     ) -> Result<(), LutError> {
-        table.clear();
-        grid.table(query, table);
-        let parts = table.chunks(MAX_M * CENTROIDS);
-        self.query.clear();
-        self.query.extend_from_slice(query);
-        self.luts.resize_with(parts.len(), || Lut::new(2));
-        for (lut, part) in self.luts.iter_mut().zip(parts) {
-            if lut.m() * CENTROIDS != part.len() {
-                *lut = Lut::new(part.len() / CENTROIDS);
+        self.queries.clear();
+        self.queries.extend_from_slice(queries);
+        self.luts.resize_with((2 * dim).div_ceil(MAX_M), Vec::new);
+        let n = queries.len() / dim;
+        for (first, luts) in (0..2 * dim).step_by(MAX_M).zip(&mut self.luts) {
+            let m = MAX_M.min(2 * dim - first);
+            if luts.first().is_some_and(|lut| lut.m() != m) {
+                luts.clear();
             }
-            lut.quantize(part)?;
+            luts.resize_with(n, || Lut::new(m));
+        }
+        for (i, query) in queries.chunks_exact(dim).enumerate() {
+            table.clear();
+            grid.table(query, table);
+            let parts = table.chunks(MAX_M * CENTROIDS);
+            for (part, luts) in parts.zip(&mut self.luts) {
+                luts[i].quantize_sorted(part)?;
+            }
         }
         Ok(())
     }
@@ -312,28 +340,33 @@ mod tests {
         for dim in [32, 64, 192, 512] {
             let mut random =
                 |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
-            let (vectors, query) = (random(50 * dim), random(dim));
+            let (vectors, both) = (random(50 * dim), random(2 * dim));
+            let query = &both[..dim];
             let grid = Grid::new(&vectors);
             let mut outliers = Outliers::new(dim);
             for (i, vector) in vectors.chunks(dim).enumerate() {
                 outliers.push(&grid, 3 * i, vector);
             }
             let mut tables = OutlierTables::default();
-            tables.fill(&grid, &query, &mut Vec::new()).unwrap();
-            let mut products = Vec::new();
-            outliers.score(Isa::Scalar, &tables, &mut Vec::new(), &mut products);
-            for (got, vector) in products.iter().zip(vectors.chunks(dim)) {
-                // Cells of 2/128 and tables of 255 steps, errors adding like noise.
-                let noise = (dim as f32).sqrt() * 0.02;
-                assert!((got - dot(&query, vector)).abs() < noise * 4.0);
+            tables.fill(&grid, &both, dim, &mut Vec::new()).unwrap();
+            let (mut products, mut sums) = (Vec::new(), Vec::new());
+            outliers.score(Isa::Scalar, &tables, &mut sums, &mut products);
+            assert_eq!(products.len(), 2 * 50);
+            for (query, products) in both.chunks(dim).zip(products.chunks(50)) {
+                for (got, vector) in products.iter().zip(vectors.chunks(dim)) {
+                    // Cells of 2/128 and tables of 255 steps, errors adding like noise.
+                    let noise = (dim as f32).sqrt() * 0.02;
+                    assert!((got - dot(query, vector)).abs() < noise * 4.0);
+                }
             }
             // One beyond the grid is as good as exact.
             let far: Vec<f32> = vectors[..dim].iter().map(|v| v * 1000.0).collect();
             outliers.push(&grid, 150, &far);
             let mut again = Vec::new();
-            outliers.score(Isa::Scalar, &tables, &mut Vec::new(), &mut again);
-            assert_eq!(again[..50], products[..]);
-            assert!((again[50] - dot(&query, &far)).abs() < 1e-2);
+            outliers.score(Isa::Scalar, &tables, &mut sums, &mut again);
+            assert_eq!(again[..50], products[..50]);
+            assert_eq!(again[51..101], products[50..]);
+            assert!((again[50] - dot(query, &far)).abs() < 1e-2);
             let marks = outliers.marks(151);
             assert!((0..151).all(|t| marks.has(t) == outliers.contains(t)));
             assert!(outliers.contains(150));

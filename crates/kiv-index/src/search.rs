@@ -168,6 +168,7 @@ struct EraScratch {
     lists: Vec<u16>,
     luts: Vec<Lut>,
     queries: Vec<EraTables>,
+    outliers: OutlierTables,
 }
 
 /// What one query is to one era.
@@ -177,21 +178,14 @@ struct EraTables {
     centre: f32,
     /// What a list's score has for its width.
     above: [f32; CENTROIDS],
-    outliers: OutlierTables,
 }
 
 /// The newest keys' part of a search, by query.
 #[derive(Clone, Debug, Default)]
 struct NewestScratch {
     luts: Vec<Lut>,
-    tables: Vec<NewestTables>,
-}
-
-/// What one query is to the newest keys.
-#[derive(Clone, Debug, Default)]
-struct NewestTables {
-    /// Product with what was subtracted from the keys of each segment, the tail's last.
-    centres: Vec<f32>,
+    /// Products with what was subtracted from the keys of each segment, the tail's last.
+    centres: Vec<Vec<f32>>,
     outliers: OutlierTables,
 }
 
@@ -270,8 +264,9 @@ impl HeadIndex {
                 of_era.luts[i].quantize(&s.table)?;
                 tables.centre = dot(query, &era.centre);
                 tables.above = era.above(query);
-                tables.outliers.fill(&era.grid, query, &mut s.table)?;
             }
+            let outliers = &mut of_era.outliers;
+            outliers.fill(&era.grid, &s.mapped, params.dim, &mut s.table)?;
         }
         s.newest
             .resize_with(self.newest_parts().count(), NewestScratch::default);
@@ -479,10 +474,10 @@ impl HeadIndex {
         let era_len = self.params().era_len() as u32;
         for (number, (era, s)) in self.eras.iter().zip(&*eras).enumerate() {
             let first = number as u32 * era_len;
-            for (tables, best) in s.queries.iter().zip(&mut *best) {
-                products.clear();
-                era.outliers.score(isa, &tables.outliers, sums, products);
-                for (place, product) in era.outliers.tokens().zip(&*products) {
+            era.outliers.score(isa, &s.outliers, sums, products);
+            let products = products.chunks_exact(era.outliers.n().max(1));
+            for ((tables, best), products) in s.queries.iter().zip(&mut *best).zip(products) {
+                for (place, product) in era.outliers.tokens().zip(products) {
                     best.push(*product + tables.centre, first + place);
                 }
                 best.thin();
@@ -507,9 +502,8 @@ impl HeadIndex {
             ..
         } = scratch;
         let segment = self.params().segment;
-        for (number, (newest, NewestScratch { luts, tables })) in
-            self.newest_parts().zip(parts).enumerate()
-        {
+        for (number, (newest, of_part)) in self.newest_parts().zip(parts).enumerate() {
+            let NewestScratch { luts, centres, .. } = of_part;
             let mut score = |number: usize, few: bool, best: &mut [Best]| {
                 let first = number * segment;
                 // Some from the middle of each segment.
@@ -527,7 +521,7 @@ impl HeadIndex {
                 for (query, best) in best.iter_mut().enumerate() {
                     let scores = Scores {
                         lut: &luts[query],
-                        offset: tables[query].centres[number],
+                        offset: centres[query][number],
                         sums: &sums[query * n..][..n],
                     };
                     scores.compete(isa, best, ids, |i| {
@@ -551,11 +545,13 @@ impl HeadIndex {
                 }
             }
             (0..newest.n_segments()).for_each(|number| score(number, false, best));
-            for (tables, best) in tables.iter().zip(&mut *best) {
-                products.clear();
-                newest.outliers.score(isa, &tables.outliers, sums, products);
-                for (token, product) in newest.outliers.tokens().zip(&*products) {
-                    let centre = tables.centres[token as usize / segment];
+            newest
+                .outliers
+                .score(isa, &of_part.outliers, sums, products);
+            let products = products.chunks_exact(newest.outliers.n().max(1));
+            for ((centres, best), products) in centres.iter().zip(&mut *best).zip(products) {
+                for (token, product) in newest.outliers.tokens().zip(products) {
+                    let centre = centres[token as usize / segment];
                     best.push(product + centre, TOKEN | (newest.first as u32 + token));
                 }
                 best.thin();
@@ -584,9 +580,11 @@ impl HeadIndex {
             ..
         } = scratch;
         // The tail's codebook is the last one's.
-        let Some(NewestScratch { luts, tables }) = parts.last() else {
+        let Some(of_part) = parts.last() else {
             return;
         };
+        let NewestScratch { luts, centres, .. } = of_part;
+        let centre = |query: usize| centres[query].last().copied().unwrap_or(0.0);
         let codes = &self.tail.codes;
         let outliers = &self.tail.outliers;
         let n = codes.n_sums();
@@ -595,18 +593,18 @@ impl HeadIndex {
         for (query, best) in best.iter_mut().enumerate() {
             let scores = Scores {
                 lut: &luts[query],
-                offset: tables[query].of_tail(),
+                offset: centre(query),
                 sums: &sums_of_tail[query * n..][..codes.len()],
             };
             scores.compete(isa, best, ids, |i| {
                 (!outliers.contains(i as usize)).then(|| first + i)
             });
         }
-        for (tables, best) in tables.iter().zip(best) {
-            products.clear();
-            outliers.score(isa, &tables.outliers, sums, products);
-            for (token, product) in outliers.tokens().zip(&*products) {
-                best.push(product + tables.of_tail(), first + token);
+        outliers.score(isa, &of_part.outliers, sums, products);
+        let products = products.chunks_exact(outliers.n().max(1));
+        for ((query, best), products) in best.iter_mut().enumerate().zip(products) {
+            for (token, product) in outliers.tokens().zip(products) {
+                best.push(product + centre(query), first + token);
             }
             best.thin();
         }
@@ -626,26 +624,18 @@ impl NewestScratch {
         mapped.clear();
         newest.space.map_queries(queries, mapped);
         let n_queries = queries.len() / dim;
-        self.tables.resize_with(n_queries, NewestTables::default);
+        self.centres.resize_with(n_queries, Vec::new);
         self.luts
             .resize_with(n_queries, || Lut::new(newest.fine.m()));
         for (i, query) in mapped.chunks_exact(dim).enumerate() {
             table.clear();
             newest.fine.table(query, table);
             self.luts[i].quantize(table)?;
-            let tables = &mut self.tables[i];
-            tables.centres.clear();
-            let centres = (0..=newest.n_segments()).map(|i| dot(query, newest.centre(i)));
-            tables.centres.extend(centres);
-            tables.outliers.fill(&newest.grid, query, table)?;
+            let centres = &mut self.centres[i];
+            centres.clear();
+            centres.extend((0..=newest.n_segments()).map(|i| dot(query, newest.centre(i))));
         }
-        Ok(())
-    }
-}
-
-impl NewestTables {
-    fn of_tail(&self) -> f32 {
-        self.centres.last().copied().unwrap_or(0.0)
+        self.outliers.fill(&newest.grid, mapped, dim, table)
     }
 }
 
