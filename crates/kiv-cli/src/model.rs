@@ -189,15 +189,19 @@ pub(crate) fn plan(
         first_position: layout.sinks,
         key_format: store.k,
         value_format: store.v,
-        n_threads: 1,
+        n_threads: args.threads_batch.unwrap_or_else(|| threads(args)),
     };
     let cold = layout.cold_tokens(n_tokens);
     let index = shipped
         .as_ref()
         .map_or(0, |p| p.planned_index_bytes(&geometry, cold));
+    let indexing = shipped
+        .as_ref()
+        .map_or(0, |p| p.planned_work_bytes(&geometry, cold));
     let options = PlanOptions {
         cold_rows: keeps_rows(policy),
         index_bytes: index as u64,
+        indexing_bytes: indexing as u64,
         store_types: Some((store.k, store.v)),
         disk_bytes_per_block: cache.store.kv_dir.as_ref().map(|_| {
             let identity = Identity::new([0; 32], String::new(), &geometry, Vec::new());
@@ -229,13 +233,14 @@ pub(crate) fn check_memory(plan: &MemoryPlan, args: &ModelArgs) -> Result<()> {
     }
     let text = format!(
         "{} of memory are needed but {} are available: weights {}, resident cache {}, host tier {}, \
-         index {}, computation {}",
+         index {}, indexing {}, computation {}",
         bytes(plan.total_host_bytes),
         bytes(available),
         bytes(plan.weights_bytes),
         bytes(plan.resident_kv_bytes),
         bytes(plan.host_kv_bytes),
         bytes(plan.index_bytes),
+        bytes(plan.indexing_bytes),
         bytes(plan.compute_bytes),
     );
     if args.force {

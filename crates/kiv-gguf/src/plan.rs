@@ -135,6 +135,8 @@ pub struct PlanOptions {
     pub cold_rows: bool,
     /// Bytes of the policy's index at this context length.
     pub index_bytes: u64,
+    /// Bytes that making it takes besides, for a time.
+    pub indexing_bytes: u64,
     /// Types of cold K and V rows, if not the cache's.
     pub store_types: Option<(RowFormat, RowFormat)>,
     /// Bytes that a sealed block takes on disk, if rows go there.
@@ -150,6 +152,7 @@ impl Default for PlanOptions {
         Self {
             cold_rows: true,
             index_bytes: 0,
+            indexing_bytes: 0,
             store_types: None,
             disk_bytes_per_block: None,
             host_limit: None,
@@ -170,6 +173,8 @@ pub struct MemoryPlan {
     pub host_kv_bytes: u64,
     /// The policy's index.
     pub index_bytes: u64,
+    /// What making it takes besides, for a time.
+    pub indexing_bytes: u64,
     /// Cold rows on disk.
     pub disk_bytes: u64,
     /// Weights, which llama.cpp maps from the file.
@@ -225,6 +230,7 @@ impl MemoryPlan {
             resident_kv_bytes,
             host_kv_bytes,
             options.index_bytes,
+            options.indexing_bytes,
             model.weights_bytes,
             compute_bytes,
         ];
@@ -233,6 +239,7 @@ impl MemoryPlan {
             other_kv_bytes,
             host_kv_bytes,
             index_bytes: options.index_bytes,
+            indexing_bytes: options.indexing_bytes,
             disk_bytes,
             weights_bytes: model.weights_bytes,
             compute_bytes,

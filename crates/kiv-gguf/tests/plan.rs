@@ -40,10 +40,13 @@ fn bundled_model_at_a_million_tokens() {
     let window = PlanOptions {
         cold_rows: false,
         index_bytes: 7,
+        indexing_bytes: 5,
         ..PlanOptions::default()
     };
     let plan = MemoryPlan::new(&model, &layout, 1 << 20, F16, F16, &window);
     assert_eq!((plan.host_kv_bytes, plan.index_bytes), (0, 7));
+    let parts = plan.resident_kv_bytes + plan.weights_bytes + plan.compute_bytes;
+    assert_eq!(plan.total_host_bytes, parts + 7 + 5);
     // Nothing is cold while all fits the pool.
     let plan = MemoryPlan::new(&model, &layout, 512, F16, F16, &PlanOptions::default());
     assert_eq!(plan.host_kv_bytes, 0);

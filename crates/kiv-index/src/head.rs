@@ -99,6 +99,19 @@ impl Params {
         now.max(self.bytes_at(last_before.min(n_tokens)))
     }
 
+    /// Bytes that making an era of that index takes for a time, about: nothing for fewer keys
+    /// than an era has.
+    #[must_use]
+    pub fn planned_work_bytes(&self, n_tokens: usize) -> usize {
+        if n_tokens < self.era_len() {
+            return 0;
+        }
+        // Keys as they are mapped, in two orders, and their codes before they are packed and
+        // after; then lists, errors and what k-means has for each key.
+        let of_key = 2 * self.dim * size_of::<f32>() + 2 * self.fine + 16 * size_of::<u32>();
+        self.era_len() * of_key
+    }
+
     fn bytes_at(&self, n_tokens: usize) -> usize {
         let whole = n_tokens / self.era_len();
         let eras = n_tokens.saturating_sub(self.late * self.segment) / self.era_len();

@@ -529,4 +529,8 @@ fn plans_are_near_the_truth() {
             "{n} keys: {planned} planned, {most} taken"
         );
     }
+    // Keys in two orders, at least.
+    let keys = 65_536 * dim * size_of::<f32>();
+    assert_eq!(params.planned_work_bytes(65_535), 0);
+    assert!((2 * keys..4 * keys).contains(&params.planned_work_bytes(1 << 20)));
 }

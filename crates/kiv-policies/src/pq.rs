@@ -315,6 +315,15 @@ impl Policy for Pq {
         };
         geometry.layers.iter().map(of).sum()
     }
+
+    fn planned_work_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
+        let layers = geometry.layers.iter();
+        let of = |l: &LayerGeometry| (self.sizes)(l.key_dim, l.scale).planned_work_bytes(n_tokens);
+        let n_heads: usize = layers.clone().map(|l| l.n_head_kv).sum();
+        // Threads of its own, and those that help these out.
+        let n = work::n_threads(geometry.n_threads) + geometry.n_threads;
+        layers.map(of).max().unwrap_or(0) * n.min(n_heads)
+    }
 }
 
 fn unstarted() -> PolicyError {

@@ -344,6 +344,12 @@ pub trait Policy: Send {
         let _ = (geometry, n_tokens);
         0
     }
+
+    /// Host memory that the policy will take for a time besides, to make that index, in bytes.
+    fn planned_work_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
+        let _ = (geometry, n_tokens);
+        0
+    }
 }
 
 impl<P: Policy + ?Sized> Policy for Box<P> {
@@ -392,5 +398,9 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
     }
     fn planned_index_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
         (**self).planned_index_bytes(geometry, n_tokens)
+    }
+
+    fn planned_work_bytes(&self, geometry: &Geometry, n_tokens: usize) -> usize {
+        (**self).planned_work_bytes(geometry, n_tokens)
     }
 }

@@ -33,7 +33,8 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
             "obstacle": obstacle,
             "plan": {
                 "resident_kv_bytes": plan.resident_kv_bytes, "host_kv_bytes": plan.host_kv_bytes,
-                "index_bytes": plan.index_bytes, "disk_bytes": plan.disk_bytes,
+                "index_bytes": plan.index_bytes,
+                "indexing_bytes": plan.indexing_bytes, "disk_bytes": plan.disk_bytes,
                 "weights_bytes": plan.weights_bytes, "compute_bytes": plan.compute_bytes,
                 "total_host_bytes": plan.total_host_bytes,
             },
@@ -76,9 +77,11 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
         ("resident KV cache", plan.resident_kv_bytes),
         ("host tier", plan.host_kv_bytes),
         ("index", plan.index_bytes),
+        ("indexing (estimate)", plan.indexing_bytes),
         ("disk tier", plan.disk_bytes),
         ("weights", plan.weights_bytes),
         ("computation (estimate)", plan.compute_bytes),
+        ("all of that but the disk", plan.total_host_bytes),
         ("stock llama.cpp's KV cache", plan.stock_kv_bytes),
     ] {
         say!("  {what:27} {:>11}", bytes(n))?;

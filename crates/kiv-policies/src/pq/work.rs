@@ -26,6 +26,11 @@ pub(super) struct Workers {
     before_each: fn(),
 }
 
+/// How many there are, where a policy may use `n` threads.
+pub(super) fn n_threads(n: usize) -> usize {
+    (n / SHARE).max(1)
+}
+
 /// Counts one at work less when it goes, however that comes.
 struct Place(Arc<AtomicUsize>);
 
@@ -38,7 +43,7 @@ impl Drop for Place {
 impl Workers {
     pub fn new(n_threads: usize, before_each: fn()) -> Result<Self, PolicyError> {
         let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads((n_threads / SHARE).max(1))
+            .num_threads(self::n_threads(n_threads))
             .thread_name(|i| format!("kiv-index-{i}"))
             .start_handler(|_| take_what_is_left())
             // The index is told; nobody else need be.
