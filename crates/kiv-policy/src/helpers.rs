@@ -29,3 +29,22 @@ impl Helpers for Alone {
         work();
     }
 }
+
+/// So many threads, made for each piece of work: to test what several do together.
+#[derive(Clone, Copy, Debug)]
+pub struct Spawned(pub usize);
+
+impl Helpers for Spawned {
+    fn n(&self) -> usize {
+        self.0
+    }
+
+    fn run(&self, work: &(dyn Fn() + Sync)) {
+        std::thread::scope(|scope| {
+            for _ in 1..self.0 {
+                scope.spawn(work);
+            }
+            work();
+        });
+    }
+}

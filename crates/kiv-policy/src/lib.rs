@@ -31,7 +31,7 @@ mod rows;
 mod selection;
 
 pub use cold::{ColdError, ColdRows, ColdRun, RowsOf};
-pub use helpers::{Alone, Helpers};
+pub use helpers::{Alone, Helpers, Spawned};
 pub use rows::{RowFormat, Rows};
 pub use selection::{InvalidSelection, Rest, Selection};
 

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::llama::TestCache;
     use crate::slot::read_rows;
-    use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun, Geometry, RowFormat};
+    use kiv_policy::{Alone, BlockId, ColdError, ColdRows, ColdRun, Geometry, RowFormat, Spawned};
     use kiv_pool::PoolConfig;
     use kiv_store::{HostStore, StoreError};
     use rand::seq::SliceRandom;
@@ -169,21 +169,6 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     const BLOCKS: usize = 100;
-
-    /// Threads that are made for each piece of work.
-    struct Three;
-    impl Helpers for Three {
-        fn n(&self) -> usize {
-            3
-        }
-        fn run(&self, work: &(dyn Fn() + Sync)) {
-            std::thread::scope(|scope| {
-                scope.spawn(work);
-                scope.spawn(work);
-                work();
-            });
-        }
-    }
 
     /// Rows that are all there, but for one block's.
     struct Without<'a>(&'a HostStore, BlockId);
@@ -346,7 +331,7 @@ mod tests {
                     cells.shuffle(&mut rng);
                 }
                 let cells = CellMap::restore(&world.layout, cells.clone(), start, Vec::new());
-                for helpers in [&Three as &dyn Helpers, &kiv_policy::Alone] {
+                for helpers in [&Spawned(3) as &dyn Helpers, &Alone] {
                     let there = world.bring(&world.store, &cells, helpers);
                     assert_eq!(there, world.swaps.iter().map(Vec::len).sum::<usize>());
                     for missing in [world.swaps[0][0].block, world.swaps[0][20].block] {

@@ -2,7 +2,7 @@ use super::crew::WAKING;
 use super::*;
 use crate::fixture;
 use kiv_index::{Effort, Found};
-use kiv_policy::{Alone, ColdError, ColdRun, Helpers, Queries, Rest};
+use kiv_policy::{Alone, ColdError, ColdRun, Helpers, Queries, Rest, Spawned};
 use kiv_store::HostStore;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -117,28 +117,12 @@ fn a_rest_is_made_of_true_logits() {
     }
 }
 
-/// Threads that are made for each piece of work.
-struct Three;
-
-impl Helpers for Three {
-    fn n(&self) -> usize {
-        3
-    }
-
-    fn run(&self, work: &(dyn Fn() + Sync)) {
-        std::thread::scope(|scope| {
-            scope.spawn(work);
-            scope.spawn(work);
-            work();
-        });
-    }
-}
-
 #[test]
 fn all_heads_are_served_by_several_threads() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(3);
     let own = threads.build().unwrap();
-    let few: [(usize, &dyn Helpers); 4] = [(0, &Alone), (0, &Three), (1, &Alone), (1, &Three)];
+    let few: [(usize, &dyn Helpers); 4] =
+        [(0, &Alone), (0, &Spawned(3)), (1, &Alone), (1, &Spawned(3))];
     for (work, helpers) in few
         .into_iter()
         .chain([(WAKING + 1, &Alone as &dyn Helpers)])
@@ -208,7 +192,10 @@ fn what_is_chosen_does_not_depend_on_the_threads() {
                 policy.select(&request, &mut selection).unwrap();
                 selection
             };
-            let (one, same) = (select(&mut alone, &Alone), select(&mut several, &Three));
+            let (one, same) = (
+                select(&mut alone, &Alone),
+                select(&mut several, &Spawned(3)),
+            );
             assert_eq!(one.head(0), same.head(0));
             assert_eq!(one.rest(0), same.rest(0));
             assert_eq!(one.runners(0), same.runners(0));
@@ -224,7 +211,7 @@ fn what_is_chosen_does_not_depend_on_the_threads() {
         let values = queries(5);
         for (values, is_good) in [(&bad[..], false), (&values[..], true)] {
             let request = SelectRequest {
-                helpers: &Three,
+                helpers: &Spawned(3),
                 ..fixture::request(values, &cold, &[])
             };
             let mut selection = Selection::default();
