@@ -189,7 +189,7 @@ pub(crate) fn plan(
         first_position: layout.sinks,
         key_format: store.k,
         value_format: store.v,
-        n_threads: args.threads_batch.unwrap_or_else(|| threads(args)),
+        n_threads: batch_threads(args),
     };
     let cold = layout.cold_tokens(n_tokens);
     let index = shipped
@@ -255,6 +255,11 @@ pub(crate) fn threads(args: &ModelArgs) -> usize {
     args.threads.unwrap_or_else(all_threads)
 }
 
+/// Threads while reading.
+fn batch_threads(args: &ModelArgs) -> usize {
+    args.threads_batch.unwrap_or_else(|| threads(args))
+}
+
 /// As many threads as the machine runs at once.
 pub(crate) fn all_threads() -> usize {
     let all = std::thread::available_parallelism().map_or(1, usize::from);
@@ -268,7 +273,6 @@ pub(crate) fn builder(
     cache: &CacheArgs,
     policy: &str,
 ) -> SessionBuilder {
-    let threads = threads(args);
     let pool = cache.pool(args.ubatch());
     let store = cache.store.types(args);
     model
@@ -282,7 +286,7 @@ pub(crate) fn builder(
         .block(pool.block)
         .ubatch(pool.ubatch)
         .cache_types(args.cache_type_k, args.cache_type_v)
-        .threads(threads, args.threads_batch.unwrap_or(threads))
+        .threads(threads(args), batch_threads(args))
         .offload_kv(!args.no_kv_offload)
         .rope(args.rope_scaling, args.rope_freq_base, args.rope_freq_scale)
         .positions(args.kv_pos)

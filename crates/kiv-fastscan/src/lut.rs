@@ -89,8 +89,8 @@ impl Lut {
         self.quantize_by(table, extent)
     }
 
-    /// [`Self::quantize`] of a table each of whose rows ascends or descends, in half the time:
-    /// a row's lowest and highest entry are its first and last.
+    /// [`Self::quantize`] of a table each of whose rows ascends or descends: a row's lowest and
+    /// highest entry are its first and last, and need not be sought.
     ///
     /// # Errors
     ///

@@ -55,8 +55,13 @@ impl Bring<'_> {
         let n_swaps: usize = swaps.iter().map(Vec::len).sum();
         let is_much = n_swaps * self.layout.block * row > ALONE;
         // Other devices' memory is written to by one thread at a time.
-        let several = is_much && k.is_host() && v.is_host();
-        let n_threads = if several { helpers.n() } else { 1 };
+        let several = is_much && k.is_host() && v.is_host() && helpers.n() > 1;
+        let n_parts = if several {
+            // Some have more to copy than others.
+            (2 * helpers.n()).div_ceil(n_head_kv)
+        } else {
+            1
+        };
         let both = k
             .by_head(n_head_kv, key_dim)
             .into_iter()
@@ -72,13 +77,7 @@ impl Bring<'_> {
                 swaps: swaps.collect(),
                 both: [k, v],
             };
-            // Some have more to copy than others.
-            let n = if several {
-                (2 * n_threads).div_ceil(n_head_kv)
-            } else {
-                1
-            };
-            whole.split(n, &mut parts);
+            whole.split(n_parts, &mut parts);
         }
         let queue = Mutex::new(parts.into_iter());
         let failed = Mutex::new((None, Vec::new()));
@@ -96,7 +95,7 @@ impl Bring<'_> {
                 }
             }
         };
-        if n_threads > 1 {
+        if several {
             helpers.run(&copy);
         } else {
             copy();

@@ -3,7 +3,7 @@
 
 use super::ask::Ask;
 use super::crew::Crew;
-use super::head::Head;
+use super::head::{Head, Part};
 use super::rest::Leavings;
 use kiv_policy::{BlockId, Phase, PolicyError, Rest};
 use std::ops::Range;
@@ -47,7 +47,7 @@ pub(super) fn select(
         let parts = parts.iter_mut().enumerate();
         looking.extend(parts.map(|(number, part)| (of_head(kv_head), known, number, part)));
     }
-    let look = |(ask, known, number, part): (Ask<'_>, _, _, &mut super::head::Part)| {
+    let look = |(ask, known, number, part): (Ask<'_>, _, _, &mut Part)| {
         let start = ask.query_heads().start;
         let Range { start: from, end } = queries_of(number, n_parts, group);
         part.look(&ask, known, start + from..start + end, None, n_blocks)
