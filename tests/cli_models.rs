@@ -3,10 +3,12 @@
 
 #[path = "../crates/kiv-hub/tests/server/mod.rs"]
 mod server;
+mod support;
 
 use assert_cmd::Command;
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -219,4 +221,43 @@ fn names_of_the_hub_are_checked() {
     assert!(err.contains("--hf-repo"), "{err}");
     let (code, _, _) = kiv(home.path(), &["run", "-p", "The", "-hff", "x.gguf"]);
     assert_eq!(code, Some(2));
+}
+
+/// A client of ollama asks for the model by the name that it was downloaded by.
+#[test]
+fn a_server_has_the_name_that_its_model_was_asked_for_by() {
+    let home = home();
+    let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_kiv"))
+        .args([
+            "serve",
+            "-m",
+            "needle:tiny",
+            "--port",
+            "0",
+            "--json",
+            "-t",
+            "1",
+        ])
+        .env_remove("OLLAMA_MODELS")
+        .env("HOME", home.path())
+        // As an unset variable of a container gives it.
+        .env("KIV_API_KEY", "")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let output = server.stdout.take().unwrap();
+    let read = BufReader::new(output).read_line(&mut line);
+    let told: Value = serde_json::from_str(&line).unwrap_or_default();
+    let address = told["listening"].as_str().unwrap_or_default();
+    let address = address.trim_start_matches("http://").parse();
+    let listed = address.map(|address| support::http::get(address, "/api/tags"));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    read.unwrap();
+    let listed = listed.unwrap();
+    assert_eq!(listed.status, 200, "{}", listed.body);
+    let model = &listed.json()["models"][0];
+    assert_eq!(model["name"], "needle:tiny");
+    assert_eq!(model["digest"], SHA256);
 }

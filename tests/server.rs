@@ -159,11 +159,15 @@ fn ollama_clients() {
         let is_done = (&answer["done"], &answer["done_reason"]);
         assert_eq!(is_done, (&json!(true), &json!("load")));
     }
-    assert_eq!(get(at, "/api/tags").json()["models"][0]["name"], "tiny");
-    assert_eq!(
-        get(at, "/api/ps").json()["models"][0]["context_length"],
-        1 << 20
-    );
+    // `ollama list` shows twelve digits of a digest, and `ollama ps` when a model goes.
+    let listed = get(at, "/api/tags").json();
+    assert_eq!(listed["models"][0]["name"], "tiny");
+    assert_eq!(listed["models"][0]["digest"].as_str().unwrap().len(), 64);
+    let running = get(at, "/api/ps").json();
+    assert_eq!(running["models"][0]["context_length"], 1 << 20);
+    assert_eq!(running["models"][0]["expires_at"], "2200-01-01T00:00:00Z");
+    let tagged = json!({"model": "tiny:latest"});
+    assert_eq!(post(at, "/api/show", &tagged).status, 200);
     assert!(get(at, "/api/version").json()["version"].is_string());
     let shown = post(at, "/api/show", &json!({"model": "tiny"})).json();
     assert_eq!(shown["model_info"]["general.architecture"], "qwen3");
@@ -739,6 +743,7 @@ fn answers_are_what_a_schema_says() {
 fn a_server_that_cannot_answer_any_more_says_so() {
     let model = Model::load("models/tiny-f16.gguf").unwrap();
     let options = EngineOptions {
+        room: None,
         sessions: 2,
         queue: 4,
         kept: None,
@@ -767,6 +772,40 @@ fn a_server_that_cannot_answer_any_more_says_so() {
     assert_eq!(answer.status, 500);
     assert!(answer.body.contains("start it again"), "{}", answer.body);
     assert_eq!(get(at, "/health").status, 500);
+}
+
+/// llama.cpp's reading of each would never end, or end the process.
+#[test]
+fn grammars_that_would_do_harm_are_refused() {
+    let at = server(1, 4, None);
+    let deep = format!("root ::= {}", "(".repeat(100_000));
+    let circle = json!({"$defs": {"a": {"$ref": "#/$defs/a"}}, "allOf": [{"$ref": "#/$defs/a"}]});
+    let many = (0..3000).map(|i| (format!("p{i}"), json!({"type": "string"})));
+    let many = json!({"type": "object", "properties": Value::Object(many.collect())});
+    for (name, value, why) in [
+        ("grammar", json!(deep), "groups"),
+        ("json_schema", circle, "$ref"),
+        ("json_schema", many, "properties"),
+    ] {
+        let ask = json!({"prompt": "x", "n_predict": 1, name: value});
+        let answer = post(at, "/completion", &ask);
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        assert!(answer.body.contains(why), "{}", answer.body);
+    }
+    // As deep as can be is read, and so is what refers to one definition after another.
+    let deep = format!("root ::= {}\"ab\"{}", "(".repeat(200), ")".repeat(200));
+    let chain = (0..2000).map(|i| {
+        let next = json!({"type": "array", "items": {"$ref": format!("#/$defs/d{}", i + 1)}});
+        (
+            format!("d{i}"),
+            if i == 1999 { json!({"const": 1}) } else { next },
+        )
+    });
+    let chain = json!({"$defs": Value::Object(chain.collect()), "$ref": "#/$defs/d0"});
+    for (name, value) in [("grammar", json!(deep)), ("json_schema", chain)] {
+        let ask = json!({"prompt": "x", "n_predict": 1, name: value});
+        assert_eq!(post(at, "/completion", &ask).status, 200);
+    }
 }
 
 /// The server's own stop texts end no answer that is held to a form; the client's do.

@@ -24,6 +24,7 @@ fn warned_engine(
         warn,
     };
     let options = EngineOptions {
+        room: None,
         sessions,
         queue: 8,
         kept: Some(kept),
@@ -115,6 +116,7 @@ fn what_was_read_is_not_read_again_by_the_next_process() {
         warn: |what| panic!("{what}"),
     };
     let options = EngineOptions {
+        room: None,
         sessions: 1,
         queue: 8,
         kept: Some(kept),

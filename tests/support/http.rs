@@ -25,6 +25,7 @@ pub fn server_of(
 ) -> SocketAddr {
     let model = Model::load("models/tiny-f16.gguf").unwrap();
     let options = EngineOptions {
+        room: None,
         sessions,
         queue,
         kept: None,
@@ -49,6 +50,7 @@ fn serve_as(template: &str, model: Model, engine: Engine, api_key: Option<&str>)
     let config = Config {
         name: "tiny".to_owned(),
         bytes: 1,
+        digest: "0123456789abcdef".repeat(4),
         template: Some(ChatTemplate::parse(template)),
         stop: vec![STOP.to_owned()],
         n_ctx: 1 << 20,

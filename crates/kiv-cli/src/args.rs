@@ -366,7 +366,7 @@ pub(crate) struct ServeArgs {
     /// Requests that may wait
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub queue: usize,
-    /// Name of the model for clients [default: its file's]
+    /// Name of the model for clients [default: the one that -m gives, or its file's]
     #[arg(short, long, value_name = "NAME")]
     pub alias: Option<String>,
     #[command(flatten)]

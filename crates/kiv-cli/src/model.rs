@@ -15,18 +15,22 @@ use std::path::{Path, PathBuf};
 /// A model's header and, once loaded, the model.
 pub(crate) struct Opened {
     pub file: ModelFile,
+    /// What the program that downloaded it calls it, if it was asked for by name.
+    pub name: Option<String>,
     /// Whether it is the bundled one.
     pub bundled: bool,
 }
 
 /// Reads the header of the model that the flags name.
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
+    let mut name = None;
     let (path, bundled): (PathBuf, bool) = match &args.model {
         Some(path) if kiv_models::is_path(path) => (path.clone(), false),
-        Some(name) => {
-            let name = name.to_string_lossy();
-            let found = kiv_models::Stores::from_env().find(&name)?;
-            note!("{name}: {} from {}", found.name, found.source);
+        Some(wanted) => {
+            let wanted = wanted.to_string_lossy();
+            let found = kiv_models::Stores::from_env().find(&wanted)?;
+            note!("{wanted}: {} from {}", found.name, found.source);
+            name = Some(found.name);
             (found.path, false)
         }
         None if args.hf_repo.is_some() => (fetched(args)?, false),
@@ -37,7 +41,10 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
             (bundled::path()?, true)
         }
     };
-    open_file(&path, bundled, args)
+    Ok(Opened {
+        name,
+        ..open_file(&path, bundled, args)?
+    })
 }
 
 /// Reads the header of a model that no flag names.
@@ -53,7 +60,11 @@ pub(crate) fn open_file(path: &Path, bundled: bool, args: &ModelArgs) -> Result<
              scaled (--rope-freq-scale)"
         );
     }
-    Ok(Opened { file, bundled })
+    Ok(Opened {
+        file,
+        name: None,
+        bundled,
+    })
 }
 
 /// The file of the repository that the flags name, downloaded if need be.

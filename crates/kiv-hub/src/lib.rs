@@ -252,12 +252,10 @@ impl Hub {
         let cache = stores.hugging_face.first().ok_or(HubError::NoCache)?;
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let token = set("HF_TOKEN").or_else(|| {
-            let file = match (set("HF_TOKEN_PATH"), set("HF_HOME")) {
-                (Some(path), _) => PathBuf::from(path),
-                (None, Some(home)) => Path::new(&home).join("token"),
-                (None, None) => cache.parent()?.join("token"),
-            };
-            std::fs::read_to_string(file).ok()
+            // Where the cache is says nothing of it: `HF_HUB_CACHE` moves models alone.
+            let file = set("HF_TOKEN_PATH").map(PathBuf::from);
+            let file = file.or_else(|| Some(kiv_models::hugging_face_home()?.join("token")));
+            std::fs::read_to_string(file?).ok()
         });
         let token = token.map(|token| token.trim().to_owned());
         let mut hub = Self::new(&endpoint, token.filter(|t| !t.is_empty()), cache)?;

@@ -177,6 +177,41 @@ impl Listing {
     }
 }
 
+/// The folder of Hugging Face's programs: that of `HF_HOME`, or `huggingface` in the user's
+/// cache. Their token is in it, wherever `HF_HUB_CACHE` puts models.
+#[must_use]
+pub fn hugging_face_home() -> Option<PathBuf> {
+    Places(from_env).hugging_face()
+}
+
+fn from_env(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+/// Folders, as environment variables say; an empty one says nothing.
+struct Places<F>(F);
+
+impl<F: Fn(&str) -> Option<PathBuf>> Places<F> {
+    fn set(&self, name: &str) -> Option<PathBuf> {
+        self.0(name).filter(|path| !path.as_os_str().is_empty())
+    }
+
+    fn under_home(&self, path: &str) -> Option<PathBuf> {
+        let home = self.set("HOME").or_else(|| self.set("USERPROFILE"))?;
+        Some(home.join(path))
+    }
+
+    fn cache(&self) -> Option<PathBuf> {
+        self.set("XDG_CACHE_HOME")
+            .or_else(|| self.under_home(".cache"))
+    }
+
+    fn hugging_face(&self) -> Option<PathBuf> {
+        self.set("HF_HOME")
+            .or_else(|| Some(self.cache()?.join("huggingface")))
+    }
+}
+
 /// Where to look. Folders that are not there hold nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stores {
@@ -196,33 +231,32 @@ impl Stores {
     /// say otherwise.
     #[must_use]
     pub fn from_env() -> Self {
-        Self::of(|name| std::env::var_os(name).map(PathBuf::from))
+        Self::of(from_env)
     }
 
     /// The same with other variables.
     fn of(variable: impl Fn(&str) -> Option<PathBuf>) -> Self {
-        let set = |name: &str| variable(name).filter(|path| !path.as_os_str().is_empty());
-        let home = set("HOME").or_else(|| set("USERPROFILE"));
-        let under = |path: &str| home.as_ref().map(|home| home.join(path));
-        let cache = set("XDG_CACHE_HOME").or_else(|| under(".cache"));
-        let cached = |path: &str| cache.as_ref().map(|cache| cache.join(path));
+        let places = Places(variable);
+        let cached = |path: &str| places.cache().map(|cache| cache.join(path));
         let all = |paths: [Option<PathBuf>; 2]| paths.into_iter().flatten().collect();
         Self {
             // As a service, ollama has a home of its own.
-            ollama: match set("OLLAMA_MODELS") {
+            ollama: match places.set("OLLAMA_MODELS") {
                 Some(path) => vec![path],
                 None => all([
-                    under(".ollama/models"),
+                    places.under_home(".ollama/models"),
                     Some("/usr/share/ollama/.ollama/models".into()),
                 ]),
             },
-            hugging_face: set("HF_HUB_CACHE")
-                .or_else(|| set("HF_HOME").map(|path| path.join("hub")))
-                .or_else(|| cached("huggingface/hub"))
+            hugging_face: (places.set("HF_HUB_CACHE"))
+                .or_else(|| places.hugging_face().map(|path| path.join("hub")))
                 .into_iter()
                 .collect(),
-            lm_studio: all([under(".lmstudio/models"), cached("lm-studio/models")]),
-            llama_cpp: set("LLAMA_CACHE")
+            lm_studio: all([
+                places.under_home(".lmstudio/models"),
+                cached("lm-studio/models"),
+            ]),
+            llama_cpp: (places.set("LLAMA_CACHE"))
                 .or_else(|| cached("llama.cpp"))
                 .into_iter()
                 .collect(),
@@ -381,6 +415,16 @@ mod tests {
             "HF_HUB_CACHE" => Some("".into()),
             _ => None,
         });
+        let places = Places(|name: &str| match name {
+            "HF_HUB_CACHE" => Some("/big/hub".into()),
+            "HOME" => Some("/home/ada".into()),
+            _ => None,
+        });
+        let home = places.hugging_face();
+        assert_eq!(
+            home.as_deref(),
+            Some(Path::new("/home/ada/.cache/huggingface"))
+        );
         assert_eq!(set.ollama, [Path::new("/big/ollama")]);
         assert_eq!(set.hugging_face, [Path::new("/big/hf/hub")]);
         assert_eq!(set.llama_cpp, [Path::new("/big/llama")]);

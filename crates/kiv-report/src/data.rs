@@ -138,6 +138,11 @@ fn setup(h: &Header) -> Header {
         kv_read_policy: None,
         // The bytes are what counts; a file may have been renamed.
         model_file: h.model_file.clone().filter(|_| h.model_sha256.is_none()),
+        // Files from before these could be chosen do not name them.
+        kv_pos: h.kv_pos.clone().filter(|_| h.is_remapped()),
+        kv_rest: Some(h.has_rest()),
+        kv_store_k: h.store().map(|[k, _]| k.to_owned()),
+        kv_store_v: h.store().map(|[_, v]| v.to_owned()),
         ..h.clone()
     }
 }

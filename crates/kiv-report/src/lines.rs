@@ -28,6 +28,10 @@ pub(crate) struct Header {
     pub rope_scaling: Option<String>,
     pub rope_freq_base: Option<f64>,
     pub rope_freq_scale: Option<f64>,
+    pub kv_pos: Option<String>,
+    pub kv_rest: Option<bool>,
+    pub kv_store_k: Option<String>,
+    pub kv_store_v: Option<String>,
     pub kv_window: Option<u64>,
     pub kv_block: Option<u64>,
     /// Policy that read each context for all that can take over from it.
@@ -35,6 +39,26 @@ pub(crate) struct Header {
     pub kv_sinks: Option<u64>,
     pub samples: Option<u64>,
     pub seed: Option<u64>,
+}
+
+impl Header {
+    /// Types of K and V outside the device, where they are not the cache's.
+    pub fn store(&self) -> Option<[&str; 2]> {
+        let (k, v) = (self.kv_store_k.as_deref()?, self.kv_store_v.as_deref()?);
+        let of_cache = (self.cache_type_k.as_deref(), self.cache_type_v.as_deref());
+        ((Some(k), Some(v)) != of_cache).then_some([k, v])
+    }
+
+    /// Whether far tokens were seen at other positions than their own.
+    pub fn is_remapped(&self) -> bool {
+        self.kv_pos.as_deref().is_some_and(|pos| pos != "absolute")
+    }
+
+    /// Whether something stood for what found no slot. Nothing said so before it could be
+    /// turned off.
+    pub fn has_rest(&self) -> bool {
+        self.kv_rest != Some(false)
+    }
 }
 
 /// What was found.

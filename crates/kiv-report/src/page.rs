@@ -320,6 +320,9 @@ fn setup(section: &Section) -> String {
     if let (Some(k), Some(v)) = (&h.cache_type_k, &h.cache_type_v) {
         parts.push(format!("cache {k}/{v}"));
     }
+    parts.extend(h.store().map(|[k, v]| format!("host rows {k}/{v}")));
+    parts.extend(h.is_remapped().then(|| "remapped positions".to_owned()));
+    parts.extend((!h.has_rest()).then(|| "no rest".to_owned()));
     parts.join(", ")
 }
 
@@ -440,6 +443,18 @@ fn conditions(section: &Section) -> Markup {
             of(&|h| Some(format!("{} tokens", number(h.kv_sinks)?))),
         ),
         (
+            "rows outside the device",
+            of(&|h| Some(format!("K in {}, V in {}", h.store()?[0], h.store()?[1]))),
+        ),
+        (
+            "positions",
+            of(&|h| h.is_remapped().then(|| "remapped".to_owned())),
+        ),
+        (
+            "what is not in slots",
+            of(&|h| (!h.has_rest()).then(|| "left out (--kv-rest off)".to_owned())),
+        ),
+        (
             "contexts read by",
             of(&|h| {
                 let by = h.kv_read_policy.as_ref()?;
@@ -451,7 +466,14 @@ fn conditions(section: &Section) -> Markup {
         ("kiv", of(&|h| h.kiv_version.clone())),
     ];
     // What is only sometimes set is left out where it is not.
-    let optional = ["layers on a GPU", "RoPE scaling", "contexts read by"];
+    let optional = [
+        "layers on a GPU",
+        "RoPE scaling",
+        "rows outside the device",
+        "positions",
+        "what is not in slots",
+        "contexts read by",
+    ];
     html! {
         div.scroll { table.facts { tbody {
             @for (name, value) in rows {

@@ -136,6 +136,25 @@ fn seeds_are_pooled_and_setups_are_not() {
     let lines = [of(HEADER, 1), of(&other_window, 1)].concat();
     let apart = page(&lines);
     assert!(!apart.contains("<small>2/2</small>") && apart.contains("window 512"));
+    let with = |fields: &str| HEADER.replace("\"samples\"", &format!("{fields},\"samples\""));
+    // As files are that were written before these could be chosen.
+    let usual = with(r#""kv_pos":"absolute","kv_rest":true,"kv_store_k":"f16","kv_store_v":"f16""#);
+    let pooled = page(&[of(HEADER, 1), of(&usual, 2)].concat());
+    assert!(pooled.contains("<small>2/2</small>") && !pooled.contains("remapped"));
+    for (fields, told) in [
+        (r#""kv_rest":false"#, "no rest"),
+        (r#""kv_pos":"remapped""#, "remapped positions"),
+        (
+            r#""kv_store_k":"q8_0","kv_store_v":"q4_0""#,
+            "host rows q8_0/q4_0",
+        ),
+    ] {
+        let apart = page(&[of(&usual, 1), of(&with(fields), 2)].concat());
+        assert!(
+            !apart.contains("<small>2/2</small>") && apart.contains(told),
+            "{told}"
+        );
+    }
 }
 
 #[test]

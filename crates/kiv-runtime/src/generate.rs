@@ -1,8 +1,9 @@
 //! Generation as an iterator of pieces of text.
 
 use crate::error::Error;
+use crate::grammar::Grammar;
 use crate::markup::Markup;
-use crate::sampling::{Grammar, Sampler, Sampling};
+use crate::sampling::{Sampler, Sampling};
 use crate::session::{Session, Token};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;

@@ -1,6 +1,7 @@
 //! Choosing the next token; llama.cpp's samplers in llama.cpp's order.
 
 use crate::error::Error;
+use crate::grammar::Grammar;
 use crate::model::Model;
 use crate::session::Token;
 use llama_cpp_2::sampling::LlamaSampler;
@@ -62,48 +63,6 @@ impl Sampling {
 
 /// Below this logits would become infinite, and the likeliest token is all that is left.
 const COLDEST: f32 = 1e-30;
-
-/// What generated text must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Grammar {
-    /// A grammar in llama.cpp's notation (GBNF), of which `root` is the whole text.
-    Gbnf(String),
-    /// A JSON document of this schema (itself a JSON document), as far as llama.cpp
-    /// turns schemas into grammars.
-    JsonSchema(String),
-}
-
-impl Grammar {
-    /// Any JSON object.
-    #[must_use]
-    pub fn json_object() -> Self {
-        Self::JsonSchema(r#"{"type":"object"}"#.to_owned())
-    }
-
-    /// Whether llama.cpp takes it.
-    ///
-    /// # Errors
-    /// [`Error::Grammar`].
-    pub fn check(&self, model: &Model) -> Result<(), Error> {
-        self.sampler(model).map(|_| ())
-    }
-
-    fn sampler(&self, model: &Model) -> Result<LlamaSampler, Error> {
-        let of_schema;
-        let gbnf = match self {
-            Self::Gbnf(gbnf) => gbnf,
-            Self::JsonSchema(schema) => {
-                let made = llama_cpp_2::json_schema_to_grammar(schema);
-                of_schema = made.map_err(|_| Error::Grammar {
-                    why: "llama.cpp cannot make a grammar of the JSON schema".to_owned(),
-                })?;
-                &of_schema
-            }
-        };
-        let made = LlamaSampler::grammar(model.raw().get(), gbnf, "root");
-        made.map_err(|e| Error::Grammar { why: e.to_string() })
-    }
-}
 
 /// A sampler with its random state.
 pub(crate) struct Sampler {

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::pin::Pin;
 use std::time::Duration;
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -324,10 +325,19 @@ pub(crate) fn checked(
     param: &'static str,
 ) -> Result<Option<Grammar>, Fault> {
     if let Some(grammar) = &grammar {
-        let checked = grammar.check(&app.model);
+        let checked = beside(|| grammar.check(&app.model));
         checked.map_err(|error| Fault::param(param, format!("{param}: {error}")))?;
     }
     Ok(grammar)
+}
+
+/// Does what takes long while others go on answering, where there are others.
+fn beside<T>(work: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match runtime {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// llama-server's `grammar` and `json_schema`.
@@ -521,6 +531,19 @@ pub(crate) fn submit(
         );
         return Err(Fault::param(param, why));
     }
+    if let Some(room) = app.engine.room()
+        && let Some(bytes) = room.lacks(prompt.len())
+    {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let why = format!(
+            "{param} has {} tokens, for which {:.1} GiB of memory are needed, and {:.1} are there: send \
+             less, or start with --kv-store q4_0, or with --kv-dir and --kv-host-limit",
+            prompt.len(),
+            gib(bytes),
+            gib(room.bytes)
+        );
+        return Err(Fault::param(param, why));
+    }
     // An answer of a form ends with it, whatever space is in it.
     if options.grammar.is_none() {
         options.stop.extend(app.config.stop.iter().cloned());
@@ -601,7 +624,7 @@ pub(crate) fn check_model(app: &Shared, name: Option<&str>) -> Result<(), Fault>
     let own = app.config.name.as_str();
     match name {
         None | Some("") => Ok(()),
-        Some(name) if name == own || name.strip_suffix(":latest") == Some(own) => Ok(()),
+        Some(name) if untagged(name) == untagged(own) => Ok(()),
         Some(name) => Err(Fault {
             param: Some("model"),
             ..Fault::new(
@@ -610,4 +633,9 @@ pub(crate) fn check_model(app: &Shared, name: Option<&str>) -> Result<(), Fault>
             )
         }),
     }
+}
+
+/// A name without the tag that ollama's names have if they have no other.
+fn untagged(name: &str) -> &str {
+    name.strip_suffix(":latest").unwrap_or(name)
 }

@@ -14,6 +14,10 @@
 //! [`Library`], from where it comes back, in the next process too; and what a request
 //! shares with a context that goes on otherwise, or is in use, is shared on disk.
 
+mod room;
+
+pub use room::Room;
+
 use crate::library::{Library, shared};
 use crate::retrieved::{Heat, Retrieved};
 use kiv_runtime::{Chosen, Error, Finish, GenerateOptions, Generation, Model, Session, Token};
@@ -157,6 +161,8 @@ pub struct EngineOptions {
     pub queue: usize,
     /// Contexts on disk, if they are to be kept.
     pub kept: Option<KeptContexts>,
+    /// Memory for contexts, if it is limited.
+    pub room: Option<Room>,
 }
 
 /// Why a request was not taken.
@@ -177,6 +183,7 @@ pub struct Engine {
     slots: Arc<Mutex<Vec<SlotState>>>,
     stop: Arc<AtomicBool>,
     most: usize,
+    room: Option<Room>,
 }
 
 impl Engine {
@@ -196,6 +203,7 @@ impl Engine {
         let slots = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let worker = (Arc::clone(&counters), Arc::clone(&slots), Arc::clone(&stop));
+        let room = options.room.clone();
         let thread = std::thread::spawn(move || {
             let (counters, slots, stop) = worker;
             let open = move |folder: Option<&Path>| {
@@ -214,6 +222,7 @@ impl Engine {
                         counters,
                         shown: slots,
                         library,
+                        room: options.room,
                         warn: options.kept.map_or(|_| {}, |kept| kept.warn),
                     };
                     worker.show();
@@ -236,7 +245,14 @@ impl Engine {
             slots,
             stop,
             most: options.queue + options.sessions.max(1),
+            room,
         })
+    }
+
+    /// Memory for contexts, if it is limited.
+    #[must_use]
+    pub fn room(&self) -> Option<&Room> {
+        self.room.as_ref()
     }
 
     /// Hands a request over.
@@ -356,6 +372,7 @@ struct Worker<F> {
     counters: Arc<Counters>,
     shown: Arc<Mutex<Vec<SlotState>>>,
     library: Option<Library>,
+    room: Option<Room>,
     warn: fn(&str),
 }
 
@@ -447,7 +464,7 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
     /// Gives waiting requests their sessions.
     fn admit(&mut self) {
         while let Some(request) = self.waiting.pop_front() {
-            let Some(choice) = self.choose(&request.prompt) else {
+            let Some(choice) = self.choose_with_room(&request.prompt) else {
                 self.waiting.push_front(request);
                 return;
             };
@@ -546,6 +563,7 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             Choice::CopyOfStored(i) => {
                 let path = library.new_path();
                 if let Err(error) = kiv_context::fork(&library.get(i).path, &path) {
+                    discard(&path);
                     // Not to be tried by every request that begins like it.
                     library.take(i);
                     return Err(error.into());
@@ -554,7 +572,10 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             }
             Choice::CopyOfSlot(i) => {
                 let path = library.new_path();
-                self.slots[i].session.fork(&path)?;
+                if let Err(error) = self.slots[i].session.fork(&path) {
+                    discard(&path);
+                    return Err(error);
+                }
                 path
             }
         };
@@ -590,11 +611,15 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
         least.map(|(i, _)| i)
     }
 
-    /// Puts the context of the free session that holds least into the library.
+    /// Gives up the free session that holds least.
     fn give_up_least(&mut self) {
-        let Some(i) = self.least() else {
-            return;
-        };
+        if let Some(i) = self.least() {
+            self.give_up(i);
+        }
+    }
+
+    /// Ends a session; its context goes into the library, if there is one.
+    fn give_up(&mut self, i: usize) {
         let mut slot = self.slots.swap_remove(i);
         let kept = slot.keep();
         let Slot {

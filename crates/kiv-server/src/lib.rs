@@ -25,7 +25,8 @@ mod tools;
 mod web;
 
 pub use engine::{
-    Counters, Engine, EngineOptions, Event, KeptContexts, Refused, Request, SlotState, Summary,
+    Counters, Engine, EngineOptions, Event, KeptContexts, Refused, Request, Room, SlotState,
+    Summary,
 };
 
 pub use retrieved::{Passage, Retrieved};
@@ -55,6 +56,8 @@ pub struct Config {
     pub name: String,
     /// Bytes of its file.
     pub bytes: u64,
+    /// What tells its file from others: 64 hexadecimal digits.
+    pub digest: String,
     /// From messages to text; without it only plain prompts are taken.
     pub template: Option<ChatTemplate>,
     /// Texts that end an answer besides the client's.

@@ -19,6 +19,9 @@ use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_stream::StreamExt;
 
+/// When the model will be unloaded: as far away as `ollama ps` calls "Forever".
+const NEVER: &str = "2200-01-01T00:00:00Z";
+
 pub(crate) async fn version() -> Response {
     Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
 }
@@ -37,6 +40,7 @@ pub(crate) async fn ps(State(app): State<Shared>) -> Response {
         .sum();
     model["size_vram"] = json!(resident);
     model["context_length"] = json!(app.config.n_ctx);
+    model["expires_at"] = json!(NEVER);
     Json(json!({"models": [model]})).into_response()
 }
 
@@ -80,7 +84,7 @@ fn model(app: &App) -> Value {
         .unwrap_or_default();
     json!({
         "name": app.config.name, "model": app.config.name,
-        "modified_at": stamp(app.started), "size": app.config.bytes, "digest": "",
+        "modified_at": stamp(app.started), "size": app.config.bytes, "digest": app.config.digest,
         "details": {"format": "gguf", "family": family, "families": [family], "parameter_size": "", "quantization_level": ""},
     })
 }

@@ -85,9 +85,17 @@ impl Tools {
             Choice::Required => true,
             Choice::Auto => false,
         };
-        let calls = self.all.iter().filter(wanted).map(|tool| {
+        let n = self.all.iter().filter(wanted).count();
+        let wanted = self.all.iter().filter(wanted).enumerate();
+        let calls = wanted.map(|(i, tool)| {
             let parameters = tool["function"].get("parameters").filter(|p| p.is_object());
-            let parameters = parameters.cloned().unwrap_or(json!({"type": "object"}));
+            let mut parameters = parameters.cloned().unwrap_or(json!({"type": "object"}));
+            let call = if n == 1 {
+                "#".to_owned()
+            } else {
+                format!("#/anyOf/{i}")
+            };
+            move_references(&mut parameters, &format!("{call}/properties/arguments/"));
             json!({
                 "type": "object",
                 "properties": {
@@ -162,6 +170,29 @@ impl Tools {
             all,
             ..Self::default()
         }
+    }
+}
+
+/// References are from the root of a schema, which parameters are not once they are part of
+/// another one.
+fn move_references(schema: &mut Value, place: &str) {
+    match schema {
+        Value::Object(object) => {
+            for (key, value) in object {
+                match value {
+                    Value::String(to) if key == "$ref" => {
+                        if let Some(path) = to.strip_prefix("#/") {
+                            *to = format!("{place}{path}");
+                        }
+                    }
+                    // Values, whatever they look like.
+                    _ if matches!(key.as_str(), "const" | "enum" | "default" | "examples") => {}
+                    value => move_references(value, place),
+                }
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(|one| move_references(one, place)),
+        _ => {}
     }
 }
 
@@ -244,5 +275,50 @@ mod tests {
             panic!("no grammar");
         };
         assert!(schema.contains("time") && !schema.contains("weather"));
+    }
+
+    #[test]
+    fn references_of_parameters_stay_theirs() {
+        let tool = |name: &str| {
+            json!({"type": "function", "function": {"name": name, "parameters": {
+                "type": "object",
+                "$defs": {"Unit": {"enum": ["c", "f"]}},
+                "properties": {
+                    "unit": {"$ref": "#/$defs/Unit"},
+                    "$ref": {"type": "string", "default": {"$ref": "#/a"}},
+                },
+            }}})
+        };
+        let of = |names: &[&str], choice| {
+            let all = names.iter().map(|name| tool(name)).collect();
+            let tools = Tools {
+                choice,
+                ..Tools::of(all)
+            };
+            let Some(Grammar::JsonSchema(schema)) = tools.grammar() else {
+                panic!("no grammar");
+            };
+            serde_json::from_str::<Value>(&schema).unwrap()
+        };
+        for (names, choice, parameters) in [
+            (&["a"][..], Choice::Required, "/properties/arguments"),
+            (
+                &["a", "b"],
+                Choice::Named("b".into()),
+                "/properties/arguments",
+            ),
+            (
+                &["a", "b"],
+                Choice::Required,
+                "/anyOf/1/properties/arguments",
+            ),
+        ] {
+            let schema = of(names, choice);
+            let properties = &schema.pointer(parameters).unwrap()["properties"];
+            let unit = properties["unit"]["$ref"].as_str().unwrap();
+            let found = schema.pointer(unit.strip_prefix('#').unwrap());
+            assert_eq!(found, Some(&json!({"enum": ["c", "f"]})), "{unit}");
+            assert_eq!(properties["$ref"]["default"]["$ref"], "#/a");
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! `kiv serve`: OpenAI, ollama and llama-server clients.
 
 use crate::args::ServeArgs;
-use crate::model::{self, builder};
+use crate::model::{self, Opened, builder};
 use crate::output::{print_json, print_warning};
 use crate::{interrupt, template};
 use anyhow::{Context, Result};
-use kiv_server::{Config, Engine, EngineOptions, KeptContexts};
+use kiv_gguf::ModelFile;
+use kiv_server::{Config, Engine, EngineOptions, KeptContexts, Room};
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,11 +15,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
+    let args = Arc::new(args);
     let policy = args.policy.kv_policy.clone();
     let opened = model::open(&args.model)?;
     let n_ctx = opened.n_ctx(&args.model);
     let plan = model::plan(&opened.file, &args.model, &args.cache, &policy, n_ctx, 0)?;
     model::check_memory(&plan, &args.model)?;
+    let room = room(&opened, &args, plan.weights_bytes);
     let model = opened.load(&args.model, &policy)?;
     let template = template::choose(&args.template, &opened, &model)?;
     if template.is_none() {
@@ -27,17 +30,19 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
         );
     }
     let (template, stop) = template.map_or((None, Vec::new()), |t| (Some(t.template), t.stop));
-    let named = opened.file.path.file_stem().unwrap_or_default();
+    let stem = opened.file.path.file_stem().unwrap_or_default();
+    let stem = stem.to_string_lossy().into_owned();
     let config = Config {
-        name: args
-            .alias
-            .clone()
-            .unwrap_or_else(|| named.to_string_lossy().into_owned()),
+        digest: digest(&opened.file, &stem)?,
+        name: (args.alias.clone())
+            .or_else(|| opened.name.clone())
+            .unwrap_or(stem),
         bytes: std::fs::metadata(&opened.file.path).map_or(0, |found| found.len()),
         template,
         stop,
         n_ctx,
-        api_key: args.api_key.clone(),
+        // An empty one, as an unset variable of a container gives, is none.
+        api_key: args.api_key.clone().filter(|key| !key.trim().is_empty()),
         hosts: args.allow_host.clone(),
     };
     let options = EngineOptions {
@@ -48,11 +53,11 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
             most: args.kv_contexts,
             warn: print_warning,
         }),
+        room,
     };
     let (address, json) = ((args.host.clone(), args.port), args.model.json);
-    let shared = Arc::new(args);
     let engine = Engine::start(model.clone(), options, move |model, folder| {
-        let builder = builder(model, &shared.model, &shared.cache, &policy);
+        let builder = builder(model, &args.model, &args.cache, &policy);
         match folder {
             Some(folder) => builder.context_dir(folder).build(),
             None => builder.build(),
@@ -86,5 +91,35 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
         };
         kiv_server::serve(listener, router, stop).await?;
         Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// What tells the model's file from others: its SHA-256 where ollama has named it so, or else
+/// a hash of parts of it, for which not all of it has to be read.
+fn digest(file: &ModelFile, stem: &str) -> Result<String> {
+    let of_name = stem
+        .strip_prefix("sha256-")
+        .filter(|d| kiv_models::is_sha256(d));
+    if let Some(digest) = of_name {
+        return Ok(digest.to_lowercase());
+    }
+    let hash = file.fingerprint()?;
+    Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Memory that is left for contexts, and what they will take of it; nothing where the system
+/// does not tell, or with --force.
+fn room(opened: &Opened, args: &Arc<ServeArgs>, weights: u64) -> Option<Room> {
+    let available = kiv_gguf::available_memory().filter(|_| !args.model.force)?;
+    let (file, n_ctx) = (opened.file.clone(), opened.n_ctx(&args.model));
+    let args = Arc::clone(args);
+    let of_session = move |n_tokens| {
+        let policy = &args.policy.kv_policy;
+        let plan = model::plan(&file, &args.model, &args.cache, policy, n_ctx, n_tokens);
+        plan.map_or(0, |plan| plan.total_host_bytes.saturating_sub(weights))
+    };
+    Some(Room {
+        bytes: available.saturating_sub(weights),
+        of_session: Arc::new(of_session),
     })
 }

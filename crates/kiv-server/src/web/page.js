@@ -9,7 +9,7 @@ const make = (tag, text, name) => {
   return element;
 };
 
-const said = []; // turns so far: {role, content}
+let said = []; // turns so far: {role, content}; another list for each document
 let text = null; // the document
 let running = null; // AbortController of the answer being written
 
@@ -164,7 +164,9 @@ function setDocument(name, content) {
   text = content;
   by("name").textContent = content === null ? "Drop a text here, or choose a file" : `${name} (${bytes(content.length)})`;
   by("forget").hidden = content === null;
-  said.length = 0;
+  // What is being written was asked about another text.
+  running?.abort();
+  said = [];
   by("turns").replaceChildren();
 }
 
@@ -222,10 +224,11 @@ async function* events(body) {
 }
 
 async function ask(question) {
-  said.push({ role: "user", content: question });
+  const turns = said;
+  turns.push({ role: "user", content: question });
   tell("user", question);
   const turn = tell("assistant", "");
-  const messages = text === null ? said : [{ role: "system", content: text }, ...said];
+  const messages = text === null ? turns : [{ role: "system", content: text }, ...turns];
   running = new AbortController();
   by("send").disabled = true;
   by("stop").hidden = false;
@@ -265,9 +268,12 @@ async function ask(question) {
       }
     }
   } catch (error) {
-    if (error.name !== "AbortError") tell("fault", error.message);
+    if (error.name !== "AbortError" && turns === said) tell("fault", error.message);
   }
-  said.push({ role: "assistant", content });
+  // Without an answer the question is as if it had not been asked: templates want the two in
+  // turn, and one that was refused would be refused again with all that follow.
+  if (content === "") turns.pop();
+  else turns.push({ role: "assistant", content });
   running = null;
   by("reading").hidden = true;
   by("send").disabled = false;
