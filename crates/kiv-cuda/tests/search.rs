@@ -98,6 +98,26 @@ fn nothing_but_degenerate_lists_is_left_to_the_cpu() {
     }
 }
 
+/// Where a sample has promised too much, here because it is all that there is, more is looked for
+/// once more, in what a device has found as in what the CPU finds.
+#[test]
+fn a_sample_may_promise_too_much() {
+    let effort = Effort {
+        probed: 48,
+        kept: 50,
+    };
+    let mut finder = finder(usize::MAX);
+    let mut layer = Layer::new(&params(16), 2, Kind::Usual, 7);
+    // Whole segments alone, and tails.
+    for n in [224, 10, 22, 10, 30] {
+        layer.step(Step::Append(n));
+        for _ in 0..5 {
+            assert_eq!(compare(&mut finder, 0, &mut layer, 3, effort), 2);
+        }
+    }
+    assert_eq!(layer.heads[0].n_eras(), 0);
+}
+
 /// Only what is new is copied: the bytes of a segment, not of all.
 #[test]
 fn layers_that_find_no_room_are_left_alone_and_come_back() {

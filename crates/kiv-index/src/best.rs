@@ -57,6 +57,12 @@ impl Best {
         self.least
     }
 
+    /// Whether there may be more among what is not below `floor`: fewer than wanted were found,
+    /// and lower ones were not looked at.
+    pub fn is_short(&self, floor: f32) -> bool {
+        self.found.len() < self.wanted && self.least > floor
+    }
+
     pub fn push(&mut self, score: f32, id: u32) {
         if score >= self.least {
             self.found.push(Candidate::new(score, id));

@@ -273,8 +273,9 @@ impl HeadIndex {
     /// it.
     ///
     /// # Errors
-    /// [`IndexError::BadKey`], [`IndexError::NoMemory`] or [`IndexError::Unread`]; the index
-    /// holds what it held then.
+    /// [`IndexError::BadKey`], [`IndexError::NoMemory`] or [`IndexError::Unread`]. None of these
+    /// keys is in the index then. It holds what it held before or, if they had made a segment
+    /// whole, less, as after [`HeadIndex::truncate`]: [`HeadIndex::len`] says how many.
     pub fn append(
         &mut self,
         keys: &[f32],
@@ -449,6 +450,10 @@ impl HeadIndex {
 
     /// Forgets every key from `n_tokens` on, and some before if that is in the middle of
     /// keys that were coded together: [`HeadIndex::len`] says how many are left.
+    ///
+    /// Keys that come then are coded as if those had never been there, but under other
+    /// codebooks where one has been made too early for that, or has gone with its keys. Queries
+    /// that were shown are not forgotten.
     pub fn truncate(&mut self, n_tokens: usize) {
         if n_tokens >= self.n_tokens {
             return;

@@ -155,13 +155,15 @@ impl Newest {
         }
     }
 
-    /// Keeps the first `n` segments.
+    /// Keeps the first `n` segments, one at least, as if there had never been others.
     pub fn truncate(&mut self, n: usize) {
         self.keys.truncate(n * self.segment);
         self.segments.truncate(n);
         self.outliers.truncate(n * self.segment);
         self.is_outlier = self.outliers.marks(self.keys.len());
-        self.centres.truncate((n + 1) * self.dim);
+        // What comes next is nearest to the last that is left, as it was then.
+        self.centres.truncate(n * self.dim);
+        self.centres.extend_from_within((n - 1) * self.dim..);
     }
 
     pub fn n_segments(&self) -> usize {

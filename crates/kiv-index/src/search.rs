@@ -213,8 +213,16 @@ impl HeadIndex {
             self.open_lists(isa, (query, asked.floor(query)), effort, best, scratch);
         }
         self.score_era_outliers(isa, &mut best, scratch);
-        self.score_newest(isa, asked, effort.kept, &mut best, scratch);
-        self.score_tail(isa, asked.queries, &mut best, scratch);
+        self.sample_newest(isa, asked, effort.kept, &mut best, scratch);
+        let mut score_rest = |best: &mut [Best]| {
+            self.score_newest(isa, best, scratch);
+            self.score_tail(isa, asked.queries, best, scratch);
+        };
+        score_rest(&mut best);
+        if let Some(mut again) = begin_again(asked, &best) {
+            score_rest(&mut again);
+            put_back(&mut best, again);
+        }
         self.tell(&mut best, hits);
         scratch.best = best;
         Ok(())
@@ -485,8 +493,9 @@ impl HeadIndex {
         }
     }
 
-    /// Scores all of the newest keys.
-    fn score_newest(
+    /// Learns from a few of the newest keys where the best begin, so that few others are moved,
+    /// unless eras' keys have told that.
+    fn sample_newest(
         &self,
         isa: Isa,
         asked: Asked<'_>,
@@ -495,6 +504,37 @@ impl HeadIndex {
         scratch: &mut Scratch,
     ) {
         let Scratch {
+            sums, ids, newest, ..
+        } = scratch;
+        let first = self.newest_parts().zip(newest).next();
+        let Some((newest, of_part)) = first.filter(|_| self.eras.is_empty()) else {
+            return;
+        };
+        let segment = self.params().segment;
+        let n = newest.n_segments() * segment;
+        if n <= kept.saturating_mul(4) {
+            return;
+        }
+        // Half as many more than there should be: the sample is rough.
+        let some = kept * 3 / 2 / SAMPLED + GROUP;
+        let all = f32::NEG_INFINITY;
+        best.iter_mut().for_each(|best| best.want(some, all));
+        // From the middle of each segment.
+        let half = (segment / SAMPLED / 2).next_multiple_of(GROUP);
+        let from = (segment / 2 - half.min(segment / 2)) / GROUP * GROUP;
+        let to = (segment / 2 + half).min(segment);
+        for first in (0..n).step_by(segment) {
+            of_part.score(isa, newest, first + from..first + to, best, sums, ids);
+        }
+        for (query, best) in best.iter_mut().enumerate() {
+            best.settle();
+            best.want(kept, best.least().max(asked.floor(query)));
+        }
+    }
+
+    /// Scores all of the newest keys.
+    fn score_newest(&self, isa: Isa, best: &mut [Best], scratch: &mut Scratch) {
+        let Scratch {
             sums,
             ids,
             products,
@@ -502,54 +542,16 @@ impl HeadIndex {
             ..
         } = scratch;
         let segment = self.params().segment;
-        for (number, (newest, of_part)) in self.newest_parts().zip(parts).enumerate() {
-            let NewestScratch { luts, centres, .. } = of_part;
-            let mut score = |number: usize, few: bool, best: &mut [Best]| {
-                let first = number * segment;
-                // Some from the middle of each segment.
-                let (from, to) = if few {
-                    let half = (segment / SAMPLED / 2).next_multiple_of(GROUP);
-                    (segment / 2 - half.min(segment / 2), segment / 2 + half)
-                } else {
-                    (0, segment)
-                };
-                let (from, to) = (from / GROUP * GROUP, to.min(segment));
-                let groups = (first + from) / GROUP..(first + to) / GROUP;
-                let n = groups.len() * GROUP;
-                let sums = first_sums(sums, luts.len() * n);
-                scan_many(isa, luts, newest.keys().some(groups), sums);
-                for (query, best) in best.iter_mut().enumerate() {
-                    let scores = Scores {
-                        lut: &luts[query],
-                        offset: centres[query][number],
-                        sums: &sums[query * n..][..n],
-                    };
-                    scores.compete(isa, best, ids, |i| {
-                        let token = first + from + i as usize;
-                        let is_usual = !newest.is_outlier.has(token);
-                        is_usual.then_some(TOKEN | (newest.first + token) as u32)
-                    });
-                }
-            };
-            let is_first = self.eras.is_empty() && number == 0;
-            if is_first && newest.n_segments() * segment > kept.saturating_mul(4) {
-                // Where the best begin is learnt from a few, so that few others are moved.
-                // Half as many more than there should be: the sample is rough.
-                let some = kept * 3 / 2 / SAMPLED + GROUP;
-                let all = f32::NEG_INFINITY;
-                best.iter_mut().for_each(|best| best.want(some, all));
-                (0..newest.n_segments()).for_each(|number| score(number, true, best));
-                for (query, best) in best.iter_mut().enumerate() {
-                    best.settle();
-                    best.want(kept, best.least().max(asked.floor(query)));
-                }
+        for (newest, of_part) in self.newest_parts().zip(parts) {
+            for first in (0..newest.keys().len()).step_by(segment) {
+                of_part.score(isa, newest, first..first + segment, best, sums, ids);
             }
-            (0..newest.n_segments()).for_each(|number| score(number, false, best));
             newest
                 .outliers
                 .score(isa, &of_part.outliers, sums, products);
             let products = products.chunks_exact(newest.outliers.n().max(1));
-            for ((centres, best), products) in centres.iter().zip(&mut *best).zip(products) {
+            let of_queries = of_part.centres.iter().zip(&mut *best);
+            for ((centres, best), products) in of_queries.zip(products) {
                 for (token, product) in newest.outliers.tokens().zip(products) {
                     let centre = centres[token as usize / segment];
                     best.push(product + centre, TOKEN | (newest.first as u32 + token));
@@ -636,6 +638,61 @@ impl NewestScratch {
             centres.extend((0..=newest.n_segments()).map(|i| dot(query, newest.centre(i))));
         }
         self.outliers.fill(&newest.grid, mapped, dim, table)
+    }
+
+    /// Scores the usual ones of some keys of a segment, which are counted from the first of
+    /// all: those of whole groups.
+    fn score(
+        &self,
+        isa: Isa,
+        newest: &Newest,
+        keys: Range<usize>,
+        best: &mut [Best],
+        sums: &mut Vec<u16>,
+        ids: &mut Vec<u32>,
+    ) {
+        let groups = keys.start / GROUP..keys.end / GROUP;
+        let n = groups.len() * GROUP;
+        let sums = first_sums(sums, self.luts.len() * n);
+        scan_many(isa, &self.luts, newest.keys().some(groups), sums);
+        for (query, best) in best.iter_mut().enumerate() {
+            let scores = Scores {
+                lut: &self.luts[query],
+                offset: self.centres[query][keys.start / newest.segment_len()],
+                sums: &sums[query * n..][..n],
+            };
+            scores.compete(isa, best, ids, |i| {
+                let key = keys.start + i as usize;
+                let is_usual = !newest.is_outlier.has(key);
+                is_usual.then_some(TOKEN | (newest.first + key) as u32)
+            });
+        }
+    }
+}
+
+/// For queries that a sample has promised too much: from their floors on all is wanted again. A
+/// sample may lie in the one passage that a query looks for, and tells nothing of other keys
+/// then. What comes for other queries goes nowhere.
+fn begin_again(asked: Asked<'_>, best: &[Best]) -> Option<Vec<Best>> {
+    let floor = |(query, best): (usize, &Best)| {
+        let floor = asked.floor(query);
+        best.is_short(floor).then_some(floor)
+    };
+    let floors = || best.iter().enumerate().map(floor);
+    floors().flatten().next()?;
+    let mut again = vec![Best::default(); best.len()];
+    for ((best, again), floor) in best.iter().zip(&mut again).zip(floors()) {
+        let wanted = floor.map_or(0, |_| best.wanted());
+        again.want(wanted, floor.unwrap_or(f32::INFINITY));
+    }
+    Some(again)
+}
+
+/// Takes what was found at the second try, where there was one.
+fn put_back(best: &mut [Best], again: Vec<Best>) {
+    let tried = best.iter_mut().zip(again);
+    for (best, again) in tried.filter(|(_, again)| again.wanted() > 0) {
+        *best = again;
     }
 }
 

@@ -235,6 +235,67 @@ fn what_is_below_a_floor_is_not_told() {
     }
 }
 
+/// A passage that a query looks for has most of a sample: other keys are found all the same.
+#[test]
+fn a_hot_passage_hides_no_other_keys() {
+    let dim = 64;
+    let mut source = Source::new(dim, 16);
+    let hot = source.kinds[0].clone();
+    let mut keys = source.keys(0, 4000);
+    // The middle of the second segment, where 64 keys are looked at first.
+    for key in keys[1500 * dim..1570 * dim].chunks_mut(dim) {
+        let noise = vector(&mut source.rng, dim, 0.7);
+        let values = hot.iter().zip(noise).map(|(k, n)| 1.5 * k + n);
+        key.iter_mut().zip(values).for_each(|(k, v)| *k = v);
+    }
+    let other = vector(&mut source.rng, dim, 2.0);
+    let queries = [&other[..], &hot, &other].concat();
+    let bits = |hits: &Hits, query: usize| -> Vec<(u32, u32)> {
+        let (tokens, logits) = hits.of(query);
+        let logits = logits.iter().map(|l| l.to_bits());
+        tokens.iter().copied().zip(logits).collect()
+    };
+    // Whole segments and a tail; an era in the making and a tail.
+    for n in [2500, 4000] {
+        let mut index = HeadIndex::new(params(dim));
+        append(&mut index, &keys[..n * dim], 500).unwrap();
+        assert_eq!(index.n_eras(), 0);
+        let everything = Effort {
+            kept: usize::MAX / 2,
+            ..EFFORT
+        };
+        let mut all = bits(&search(&index, &hot, everything), 0);
+        all.sort_by(|a, b| {
+            let [first, second] = [a, b].map(|key| f32::from_bits(key.1));
+            second.total_cmp(&first).then(a.0.cmp(&b.0))
+        });
+        let mut best = all[..EFFORT.kept].to_vec();
+        best.sort_unstable();
+        let hits = search(&index, &queries, EFFORT);
+        let mut told = bits(&hits, 1);
+        told.sort_unstable();
+        assert_eq!(told, best);
+        // It makes no difference to those who have enough.
+        let alone = bits(&search(&index, &other, EFFORT), 0);
+        assert_eq!([bits(&hits, 0), bits(&hits, 2)], [alone.clone(), alone]);
+        // What is below a floor is not looked for again.
+        let floor = f32::from_bits(all[100].1);
+        let floors = [f32::NEG_INFINITY, floor, f32::INFINITY];
+        let asked = Asked {
+            queries: &queries,
+            floors: &floors,
+        };
+        let (mut scratch, mut hits) = (Scratch::default(), Hits::default());
+        (index.search(Isa::detect(), asked, EFFORT, &mut scratch, &mut hits)).unwrap();
+        let mut told = bits(&hits, 1);
+        told.sort_unstable();
+        all.retain(|key| f32::from_bits(key.1) >= floor);
+        all.sort_unstable();
+        assert!((101..EFFORT.kept).contains(&all.len()));
+        assert_eq!((told, bits(&hits, 2)), (all, vec![]));
+    }
+}
+
 /// A query that looks for one key by what tells it apart from all keys like it: its list's mean
 /// promises little of it. This one points to nothing else, so one in seven may be lost; without
 /// lists that are opened whatever the floor is one in three is, and without room above lists'
@@ -435,6 +496,33 @@ fn pieces_do_not_matter_and_cuts_are_forgotten() {
             search(&pieces, &query, effort),
         );
         assert_eq!(a.of(0), b.of(0));
+    }
+}
+
+/// Keys that cannot be read again are not there, and not half.
+#[test]
+fn what_could_not_be_read_again_can_be_given_again() {
+    let dim = 32;
+    let mut source = Source::new(dim, 17);
+    let keys = source.keys(0, 4000);
+    let query = vector(&mut source.rng, dim, 2.0);
+    // Within the first segment of these, after it, and where an era would take its place.
+    for (n, unread, left) in [(1500, 1024, 1500), (1500, 2048, 1024), (4000, 0, 3072)] {
+        let mut index = HeadIndex::new(params(dim));
+        append(&mut index, &keys[..n * dim], 500).unwrap();
+        let mut more = keys[..n * dim].to_vec();
+        more.extend(source.keys(n, 2000));
+        let mut read = |first: usize, out: &mut Vec<f32>| {
+            out.extend_from_slice(&more[first * dim..(first + 1024) * dim]);
+            first != unread
+        };
+        let failed = index.append(&more[n * dim..], &mut read);
+        assert_eq!((failed, index.len()), (Err(IndexError::Unread), left));
+        append(&mut index, &more, 500).unwrap();
+        let mut whole = HeadIndex::new(params(dim));
+        append(&mut whole, &more, 500).unwrap();
+        let [got, want] = [&index, &whole].map(|index| search(index, &query, EFFORT));
+        assert_eq!(got.of(0), want.of(0));
     }
 }
 

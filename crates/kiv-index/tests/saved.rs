@@ -47,6 +47,13 @@ fn append(index: &mut HeadIndex, keys: &[f32], n: usize) {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     while index.len() < n {
         index.observe(&random(&mut rng, DIM));
+        append_unseen(index, keys, (index.len() + 100).min(n));
+    }
+}
+
+/// Appends keys up to number `n` while no queries come.
+fn append_unseen(index: &mut HeadIndex, keys: &[f32], n: usize) {
+    while index.len() < n {
         let end = (index.len() + 100).min(n);
         let mut read = |first: usize, out: &mut Vec<f32>| {
             out.extend_from_slice(&keys[first * DIM..(first + 256) * DIM]);
@@ -77,11 +84,15 @@ fn load(rest: &[u8], eras: &[Vec<u8>]) -> Option<HeadIndex> {
 }
 
 fn search(index: &HeadIndex, queries: &[f32]) -> Vec<(Vec<u32>, Vec<u32>)> {
+    search_with(index, queries, EFFORT)
+}
+
+fn search_with(index: &HeadIndex, queries: &[f32], effort: Effort) -> Vec<(Vec<u32>, Vec<u32>)> {
     let mut hits = Hits::default();
     let found = index.search(
         Isa::Scalar,
         queries.into(),
-        EFFORT,
+        effort,
         &mut Scratch::default(),
         &mut hits,
     );
@@ -123,6 +134,43 @@ fn the_same_index_comes_back_and_goes_on() {
             append(&mut loaded, &keys, end);
             assert_eq!(search(&index, &queries), search(&loaded, &queries));
             assert_eq!(save(&index), save(&loaded));
+        }
+    }
+}
+
+/// What was cut off leaves no trace where codebooks are none of its making.
+#[test]
+fn a_cut_index_is_one_that_never_had_more() {
+    let queries = random(&mut ChaCha8Rng::seed_from_u64(3), 5 * DIM);
+    let everything = Effort {
+        probed: usize::MAX / 2,
+        kept: usize::MAX / 2,
+    };
+    let (_, keys) = index(0, 1);
+    let params = || Params { era: 4, ..params() };
+    for (n, cut) in [
+        // In the tail, in the last segment, in one before.
+        (700, 520),
+        (900, 700),
+        (900, 300),
+        // In an era in the making.
+        (1100, 700),
+        // After an era.
+        (1900, 1600),
+        (1999, 1536),
+    ] {
+        let mut index = HeadIndex::new(params());
+        append_unseen(&mut index, &keys, n);
+        index.truncate(cut);
+        assert!(index.len() <= cut);
+        let mut other = HeadIndex::new(params());
+        for end in [index.len(), cut, cut + 37, 1999] {
+            append_unseen(&mut index, &keys, end);
+            append_unseen(&mut other, &keys, end);
+            for effort in [EFFORT, everything] {
+                let both = [&index, &other].map(|index| search_with(index, &queries, effort));
+                assert!(both[0] == both[1], "{n} cut to {cut}, at {end}");
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! For tests: one layer with two query heads and a KV head, and 40 sealed blocks.
+//! For tests: one layer with two query heads, or more, and a KV head, and 40 sealed blocks.
 
 use crate::local::NoLocal;
 use kiv_policy::{
@@ -25,10 +25,21 @@ pub(crate) fn store(
     size: f32,
     rng: &mut ChaCha8Rng,
 ) -> HostStore {
+    store_of(policy, 2, n_slots, size, rng)
+}
+
+/// The same for so many query heads.
+pub(crate) fn store_of(
+    policy: &mut dyn Policy,
+    n_head: usize,
+    n_slots: usize,
+    size: f32,
+    rng: &mut ChaCha8Rng,
+) -> HostStore {
     let geometry = Geometry {
         layers: vec![LayerGeometry {
             il: 0,
-            n_head: 2,
+            n_head,
             n_head_kv: 1,
             key_dim: DIM,
             value_dim: DIM,
@@ -51,7 +62,7 @@ pub(crate) fn store(
     store
 }
 
-/// A decoded token's question.
+/// A decoded token's question, of as many query heads as there are queries.
 pub(crate) fn request<'a>(
     queries: &'a [f32],
     cold: &'a dyn ColdRows,
@@ -64,7 +75,7 @@ pub(crate) fn request<'a>(
         runners: 0,
         queries: Queries {
             values: queries,
-            n_head: 2,
+            n_head: queries.len() / DIM,
             dim: DIM,
             positions: &[1000],
         },

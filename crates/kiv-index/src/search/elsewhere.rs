@@ -1,6 +1,6 @@
 //! A search whose greater part is done elsewhere, on a device that has a copy of the index.
 
-use super::{Asked, Hits, NewestScratch, Scratch};
+use super::{Asked, Hits, NewestScratch, Scratch, begin_again, put_back};
 use crate::best::Best;
 use crate::head::{HeadIndex, IndexError};
 use crate::search::Effort;
@@ -40,13 +40,13 @@ pub trait Finder: Send {
 pub struct Found {
     ends: Vec<usize>,
     keys: Vec<(f32, u32)>,
-    /// What the search was not to go below.
+    /// What the search was not to go below at first.
     least: Vec<f32>,
 }
 
 impl Found {
     /// Adds the next query's. Scores below `least`, which was learnt from a sample, do not
-    /// count.
+    /// count, unless there are too few others.
     pub fn push(&mut self, keys: impl Iterator<Item = (f32, u32)>, least: f32) {
         self.keys.extend(keys);
         self.ends.push(self.keys.len());
@@ -86,7 +86,8 @@ impl HeadIndex {
             let least = least.max(asked.floor(query));
             best[query].resume(effort.kept, least, keys.iter().copied());
         }
-        if self.tail_first() < self.len() {
+        let has_tail = self.tail_first() < self.len();
+        if has_tail {
             let Scratch {
                 mapped,
                 table,
@@ -98,7 +99,19 @@ impl HeadIndex {
                 let made = parts[0].fill(newest, queries, mapped, table);
                 made.map_err(|_| IndexError::BadQuery)?;
             }
-            self.score_tail(isa, queries, &mut best, scratch);
+        }
+        let mut score_rest = |best: &mut [Best]| {
+            if has_tail {
+                self.score_tail(isa, queries, best, scratch);
+            }
+        };
+        score_rest(&mut best);
+        if let Some(mut again) = begin_again(asked, &best) {
+            for (again, (keys, _)) in again.iter_mut().zip(found.queries()) {
+                keys.iter().for_each(|(score, id)| again.push(*score, *id));
+            }
+            score_rest(&mut again);
+            put_back(&mut best, again);
         }
         self.tell(&mut best, hits);
         scratch.best = best;

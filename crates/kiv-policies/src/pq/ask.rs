@@ -186,6 +186,8 @@ impl Ask<'_> {
         part: &mut Part,
     ) -> Result<(), PolicyError> {
         let dim = self.layer.key_dim;
+        // What each search tells is wanted again for the rest.
+        part.make_room(batch.last.len().div_ceil(TOGETHER));
         let Part {
             scratch,
             hits,
@@ -193,6 +195,7 @@ impl Ask<'_> {
             one,
             shares,
             totals,
+            ..
         } = part;
         totals.clear();
         let (mut logits, mut floors) = (Vec::new(), Vec::new());
@@ -201,7 +204,7 @@ impl Ask<'_> {
             .last
             .chunks(TOGETHER)
             .zip(batch.sinks.chunks(TOGETHER));
-        for (queries, (last, sinks)) in together.zip(others) {
+        for ((queries, (last, sinks)), hits) in together.zip(others).zip(hits) {
             if found.is_none() {
                 local.ask(queries, last, products);
             }

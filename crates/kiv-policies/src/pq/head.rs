@@ -1,6 +1,6 @@
 //! What is kept of one layer and KV head from step to step.
 
-use super::ask::Ask;
+use super::ask::{Ask, TOGETHER};
 use crate::local::{LocalKeys, Products};
 use kiv_index::{Found, HeadIndex, Hits, Scratch};
 use kiv_policy::{BlockId, Phase, PolicyError};
@@ -33,7 +33,8 @@ pub(super) struct Known<'a> {
 #[derive(Default)]
 pub(super) struct Part {
     pub scratch: Scratch,
-    pub hits: Hits,
+    /// What the last searches told, one after another, of [`TOGETHER`] queries each.
+    pub hits: Vec<Hits>,
     pub products: Products,
     /// Share of one softmax by block, all 0 between searches.
     pub one: Vec<f32>,
@@ -41,6 +42,8 @@ pub(super) struct Part {
     pub shares: Vec<(BlockId, f32)>,
     /// [`Head::totals`] of its queries.
     pub totals: Vec<f32>,
+    /// Whether what is found is added up in the order of keys.
+    in_order: bool,
 }
 
 impl Head {
@@ -109,15 +112,25 @@ impl Head {
 
 impl Part {
     fn new(in_order: bool) -> Self {
-        let hits = if in_order {
-            Hits::in_order()
-        } else {
-            Hits::default()
-        };
         Self {
-            hits,
+            in_order,
             ..Self::default()
         }
+    }
+
+    /// Makes room for what so many searches tell.
+    pub fn make_room(&mut self, n_searches: usize) {
+        let new = if self.in_order {
+            Hits::in_order
+        } else {
+            Hits::default
+        };
+        self.hits.resize_with(n_searches, new);
+    }
+
+    /// What was told of one of the queries of the token that was searched for last.
+    pub fn told(&self, query: usize) -> (&[u32], &[f32]) {
+        self.hits[query / TOGETHER].of(query % TOGETHER)
     }
 
     /// Finds the blocks that some query heads want of `n_blocks`; a device may have found the

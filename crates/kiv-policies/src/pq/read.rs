@@ -145,7 +145,9 @@ impl Ask<'_> {
         part: &mut Part,
         told: &mut Told,
     ) -> Result<(), PolicyError> {
+        part.make_room(1);
         let Part { scratch, hits, .. } = part;
+        let hits = &mut hits[0];
         let [few, many] = KEPT;
         let effort = Effort {
             probed: PROBED,

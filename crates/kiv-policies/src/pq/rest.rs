@@ -1,6 +1,6 @@
 //! What keys in no slot add to the attention of a decoded token.
 
-use super::ask::{Ask, TOGETHER};
+use super::ask::Ask;
 use super::head::Head;
 use kiv_fastscan::prefetch;
 use kiv_numeric::{dot, exp_nonpositive, log_sum_exp};
@@ -58,7 +58,7 @@ impl Ask<'_> {
         let mut left = Vec::new();
         let of_parts = parts
             .iter()
-            .flat_map(|part| (0..part.totals.len()).map(|query| part.hits.of(query)));
+            .flat_map(|part| (0..part.totals.len()).map(|query| part.told(query)));
         for ((query, all), (tokens, products)) in totals.iter().enumerate().zip(of_parts) {
             let least = all + LEAST.ln();
             let first = left.len();
@@ -220,11 +220,7 @@ impl Ask<'_> {
     /// Whether what a search has told are the queries' own products.
     pub fn is_plain(&self) -> bool {
         let queries = &self.request.queries;
-        let heads = self.query_heads();
-        heads.len() <= TOGETHER
-            && queries.n_tokens() == 1
-            && heads
-                .into_iter()
-                .all(|h| self.shrink(queries.get(0, h)) == 1.0)
+        let mut heads = self.query_heads();
+        queries.n_tokens() == 1 && heads.all(|h| self.shrink(queries.get(0, h)) == 1.0)
     }
 }

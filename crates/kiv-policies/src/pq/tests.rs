@@ -43,8 +43,13 @@ fn prepared() -> (Pq, Failing) {
 
 /// A token's queries.
 fn queries(seed: u64) -> Vec<f32> {
+    queries_of(2, seed)
+}
+
+/// Those of so many query heads.
+fn queries_of(n_head: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    fixture::random(&mut rng, 2 * fixture::DIM, 1.5)
+    fixture::random(&mut rng, n_head * fixture::DIM, 1.5)
 }
 
 /// What is wanted for a token's queries, and what the rest adds.
@@ -77,43 +82,51 @@ fn a_row_that_cannot_be_read_leaves_no_trace() {
     }
 }
 
-/// However coarse the codes are: a key outside of the slots counts for what it is.
-#[test]
-fn a_rest_is_made_of_true_logits() {
-    let coarse = |dim, scale| Params {
+/// Few subquantizers, and small eras of small segments.
+fn coarse(dim: usize, scale: f32) -> Params {
+    Params {
         fine: 2,
         coarse: 2,
         segment: 64,
         era: 4,
         late: 0,
         ..Params::new(dim, scale)
-    };
-    let mut policy = Pq::default().with_sizes(coarse);
-    // So many slots that all other keys are in the rest.
-    let rows = fixture::store(&mut policy, 26, 1.5, &mut ChaCha8Rng::seed_from_u64(1));
-    let all = rows.keys(0, 0, 0, fixture::N_BLOCKS).unwrap();
-    let (block, mut keys) = (all.rows().n_rows() / fixture::N_BLOCKS, Vec::new());
-    all.rows().decode_into(&mut keys);
-    drop(all);
-    let reads_left = Mutex::new(usize::MAX);
-    let cold = Failing { rows, reads_left };
-    let asked = queries(2);
-    let (wanted, rest) = ask(&mut policy, &cold, &asked).unwrap();
-    assert_eq!((wanted.len(), rest.logits.len()), (25, 2));
-    for (i, query) in asked.chunks(fixture::DIM).enumerate() {
-        let keys = keys.chunks(fixture::DIM).enumerate();
-        let outside = keys.filter(|(token, _)| !wanted.contains(&((token / block) as BlockId)));
-        let logit = |key: &[f32]| 0.3 * kiv_numeric::dot(query, key);
-        let (mut sum, mut value) = (0.0, vec![0.0; fixture::DIM]);
-        for (_, key) in outside {
-            let share = (logit(key) - rest.logits[i]).exp();
-            sum += share;
-            value.iter_mut().zip(key).for_each(|(v, k)| *v += share * k);
+    }
+}
+
+/// However coarse the codes are, and however many query heads there are: a key outside of the
+/// slots counts for what it is.
+#[test]
+fn a_rest_is_made_of_true_logits() {
+    for n_head in [2, 9, 16, 32] {
+        let mut policy = Pq::default().with_sizes(coarse);
+        // So many slots that all other keys are in the rest.
+        let rng = &mut ChaCha8Rng::seed_from_u64(1);
+        let rows = fixture::store_of(&mut policy, n_head, 26, 1.5, rng);
+        let all = rows.keys(0, 0, 0, fixture::N_BLOCKS).unwrap();
+        let (block, mut keys) = (all.rows().n_rows() / fixture::N_BLOCKS, Vec::new());
+        all.rows().decode_into(&mut keys);
+        drop(all);
+        let reads_left = Mutex::new(usize::MAX);
+        let cold = Failing { rows, reads_left };
+        let asked = queries_of(n_head, 2);
+        let (wanted, rest) = ask(&mut policy, &cold, &asked).unwrap();
+        assert_eq!((wanted.len(), rest.logits.len()), (25, n_head));
+        for (i, query) in asked.chunks(fixture::DIM).enumerate() {
+            let keys = keys.chunks(fixture::DIM).enumerate();
+            let outside = keys.filter(|(token, _)| !wanted.contains(&((token / block) as BlockId)));
+            let logit = |key: &[f32]| 0.3 * kiv_numeric::dot(query, key);
+            let (mut sum, mut value) = (0.0, vec![0.0; fixture::DIM]);
+            for (_, key) in outside {
+                let share = (logit(key) - rest.logits[i]).exp();
+                sum += share;
+                value.iter_mut().zip(key).for_each(|(v, k)| *v += share * k);
+            }
+            assert!((sum - 1.0).abs() < 0.05, "query {i} of {n_head}: {sum}");
+            let got = &rest.values[i * fixture::DIM..(i + 1) * fixture::DIM];
+            let apart = got.iter().zip(&value).map(|(a, b)| (a - b).abs());
+            assert!(apart.fold(0.0, f32::max) < 0.05, "query {i} of {n_head}");
         }
-        assert!((sum - 1.0).abs() < 0.05, "query {i}: {sum}");
-        let got = &rest.values[i * fixture::DIM..(i + 1) * fixture::DIM];
-        let apart = got.iter().zip(&value).map(|(a, b)| (a - b).abs());
-        assert!(apart.fold(0.0, f32::max) < 0.05, "query {i}");
     }
 }
 
@@ -151,77 +164,112 @@ fn all_heads_are_served_by_several_threads() {
     }
 }
 
-/// Who looks for the queries of a head makes no difference, bit by bit.
+/// Who looks for the queries of a head makes no difference, bit by bit: not for so few that
+/// they are searched for together, and not for more.
 #[test]
 fn what_is_chosen_does_not_depend_on_the_threads() {
+    for n_head in [2, 9, 16, 32] {
+        threads_choose_the_same(n_head, Pq::default);
+        threads_choose_the_same(n_head, || Pq::default().in_order());
+        threads_choose_the_same(n_head, || Pq::default().with_sizes(coarse));
+    }
+}
+
+fn threads_choose_the_same(n_head: usize, policy: fn() -> Pq) {
     let store = |policy: &mut Pq| {
-        fixture::store(policy, 6, 1.5, &mut ChaCha8Rng::seed_from_u64(1));
+        let rng = &mut ChaCha8Rng::seed_from_u64(1);
+        fixture::store_of(policy, n_head, 6, 1.5, rng)
     };
-    let (_, cold) = prepared();
-    for in_order in [false, true] {
-        let policy = || {
-            let policy = Pq::default();
-            if in_order { policy.in_order() } else { policy }
-        };
-        let (mut alone, mut several) = (policy(), policy());
-        store(&mut alone);
-        store(&mut several);
-        let mut rng = ChaCha8Rng::seed_from_u64(11);
-        let (mut rests, mut last) = (0, Vec::new());
-        // Micro-batches and tokens in turn.
-        for n_tokens in [1, 1, 40, 1, 300, 7, 1] {
-            let values = fixture::random(&mut rng, n_tokens * 2 * fixture::DIM, 1.5);
-            let positions: Vec<i32> = (1000..).take(n_tokens).collect();
-            let decodes = n_tokens == 1;
-            let select = |policy: &mut Pq, helpers: &dyn Helpers| {
-                let request = SelectRequest {
-                    phase: [Phase::Prefill, Phase::Decode][usize::from(decodes)],
-                    queries: Queries {
-                        values: &values,
-                        n_head: 2,
-                        dim: fixture::DIM,
-                        positions: &positions,
-                    },
-                    takes_rest: decodes,
-                    runners: 3,
-                    helpers,
-                    ..fixture::request(&values, &cold, &[])
-                };
-                let mut selection = Selection::default();
-                selection.reset(1);
-                policy.select(&request, &mut selection).unwrap();
-                selection
-            };
-            let (one, same) = (
-                select(&mut alone, &Alone),
-                select(&mut several, &Spawned(3)),
-            );
-            assert_eq!(one.head(0), same.head(0));
-            assert_eq!(one.rest(0), same.rest(0));
-            assert_eq!(one.runners(0), same.runners(0));
-            rests += usize::from(!one.rest(0).logits.is_empty());
-            assert_ne!(one.head(0), last, "{n_tokens}");
-            last = one.head(0).to_vec();
-        }
-        assert_eq!(rests, 4);
-        let parts = |policy: &Pq| policy.state.as_ref().unwrap().heads[0][0].parts.len();
-        assert_eq!((parts(&alone), parts(&several)), (1, 2));
-        // A query that is no number is told of, and forgotten.
-        let bad = [f32::NAN; 2 * fixture::DIM];
-        let values = queries(5);
-        for (values, is_good) in [(&bad[..], false), (&values[..], true)] {
+    let (mut alone, mut several) = (policy(), policy());
+    let cold = store(&mut alone);
+    store(&mut several);
+    let values_of = n_head * fixture::DIM;
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let (mut rests, mut last) = (0, Vec::new());
+    // Micro-batches and tokens in turn.
+    for n_tokens in [1, 1, 40, 1, 300, 7, 1] {
+        let values = fixture::random(&mut rng, n_tokens * values_of, 1.5);
+        let positions: Vec<i32> = (1000..).take(n_tokens).collect();
+        let decodes = n_tokens == 1;
+        let select = |policy: &mut Pq, helpers: &dyn Helpers| {
             let request = SelectRequest {
-                helpers: &Spawned(3),
+                phase: [Phase::Prefill, Phase::Decode][usize::from(decodes)],
+                queries: Queries {
+                    values: &values,
+                    n_head,
+                    dim: fixture::DIM,
+                    positions: &positions,
+                },
+                takes_rest: decodes,
+                runners: 3,
+                helpers,
+                ..fixture::request(&values, &cold, &[])
+            };
+            let mut selection = Selection::default();
+            selection.reset(1);
+            policy.select(&request, &mut selection).unwrap();
+            selection
+        };
+        let (one, same) = (
+            select(&mut alone, &Alone),
+            select(&mut several, &Spawned(3)),
+        );
+        assert_eq!(one.head(0), same.head(0));
+        assert_eq!(one.rest(0), same.rest(0));
+        assert_eq!(one.runners(0), same.runners(0));
+        let rest = &one.rest(0).logits;
+        assert_eq!(rest.len(), if decodes { n_head } else { 0 });
+        rests += usize::from(!rest.is_empty());
+        assert_ne!(one.head(0), last, "{n_tokens}");
+        last = one.head(0).to_vec();
+    }
+    assert_eq!(rests, 4);
+    let parts = |policy: &Pq| policy.state.as_ref().unwrap().heads[0][0].parts.len();
+    assert_eq!((parts(&alone), parts(&several)), (1, n_head.min(3)));
+    // A query that is no number is told of, and forgotten.
+    let bad = vec![f32::NAN; values_of];
+    let values = queries_of(n_head, 5);
+    for (values, is_good) in [(&bad[..], false), (&values[..], true)] {
+        let select = |policy: &mut Pq, helpers: &dyn Helpers| {
+            let request = SelectRequest {
+                helpers,
                 ..fixture::request(values, &cold, &[])
             };
             let mut selection = Selection::default();
             selection.reset(1);
-            let chosen = several.select(&request, &mut selection);
-            assert_eq!(chosen.is_ok(), is_good);
-            if is_good {
-                assert_eq!(ask(&mut alone, &cold, values).unwrap().0, selection.head(0));
-            }
+            let chosen = policy.select(&request, &mut selection);
+            chosen.ok().map(|()| selection.head(0).to_vec())
+        };
+        let chosen = select(&mut several, &Spawned(3));
+        assert_eq!(chosen.is_some(), is_good);
+        if is_good {
+            assert_eq!(select(&mut alone, &Alone), chosen);
         }
+    }
+}
+
+/// Blocks in slots have their head start, however many query heads there are.
+#[test]
+fn many_heads_let_stay_who_is_there() {
+    for n_head in [9, 16, 32] {
+        let mut policy = Pq::default();
+        // All blocks have nearly the same share.
+        let rng = &mut ChaCha8Rng::seed_from_u64(1);
+        let cold = fixture::store_of(&mut policy, n_head, 6, 1e-4, rng);
+        let values = queries_of(n_head, 2);
+        let mut ask = |resident: &[BlockId]| {
+            let mut selection = Selection::default();
+            selection.reset(1);
+            let resident = [resident];
+            let request = fixture::request(&values, &cold, &resident);
+            policy.select(&request, &mut selection).unwrap();
+            let mut wanted = selection.head(0).to_vec();
+            wanted.sort_unstable();
+            wanted
+        };
+        let there = [3, 9, 17, 25, 30];
+        assert_ne!(ask(&[]), there);
+        assert_eq!(ask(&there), there);
     }
 }
 
