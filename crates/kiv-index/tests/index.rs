@@ -242,12 +242,9 @@ fn a_hot_passage_hides_no_other_keys() {
     let mut source = Source::new(dim, 16);
     let hot = source.kinds[0].clone();
     let mut keys = source.keys(0, 4000);
-    // The middle of the second segment, where 64 keys are looked at first.
-    for key in keys[1500 * dim..1570 * dim].chunks_mut(dim) {
-        let noise = vector(&mut source.rng, dim, 0.7);
-        let values = hot.iter().zip(noise).map(|(k, n)| 1.5 * k + n);
-        key.iter_mut().zip(values).for_each(|(k, v)| *k = v);
-    }
+    // The middle of the second segment, where 64 keys are looked at first, is of one kind.
+    source.kinds.truncate(1);
+    keys[1500 * dim..1570 * dim].copy_from_slice(&source.keys(1500, 70));
     let other = vector(&mut source.rng, dim, 2.0);
     let queries = [&other[..], &hot, &other].concat();
     let bits = |hits: &Hits, query: usize| -> Vec<(u32, u32)> {
