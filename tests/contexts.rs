@@ -159,7 +159,8 @@ fn a_host_limit_changes_no_answer() {
     let text = prose(&model, 3000);
     let run = |limit: Option<usize>| {
         let folder = tempfile::tempdir().unwrap();
-        let mut builder = small(&model, "pq").scratch_dir(folder.path());
+        let builder = small(&model, "pq").scratch_dir(folder.path());
+        let mut builder = builder.commit_every(64);
         if let Some(limit) = limit {
             builder = builder.host_limit(limit);
         }
@@ -167,6 +168,15 @@ fn a_host_limit_changes_no_answer() {
         session.read(&text[..2900]).unwrap();
         let logits = follow(&mut session, &text[2900..2960]);
         let (memory, reads) = (session.memory(), session.stats().reads);
+        // Nobody will come back to it: nothing but rows is written.
+        session.commit().unwrap();
+        let own = std::fs::read_dir(folder.path()).unwrap().next();
+        let names = std::fs::read_dir(own.unwrap().unwrap().path()).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["lock", "rows-00000001"]);
+        let forked = session.fork(folder.path().join("copy"));
+        assert!(matches!(forked, Err(Error::NoContext)));
         drop(session);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         (logits, memory, reads)

@@ -3,10 +3,12 @@
 mod support;
 
 use kiv::policy::{
-    BlockId, Geometry, Policy, PolicyError, SealedBlocks, SelectRequest, Selection, conformance,
+    BlockId, ColdRows, Geometry, Policy, PolicyError, SealedBlocks, SelectRequest, Selection,
+    conformance,
 };
 use kiv::{
-    ChatTemplate, Error, Finish, GenerateOptions, Message, Model, Outputs, Sampling, Session,
+    ChatTemplate, Error, Finish, GenerateOptions, Message, Model, Outputs, Positions, Sampling,
+    Session,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -126,8 +128,8 @@ fn a_policy_that_answers_nonsense_is_an_error_and_the_session_survives() {
     }
 }
 
-/// Fails once, in the middle of a micro-batch.
-struct Once(bool, Arc<AtomicUsize>);
+/// Fails once, if at all, in the middle of a micro-batch.
+struct Once(Option<Fault>, Arc<AtomicUsize>);
 
 impl Policy for Once {
     fn name(&self) -> &'static str {
@@ -141,10 +143,13 @@ impl Policy for Once {
         for (i, head) in s.heads_mut().iter_mut().enumerate() {
             head.extend([n / 2 + i as BlockId % 2, n - 1]);
         }
-        if self.0 && r.layer == 2 && n > 12 {
-            self.0 = false;
+        if let Some(fault) = self.0.take_if(|_| r.layer == 2 && n > 12) {
             self.1.fetch_add(1, Ordering::Relaxed);
-            return Err(PolicyError("just once".to_owned()));
+            match fault {
+                Fault::Panic => panic!("just once"),
+                Fault::Unknown => s.head_mut(1).push(n),
+                _ => return Err(PolicyError("just once".to_owned())),
+            }
         }
         Ok(())
     }
@@ -155,29 +160,144 @@ fn after_a_failed_micro_batch_reading_goes_on_as_if_it_had_not_been() {
     let model = model();
     let tokens = prose(&model, 900);
     let failures = Arc::new(AtomicUsize::new(0));
-    let read_all = |fails| {
-        let policy = Once(fails, Arc::clone(&failures));
+    let read_all = |fault, positions| {
+        let policy = Once(fault, Arc::clone(&failures));
         let mut session = small(&model)
             .custom_policy(Box::new(policy))
+            .positions(positions)
             .build()
             .unwrap();
         while session.tokens().len() < tokens.len() {
-            let rest = tokens[session.tokens().len()..].to_vec();
-            let _ = session.read(&rest);
+            let n = session.tokens().len();
+            let next = n..tokens.len().min(n + 32);
+            if session.read(&tokens[next]).is_ok() {
+                let (_, wrong) = session.compare_slots().unwrap();
+                assert_eq!(wrong, 0, "{fault:?}, {positions:?}, {n} tokens");
+            }
         }
         (session.logits().to_vec(), session.memory())
     };
-    let (clean, memory) = read_all(false);
-    let (failed, memory_after) = read_all(true);
-    assert_eq!(failures.load(Ordering::Relaxed), 1);
-    assert_eq!(memory, memory_after);
-    // Which slot a block sits in may differ by the failed step: rounding only.
-    let difference = clean
-        .iter()
-        .zip(&failed)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
-    assert!(difference < 0.5, "logits differ by {difference}");
+    for positions in Positions::ALL {
+        let (clean, memory) = read_all(None, positions);
+        for fault in [Fault::Error, Fault::Panic, Fault::Unknown] {
+            failures.store(0, Ordering::Relaxed);
+            let (failed, memory_after) = read_all(Some(fault), positions);
+            assert_eq!(failures.load(Ordering::Relaxed), 1);
+            assert_eq!(memory, memory_after);
+            // Which slot a block sits in may differ by the failed step: rounding only.
+            let difference = clean
+                .iter()
+                .zip(&failed)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            assert!(difference < 0.5, "logits differ by {difference}");
+        }
+    }
+}
+
+/// Forgets more than it is told to, and fails as often as it is asked to.
+#[derive(Default)]
+struct Moody {
+    /// Blocks may be missing that are sealed.
+    forgot: bool,
+    forgetting: Arc<AtomicUsize>,
+    taking_up: Arc<AtomicUsize>,
+}
+
+impl Moody {
+    fn fails(count: &AtomicUsize, what: &str) -> Result<(), PolicyError> {
+        let one_less = |n: usize| n.checked_sub(1);
+        let fails = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+        fails.map_or(Ok(()), |_| Err(PolicyError(format!("cannot {what}"))))
+    }
+}
+
+impl Policy for Moody {
+    fn name(&self) -> &'static str {
+        "moody"
+    }
+    fn start(&mut self, _: &Geometry) -> Result<(), PolicyError> {
+        Ok(())
+    }
+    fn sealed(&mut self, _: &dyn ColdRows) -> Result<(), PolicyError> {
+        Self::fails(&self.taking_up, "take up")?;
+        self.forgot = false;
+        Ok(())
+    }
+    fn truncate(&mut self, _: usize) -> Result<(), PolicyError> {
+        Self::fails(&self.forgetting, "forget")?;
+        self.forgot = true;
+        Ok(())
+    }
+    fn select(&mut self, r: &SelectRequest<'_>, s: &mut Selection) -> Result<(), PolicyError> {
+        if self.forgot {
+            return Err(PolicyError("asked of blocks that it forgot".to_owned()));
+        }
+        let n = r.cold.n_blocks() as BlockId;
+        s.heads_mut().iter_mut().for_each(|head| head.push(n - 1));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_cut_that_fails_half_way_loses_the_session_and_no_more() {
+    let model = model();
+    let tokens = prose(&model, 700);
+    let build = |policy| small(&model).custom_policy(Box::new(policy)).build();
+    let mut fresh = build(Moody::default()).unwrap();
+    fresh.read(&tokens).unwrap();
+    for (forgetting, taking_up) in [(1, 0), (0, 1)] {
+        for all in [false, true] {
+            let policy = Moody::default();
+            let counts = [&policy.forgetting, &policy.taking_up].map(Arc::clone);
+            let mut session = build(policy).unwrap();
+            session.read(&tokens[..600]).unwrap();
+            counts[0].store(forgetting, Ordering::Relaxed);
+            counts[1].store(taking_up, Ordering::Relaxed);
+            let failed = if all {
+                session.clear()
+            } else {
+                session.truncate(300)
+            };
+            assert!(told(&failed.unwrap_err()).contains("cannot"));
+            // It is neither what it was nor what it should have become.
+            assert!(matches!(session.read(&tokens[..1]), Err(Error::Broken)));
+            assert!(matches!(session.truncate(100), Err(Error::Broken)));
+            assert!(matches!(session.commit(), Err(Error::Broken)));
+            assert_eq!(session.reuse(&tokens).unwrap(), 0);
+            session.read(&tokens).unwrap();
+            assert_eq!(session.logits(), fresh.logits());
+        }
+    }
+}
+
+/// When sealing fails a policy is told to forget the blocks, and may forget older ones, too.
+#[test]
+fn a_policy_is_told_again_of_what_it_forgot() {
+    let model = model();
+    let tokens = prose(&model, 700);
+    for fails in 1..=3 {
+        let policy = Moody::default();
+        let taking_up = Arc::clone(&policy.taking_up);
+        let builder = small(&model).custom_policy(Box::new(policy));
+        let mut session = builder.build().unwrap();
+        // There is room for one more token now, but not for 32.
+        session.read(&tokens[..256]).unwrap();
+        session.read(&tokens[256..264]).unwrap();
+        taking_up.store(fails, Ordering::Relaxed);
+        let error = session.read(&tokens[264..296]).unwrap_err();
+        assert!(told(&error).contains("cannot take up"), "{}", told(&error));
+        // What cannot be made up for at once is before the next selection.
+        let next = session.read_one_by_one(&tokens[264..265]);
+        assert_eq!(next.is_ok(), fails < 3);
+        if let Err(error) = next {
+            assert!(told(&error).contains("cannot take up"), "{}", told(&error));
+        }
+        let read = session.tokens().len();
+        session.read(&tokens[read..]).unwrap();
+        assert_eq!(session.tokens(), tokens);
+        assert_eq!(session.compare_slots().unwrap().1, 0);
+    }
 }
 
 /// Of a recurrent model a micro-batch that failed cannot be taken back.

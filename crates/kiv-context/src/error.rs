@@ -18,7 +18,7 @@ pub enum ContextError {
         /// The folder.
         path: PathBuf,
     },
-    /// There are other files.
+    /// There are other files, and no context.
     #[error(
         "{} holds `{name}`, which is no part of a context: give an empty or new folder (--kv-dir)",
         path.display()

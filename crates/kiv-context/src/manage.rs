@@ -217,13 +217,26 @@ pub fn fork(from: &Path, to: &Path) -> Result<(), ContextError> {
     link(from, to, &manifest)
 }
 
-/// Links the files of a commit into another folder, its manifest last.
+/// Makes a copy of a commit in another folder. Nothing is left of one that fails.
 pub(crate) fn link(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), ContextError> {
     if is_within(to, from) {
         return Err(ContextError::Within {
             path: to.to_owned(),
         });
     }
+    // The folder, and those that it is in.
+    let made: Vec<&Path> = to.ancestors().take_while(|path| !path.exists()).collect();
+    let linked = link_into(from, to, manifest);
+    if linked.is_err() {
+        for path in made {
+            // Fails if there is something else in it.
+            let _ = fs::remove_dir(path);
+        }
+    }
+    linked
+}
+
+fn link_into(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), ContextError> {
     fs::create_dir_all(to).map_err(ContextError::io("make the folder", to))?;
     let folder = DiskFolder::new(to);
     let names = folder.names().map_err(ContextError::io("read", to))?;
@@ -232,10 +245,20 @@ pub(crate) fn link(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), Co
             path: to.to_owned(),
         });
     }
-    let _lock = lock(to)?;
+    let lock = lock(to)?;
+    let linked = link_files(from, &folder, manifest);
+    if linked.is_err() {
+        // Without a manifest nobody would know what these files are.
+        let _ = remove_files(&folder, lock);
+    }
+    linked
+}
+
+/// Links the files of a commit into a folder, its manifest last.
+fn link_files(from: &Path, folder: &DiskFolder, manifest: &Manifest) -> Result<(), ContextError> {
     let rows = manifest.segments.iter().map(|s| s.name());
     for name in rows.chain(manifest.parts.iter().map(|p| p.file())) {
-        let (source, target) = (from.join(&name), to.join(&name));
+        let (source, target) = (from.join(&name), folder.path(&name));
         if fs::hard_link(&source, &target).is_err() {
             fs::copy(&source, &target).map_err(ContextError::io("copy", &source))?;
             let copied = fs::File::open(&target).and_then(|f| f.sync_all());
@@ -245,7 +268,7 @@ pub(crate) fn link(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), Co
     let path = folder.path("manifest");
     let write = || -> std::io::Result<()> {
         folder.sync()?;
-        write_manifest(&folder, manifest)?;
+        write_manifest(folder, manifest)?;
         folder.sync()
     };
     write().map_err(ContextError::io("write", path))
@@ -279,8 +302,16 @@ pub fn remove(path: &Path) -> Result<(), ContextError> {
         });
     }
     let lock = lock(path)?;
-    let folder = DiskFolder::new(path);
-    let mut names = folder.names().map_err(ContextError::io("read", path))?;
+    remove_files(&DiskFolder::new(path), lock)?;
+    // Fails if there is something else.
+    let _ = fs::remove_dir(path);
+    Ok(())
+}
+
+/// Removes a context's files, and no others.
+fn remove_files(folder: &DiskFolder, lock: fs::File) -> Result<(), ContextError> {
+    let here = folder.path("");
+    let mut names = folder.names().map_err(ContextError::io("read", here))?;
     names.retain(|n| is_ours(n) && n != "lock");
     // The manifest first: half a context is none.
     names.sort_by_key(|n| n != "manifest");
@@ -290,7 +321,5 @@ pub fn remove(path: &Path) -> Result<(), ContextError> {
     }
     drop(lock);
     let _ = folder.remove("lock");
-    // Fails if there is something else.
-    let _ = fs::remove_dir(path);
     Ok(())
 }

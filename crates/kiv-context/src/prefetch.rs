@@ -1,9 +1,10 @@
 //! Reading parts of blocks, at once or ahead of time.
 
 use crate::cache::{Cache, Found};
+use crate::error::ContextError;
 use crate::folder::{Folder, Readable};
 use crate::manifest::{Identity, SegmentEntry};
-use crate::record::{HEADER, Part, RecordLayout, SUM, checked};
+use crate::record::{HEADER, Part, RecordLayout, SUM, checked, sum};
 use kiv_policy::{ColdError, Rows};
 use kiv_store::ReadStats;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -193,6 +194,39 @@ impl Reader {
             )
         })?;
         Ok(Arc::from(rows))
+    }
+
+    /// Whole blocks with their sums, as they lie in a file, each checked. What the file has
+    /// lost may still be in memory.
+    ///
+    /// # Errors
+    /// [`ContextError`] if rows are in neither.
+    pub fn read_records(
+        &self,
+        segment: &Segment,
+        blocks: Range<usize>,
+    ) -> Result<Vec<u8>, ContextError> {
+        let record = self.layout.record_bytes();
+        let mut bytes = vec![0; blocks.len() * record];
+        let offset = HEADER + (blocks.start - segment.entry.first) * record;
+        let read = segment.file.read_exact_at(&mut bytes, offset as u64);
+        for (block, record) in blocks.zip(bytes.chunks_exact_mut(record)) {
+            for (part, p) in self.layout.parts.iter().enumerate() {
+                let own = &mut record[p.offset..][..p.len + SUM];
+                if checked(own, block, part).is_some() {
+                    continue;
+                }
+                let Found::Here(rows) = self.cache.lock().find(part, block) else {
+                    let path = self.folder.path(&segment.entry.name());
+                    read.map_err(ContextError::io("read", &path))?;
+                    let what = format!("the checksum of {} does not match", self.name(part, block));
+                    return Err(ContextError::damaged(path, what));
+                };
+                own[..p.len].copy_from_slice(&rows);
+                own[p.len..].copy_from_slice(&sum(&rows, block, part).to_le_bytes());
+            }
+        }
+        Ok(bytes)
     }
 
     /// A part of a block in words.

@@ -1,4 +1,9 @@
-//! The cold tier on disk, and commits.
+//! The cold tier on disk.
+
+mod commit;
+
+pub use commit::Commit;
+pub(crate) use commit::{read_manifest, write_manifest};
 
 use crate::error::ContextError;
 use crate::folder::{Appendable, DiskFolder, Folder};
@@ -6,7 +11,7 @@ use crate::manage::lock_to_read;
 use crate::manifest::{Identity, Manifest, PART_HEADER, PartEntry, SegmentEntry, is_ours};
 use crate::overlay::Overlay;
 use crate::prefetch::{Job, Reader, Segment};
-use crate::record::{HEADER, SUM, checked, header, sum};
+use crate::record::{HEADER, SUM, header, sum};
 use crossbeam_channel::{SendError, Sender};
 use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun, RowsOf};
 use kiv_store::{ColdTier, ReadStats, StoreError};
@@ -21,7 +26,7 @@ use xxhash_rust::xxh3::xxh3_64;
 const WORKERS: usize = 32;
 
 /// A last file of rows up to this size is copied into the next one, so that
-/// short sessions do not leave one small file each.
+/// short sessions do not leave one small file each. No more is copied at once.
 const SMALL: usize = 64 << 20;
 
 /// Where a context is and how much of it may be in memory.
@@ -33,6 +38,12 @@ pub struct DiskOptions {
     pub host_limit: Option<usize>,
 }
 
+/// A file of rows being written.
+struct RowsFile {
+    name: String,
+    file: Box<dyn Appendable>,
+}
+
 /// A context on disk, opened for writing or only to go on from.
 pub struct DiskTier {
     reader: Arc<Reader>,
@@ -41,10 +52,14 @@ pub struct DiskTier {
     n_blocks: usize,
     next_id: u32,
     /// The file that blocks are appended to, the last of the segments.
-    open: Option<Box<dyn Appendable>>,
+    open: Option<RowsFile>,
     /// Files that are not appended to any more but hold blocks that no commit
     /// has made durable.
-    closed: Vec<Box<dyn Appendable>>,
+    closed: Vec<RowsFile>,
+    /// A file of rows could not be synced: nothing in it that no commit names is safe.
+    is_doubtful: bool,
+    /// A commit's manifest of which the system has not said whether it is there.
+    in_doubt: Option<Manifest>,
     /// Blocks appended but not published: records, and how far each part is.
     pending: Vec<u8>,
     filled: Vec<usize>,
@@ -68,7 +83,7 @@ impl DiskTier {
         std::fs::create_dir_all(path).map_err(ContextError::io("make the folder", path))?;
         let folder = Arc::new(DiskFolder::new(path));
         // Nothing is left in a folder of somebody else's, a lock neither.
-        refuse_foreign(&*folder)?;
+        look(&*folder)?;
         let lock = lock(path)?;
         let mut tier = Self::open_in(folder, identity, options.host_limit)?;
         tier._lock = Some(lock);
@@ -101,8 +116,8 @@ impl DiskTier {
         host_limit: Option<usize>,
     ) -> Result<Self, ContextError> {
         let here = folder.path("");
-        let names = refuse_foreign(&*folder)?;
-        let manifest = match read_manifest(&*folder)? {
+        let (names, manifest) = look(&*folder)?;
+        let manifest = match manifest {
             Some(manifest) => {
                 manifest.identity.check(&identity, &here)?;
                 // Its name may not be safe yet, if the sync after it failed. What
@@ -120,13 +135,18 @@ impl DiskTier {
         let reader = Arc::new(reader);
         // Files that came after the last commit have other numbers than those
         // to come even where they cannot be removed.
-        let numbers = names.iter().filter_map(|n| number(n));
+        let numbers = names
+            .iter()
+            .filter(|n| is_ours(n))
+            .filter_map(|n| number(n));
         let next_id = numbers.map(|n| n + 1).fold(manifest.next_id, u32::max);
         let mut tier = Self {
             n_blocks,
             next_id,
             open: None,
             closed: Vec::new(),
+            is_doubtful: false,
+            in_doubt: None,
             pending: Vec::new(),
             filled: vec![0; reader.layout.parts.len()],
             jobs: None,
@@ -182,15 +202,6 @@ impl DiskTier {
             .transpose()
     }
 
-    /// Begins a commit: everything published so far, and the parts that are
-    /// given to it, become durable at once by [`Commit::finish`].
-    pub fn commit(&mut self) -> Commit<'_> {
-        Commit {
-            tier: self,
-            parts: Vec::new(),
-        }
-    }
-
     /// Makes a copy of the last commit in another folder, which shares all
     /// files with this one where the file system can.
     ///
@@ -208,102 +219,103 @@ impl DiskTier {
         id
     }
 
-    /// Removes files that the last commit does not name and that are not being
-    /// written. What cannot be removed is only in the way.
-    fn remove_unnamed(&self) {
-        let folder = &self.reader.folder;
-        let segments = self.reader.segments.read();
-        let named = |name: &str| {
-            name == "manifest"
-                || name == "lock"
-                || self.manifest.segments.iter().any(|s| s.name() == name)
-                || self.manifest.parts.iter().any(|p| p.file() == name)
-                || segments.iter().any(|s| s.entry.name() == name)
-        };
-        let names = folder.names().unwrap_or_default();
-        for name in names.iter().filter(|n| is_ours(n) && !named(n)) {
-            let _ = folder.remove(name);
-        }
-    }
-
-    /// Opens a new file of rows for blocks from `n_blocks` on. The last file is
-    /// copied into it if it is small.
-    fn open_segment(&mut self) -> Result<(), ContextError> {
-        let layout = &self.reader.layout;
-        let record = layout.record_bytes();
-        let last = self.reader.segments.read().last().cloned();
-        let small = last.filter(|s| s.entry.blocks * record <= SMALL);
-        let first = small.as_ref().map_or(self.n_blocks, |s| s.entry.first);
-        let mut bytes = header(self.next_id, first, layout).to_vec();
-        if let Some(small) = &small {
-            let path = self.reader.folder.path(&small.entry.name());
-            let before = bytes.len();
-            bytes.resize(before + small.entry.blocks * record, 0);
-            let rows = &mut bytes[before..];
-            let read = small.file.read_exact_at(rows, HEADER as u64);
-            read.map_err(ContextError::io("read", &path))?;
-            for (block, record) in (first..).zip(rows.chunks_exact(record)) {
-                for (part, p) in layout.parts.iter().enumerate() {
-                    if checked(&record[p.offset..][..p.len + SUM], block, part).is_none() {
-                        let what = format!(
-                            "the checksum of {} does not match",
-                            self.reader.name(part, block)
-                        );
-                        return Err(ContextError::damaged(path, what));
-                    }
-                }
-            }
-        }
+    /// Opens a new file of rows for blocks from `first` on; those that are there already
+    /// are copied into it. The files that they were in go, unless a commit names them.
+    fn open_segment(&mut self, first: usize) -> Result<(), ContextError> {
         let entry = SegmentEntry {
             id: self.new_id(),
             first,
             blocks: self.n_blocks - first,
         };
-        let (name, folder) = (entry.name(), &self.reader.folder);
+        let (name, folder) = (entry.name(), Arc::clone(&self.reader.folder));
         let path = folder.path(&name);
         let mut file = folder
             .create(&name)
             .map_err(ContextError::io("create", &path))?;
-        file.append(&bytes)
-            .map_err(ContextError::io("write", &path))?;
-        let reader = folder
-            .open(&name)
-            .map_err(ContextError::io("open", &path))?;
-        let mut segments = self.reader.segments.write();
-        if small.is_some() {
-            segments.pop();
-        }
-        segments.push(Segment {
+        let written = self.write_segment(&entry, &mut *file);
+        let opened = written.and_then(|()| {
+            let opened = folder.open(&name);
+            opened.map_err(ContextError::io("open", &path))
+        });
+        let reader = opened.inspect_err(|_| {
+            // One for every try would fill a disk that is nearly full.
+            let _ = folder.remove(&name);
+        })?;
+        let segment = Segment {
             entry,
             file: reader,
-        });
-        self.open = Some(file);
+        };
+        self.replace_segments(first, Some(segment));
+        self.open = Some(RowsFile { name, file });
         Ok(())
+    }
+
+    /// Writes the header of a new file of rows, and the blocks that it begins with.
+    fn write_segment(
+        &self,
+        entry: &SegmentEntry,
+        file: &mut dyn Appendable,
+    ) -> Result<(), ContextError> {
+        let layout = &self.reader.layout;
+        let path = self.reader.folder.path(&entry.name());
+        let mut append = |bytes: &[u8]| {
+            let appended = file.append(bytes);
+            appended.map_err(ContextError::io("write", &path))
+        };
+        append(&header(entry.id, entry.first, layout))?;
+        let at_once = (SMALL / layout.record_bytes().max(1)).max(1);
+        let segments = self.reader.segments.read().clone();
+        for old in segments {
+            let end = old.entry.first + old.entry.blocks;
+            for first in (entry.first.max(old.entry.first)..end).step_by(at_once) {
+                let blocks = first..end.min(first + at_once);
+                append(&self.reader.read_records(&old, blocks)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a file of rows in place of all blocks from `first` on, or nothing. Files that no
+    /// block is in any more are removed, unless a commit names them.
+    fn replace_segments(&mut self, first: usize, by: Option<Segment>) {
+        // What a commit names is never written over: new blocks go to a new file.
+        self.closed.extend(self.open.take());
+        let mut segments = self.reader.segments.write();
+        let kept = segments.partition_point(|s| s.entry.first < first);
+        let gone = segments.split_off(kept);
+        if let Some(last) = segments.last_mut() {
+            last.entry.blocks = last.entry.blocks.min(first - last.entry.first);
+        }
+        segments.extend(by);
+        drop(segments);
+        for name in gone.iter().map(|s| s.entry.name()) {
+            self.closed.retain(|rows| rows.name != name);
+            if !self.is_named(&name) {
+                let _ = self.reader.folder.remove(&name);
+            }
+        }
     }
 
     fn write_pending(&mut self, count: usize) -> Result<(), ContextError> {
         if self.open.is_none() {
-            self.open_segment()?;
+            let record = self.reader.layout.record_bytes();
+            let last = self.reader.segments.read().last().map(|s| s.entry);
+            let small = last.filter(|s| s.blocks * record <= SMALL);
+            self.open_segment(small.map_or(self.n_blocks, |s| s.first))?;
         }
-        let Some(file) = &mut self.open else {
+        let Some(rows) = &mut self.open else {
             unreachable!("just opened");
         };
-        let mut segments = self.reader.segments.write();
-        let Some(segment) = segments.last_mut() else {
-            unreachable!("the open file is a segment");
-        };
-        let result = file.append(&self.pending);
-        if result.is_ok() {
+        if let Err(error) = rows.file.append(&self.pending) {
+            let path = self.reader.folder.path(&rows.name);
+            // Some of it may be there; nothing is appended to that.
+            self.replace_segments(self.n_blocks, None);
+            return Err(ContextError::io("write", path)(error));
+        }
+        if let Some(segment) = self.reader.segments.write().last_mut() {
             segment.entry.blocks += count;
-            return Ok(());
         }
-        // Some of it may be there; nothing is appended to that.
-        self.closed.extend(self.open.take());
-        let path = self.reader.folder.path(&segment.entry.name());
-        if segment.entry.blocks == 0 {
-            segments.pop();
-        }
-        result.map_err(ContextError::io("write", path))
+        Ok(())
     }
 
     /// Has the workers read parts of blocks, as far as they are not in memory. Parts that lie
@@ -472,16 +484,8 @@ impl ColdTier for DiskTier {
         if n_blocks >= self.n_blocks {
             return;
         }
-        // What a commit names is never written over: new blocks go to a new
-        // file.
-        self.closed.extend(self.open.take());
         self.n_blocks = n_blocks;
-        let mut segments = self.reader.segments.write();
-        segments.retain(|s| s.entry.first < n_blocks);
-        if let Some(last) = segments.last_mut() {
-            last.entry.blocks = last.entry.blocks.min(n_blocks - last.entry.first);
-        }
-        drop(segments);
+        self.replace_segments(n_blocks, None);
         self.reader.cache.lock().truncate(n_blocks);
         self.reader.wake();
     }
@@ -499,90 +503,18 @@ impl ColdTier for DiskTier {
     }
 }
 
-/// A commit being made; dropping it changes nothing.
-pub struct Commit<'a> {
-    tier: &'a mut DiskTier,
-    parts: Vec<PartEntry>,
-}
-
-impl Commit<'_> {
-    /// Adds a part. One that is the same as in the last commit is not written
-    /// again.
-    ///
-    /// # Errors
-    /// [`ContextError::Io`].
-    pub fn part(&mut self, name: &str, bytes: &[u8]) -> Result<(), ContextError> {
-        let (len, sum) = (bytes.len() as u64, xxh3_64(bytes));
-        let old = self.tier.manifest.parts.iter();
-        let mut same = old.filter(|p| (p.name.as_str(), p.len, p.sum) == (name, len, sum));
-        if let Some(same) = same.next() {
-            self.parts.push(same.clone());
-            return Ok(());
-        }
-        let entry = PartEntry {
-            name: name.to_owned(),
-            id: self.tier.new_id(),
-            len,
-            sum,
-        };
-        let (file, folder) = (entry.file(), &self.tier.reader.folder);
-        let path = folder.path(&file);
-        let header = entry.header();
-        let write = || -> std::io::Result<()> {
-            let mut out = folder.create(&file)?;
-            out.append(&header)?;
-            out.append(bytes)?;
-            out.sync()
-        };
-        write().map_err(ContextError::io("write", path))?;
-        self.parts.push(entry);
-        Ok(())
-    }
-
-    /// Makes it durable. All parts that were not added are dropped.
-    ///
-    /// # Errors
-    /// [`ContextError::Io`]; the last commit is what it was, unless the system
-    /// failed in saying whether the new one is durable.
-    pub fn finish(self, n_tokens: usize) -> Result<(), ContextError> {
-        let Self { tier, parts } = self;
-        let reader = Arc::clone(&tier.reader);
-        let folder = &*reader.folder;
-        let segments: Vec<SegmentEntry> = reader.segments.read().iter().map(|s| s.entry).collect();
-        let here = folder.path("");
-        for file in tier.closed.iter_mut().chain(&mut tier.open) {
-            file.sync().map_err(ContextError::io("write", &here))?;
-        }
-        // All names are there before the manifest that needs them.
-        folder.sync().map_err(ContextError::io("write", &here))?;
-        let manifest = Manifest {
-            identity: tier.manifest.identity.clone(),
-            commit: tier.manifest.commit + 1,
-            n_tokens: n_tokens as u64,
-            segments: segments.into_iter().filter(|s| s.blocks > 0).collect(),
-            parts,
-            next_id: tier.next_id,
-        };
-        let path = folder.path("manifest.new");
-        write_manifest(folder, &manifest).map_err(ContextError::io("write", path))?;
-        tier.manifest = manifest;
-        tier.closed.clear();
-        folder.sync().map_err(ContextError::io("write", &here))?;
-        tier.remove_unnamed();
-        Ok(())
-    }
-}
-
-/// Names of all files, if all are a context's.
-fn refuse_foreign(folder: &dyn Folder) -> Result<Vec<String>, ContextError> {
+/// Names of all files, and the manifest if there is one. Where there is none, files that
+/// are no context's say that the folder is somebody else's.
+fn look(folder: &dyn Folder) -> Result<(Vec<String>, Option<Manifest>), ContextError> {
     let path = folder.path("");
     let names = folder.names().map_err(ContextError::io("read", &path))?;
-    match names.iter().find(|n| !is_ours(n)) {
-        None => Ok(names),
-        Some(name) => Err(ContextError::Foreign {
+    let foreign = names.iter().find(|n| !is_ours(n));
+    match (read_manifest(folder), foreign) {
+        (Ok(None) | Err(ContextError::Damaged { .. }), Some(name)) => Err(ContextError::Foreign {
             path,
             name: name.clone(),
         }),
+        (manifest, _) => Ok((names, manifest?)),
     }
 }
 
@@ -602,28 +534,6 @@ pub(crate) fn lock(path: &Path) -> Result<File, ContextError> {
         }),
         Err(TryLockError::Error(error)) => Err(ContextError::io("lock", &name)(error)),
     }
-}
-
-/// The manifest of a folder, if it has one.
-pub(crate) fn read_manifest(folder: &dyn Folder) -> Result<Option<Manifest>, ContextError> {
-    let path = folder.path("manifest");
-    match folder.read("manifest") {
-        Ok(bytes) => Manifest::decode(&bytes, &path).map(Some),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(ContextError::io("read", &path)(error)),
-    }
-}
-
-/// Puts a manifest in place of the one that is there. Its name is durable when the
-/// folder has been synced.
-pub(crate) fn write_manifest(folder: &dyn Folder, manifest: &Manifest) -> std::io::Result<()> {
-    if folder.names()?.iter().any(|n| n == "manifest.new") {
-        folder.remove("manifest.new")?;
-    }
-    let mut out = folder.create("manifest.new")?;
-    out.append(&manifest.encode())?;
-    out.sync()?;
-    folder.rename("manifest.new", "manifest")
 }
 
 /// Opens all files of rows and checks their headers.

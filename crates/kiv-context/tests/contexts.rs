@@ -259,6 +259,74 @@ fn forks_take_no_room() {
     assert_eq!((one.ino(), one.nlink()), (two.ino(), 2));
 }
 
+/// A copy that fails half-way leaves nothing: no folder that is neither a context nor empty.
+#[test]
+fn forks_that_fail_leave_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = folder.path().join("a");
+    let mut tier = open(&a).unwrap();
+    grow(&mut tier, 5, 1);
+    commit(&mut tier, "common");
+    // After the rows.
+    let part = info(&a).unwrap().manifest.parts[0].file();
+    std::fs::rename(a.join(&part), folder.path().join("elsewhere")).unwrap();
+    let empty = folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    for to in [folder.path().join("new/deep/copy"), empty.clone()] {
+        let error = tier.fork(&to).unwrap_err().to_string();
+        assert!(error.contains("cannot copy"), "{error}");
+    }
+    assert!(!folder.path().join("new").exists());
+    assert!(files(&empty).is_empty());
+    std::fs::rename(folder.path().join("elsewhere"), a.join(&part)).unwrap();
+    tier.fork(&empty).unwrap();
+    assert_eq!(open(&empty).unwrap().n_blocks(), 5);
+    assert!(matches!(
+        tier.fork(&empty),
+        Err(ContextError::NotEmpty { .. })
+    ));
+    assert_eq!(open(&empty).unwrap().n_blocks(), 5);
+}
+
+/// What systems and people leave in folders does not keep a context from being used, and
+/// is left alone.
+#[test]
+fn other_files_beside_a_context_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|n| folder.path().join(n));
+    let mut tier = open(&a).unwrap();
+    grow(&mut tier, 5, 1);
+    commit(&mut tier, "five");
+    drop(tier);
+    let notes = a.join("notes");
+    std::fs::create_dir(&notes).unwrap();
+    for name in [".DS_Store", "desktop.ini", "part-1", "notes/one.txt"] {
+        std::fs::write(a.join(name), "precious").unwrap();
+    }
+    let others = |path: &Path| {
+        let all = ["notes/one.txt", ".DS_Store", "desktop.ini", "part-1"];
+        all.map(|name| std::fs::read(path.join(name)).is_ok_and(|b| b == b"precious"))
+    };
+    let mut tier = open(&a).unwrap();
+    assert!((0..5).all(|block| holds(&tier, block, 1)));
+    grow(&mut tier, 7, 2);
+    commit(&mut tier, "seven");
+    tier.fork(&b).unwrap();
+    drop(tier);
+    let borrowed = DiskTier::borrow(&options(&a, None), identity()).unwrap();
+    assert_eq!(borrowed.n_blocks(), 7);
+    drop(borrowed);
+    assert!(verify(&a).unwrap().faults.is_empty());
+    assert_eq!((others(&a), others(&b)), ([true; 4], [false; 4]));
+    remove(&a).unwrap();
+    assert_eq!(others(&a), [true; 4]);
+    assert_eq!(std::fs::read_dir(&a).unwrap().count(), 4);
+    // Now it is a folder like any other.
+    let error = open(&a).err().unwrap();
+    assert!(matches!(error, ContextError::Foreign { .. }), "{error}");
+    assert_eq!(std::fs::read_dir(&a).unwrap().count(), 4);
+}
+
 #[test]
 fn others_are_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -218,3 +218,186 @@ fn every_step_of_a_commit_may_fail() {
         }
     }
 }
+
+/// Files of a kind.
+fn count(folder: &MemFolder, kind: &str) -> usize {
+    let names = folder.names().unwrap();
+    names.iter().filter(|n| n.starts_with(kind)).count()
+}
+
+fn commit(tier: &mut DiskTier, text: &[u8]) -> Result<(), ContextError> {
+    let mut commit = tier.commit();
+    commit.part("tokens", text)?;
+    commit.finish(text.len())
+}
+
+/// Rows that the system could not write, and says that it has when it is asked again.
+#[test]
+fn rows_that_could_not_be_synced_are_written_again() {
+    for (limit, is_cached) in [
+        (None, true),
+        (None, false),
+        (Some(0), true),
+        (Some(0), false),
+    ] {
+        let folder = MemFolder::default();
+        let mut tier = open(&folder, limit).unwrap();
+        append(&mut tier, 0, 3, 1);
+        tier.publish(3).unwrap();
+        commit(&mut tier, b"one").unwrap();
+        append(&mut tier, 3, 2, 2);
+        tier.publish(2).unwrap();
+        // The first thing that a commit without parts does is a sync, and then the last thing
+        // that is done to a file which is written again; the third does not come so far.
+        for fuse in [0, 3, 2] {
+            folder.fail_after(Some(fuse));
+            let error = tier.commit().finish(9).unwrap_err().to_string();
+            assert!(error.contains("cannot write /memory/rows-"), "{error}");
+        }
+        // What was not finished is not there.
+        assert_eq!(count(&folder, "rows-"), 2);
+        if !is_cached {
+            folder.drop_caches();
+        }
+        append(&mut tier, 5, 1, 3);
+        let published = tier.publish(1);
+        let committed = commit(&mut tier, b"three");
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let crashed = open(&folder.crashed(&mut rng), None).unwrap();
+        if limit.is_none() || is_cached {
+            committed.unwrap();
+            assert_eq!(count(&folder, "rows-"), 2);
+            let salts = vec![1, 1, 1, 2, 2, 3];
+            assert_holds(
+                &crashed,
+                &Held {
+                    salts,
+                    ..Held::default()
+                },
+            );
+            assert_eq!(crashed.part("tokens").unwrap().unwrap(), b"three");
+        } else {
+            // Nobody has them any more: that is told, and the context stays what it was.
+            assert!(published.is_err());
+            let error = committed.unwrap_err();
+            assert!(matches!(error, ContextError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains("block 3 "), "{error}");
+            assert_eq!((crashed.n_blocks(), crashed.manifest().n_tokens), (3, 3));
+            // Without these blocks all goes on.
+            tier.truncate(3);
+            append(&mut tier, 3, 2, 4);
+            tier.publish(2).unwrap();
+            commit(&mut tier, b"four").unwrap();
+            let crashed = open(&folder.crashed(&mut rng), None).unwrap();
+            let salts = vec![1, 1, 1, 4, 4];
+            assert_holds(
+                &crashed,
+                &Held {
+                    salts,
+                    ..Held::default()
+                },
+            );
+        }
+    }
+}
+
+/// A disk that is full stays as full as it was, however often a commit is tried.
+#[test]
+fn commits_that_fail_leave_no_files() {
+    for fuse in 0..40 {
+        let folder = MemFolder::default();
+        let mut tier = open(&folder, None).unwrap();
+        append(&mut tier, 0, 3, 1);
+        tier.publish(3).unwrap();
+        commit(&mut tier, b"one").unwrap();
+        append(&mut tier, 3, 2, 2);
+        tier.publish(2).unwrap();
+        let before = folder.names().unwrap();
+        for _ in 0..3 {
+            folder.fail_after(Some(fuse));
+            if commit(&mut tier, b"two").is_ok() {
+                break;
+            }
+            if tier.manifest().commit > 1 {
+                // All but the last sync has been done.
+                break;
+            }
+            let after = folder.names().unwrap();
+            assert!(after.len() <= before.len() + 1, "{fuse}: {after:?}");
+            assert_eq!(count(&folder, "part-"), 1, "{fuse}");
+            assert_eq!(count(&folder, "manifest"), 1, "{fuse}");
+            let mut rng = ChaCha8Rng::seed_from_u64(fuse as u64);
+            let crashed = open(&folder.crashed(&mut rng), None).unwrap();
+            assert_eq!(crashed.part("tokens").unwrap().unwrap(), b"one");
+        }
+        // One that is given up is no other.
+        folder.fail_after(None);
+        let before = folder.names().unwrap();
+        let mut given_up = tier.commit();
+        given_up.part("tokens", b"never").unwrap();
+        drop(given_up);
+        assert_eq!(folder.names().unwrap(), before);
+    }
+}
+
+/// Over a network a rename may be done and told as one that failed.
+#[test]
+fn a_rename_that_failed_may_have_been_done() {
+    for fuse in 0..20 {
+        let folder = MemFolder::default();
+        folder.rename_anyway();
+        let mut tier = open(&folder, None).unwrap();
+        append(&mut tier, 0, 3, 1);
+        tier.publish(3).unwrap();
+        folder.fail_after(Some(fuse));
+        let committed = commit(&mut tier, b"one");
+        folder.fail_after(None);
+        tier.truncate(0);
+        drop(tier);
+        // Whatever there is, it is whole.
+        let tier = open(&folder, None).unwrap();
+        assert!(committed.is_err() || tier.n_blocks() == 3);
+        let salts = vec![1; tier.n_blocks()];
+        assert_holds(
+            &tier,
+            &Held {
+                salts,
+                ..Held::default()
+            },
+        );
+        if !tier.is_new() {
+            assert_eq!(tier.part("tokens").unwrap().unwrap(), b"one");
+        }
+    }
+}
+
+/// Blocks come and go without any commit, as in a folder that nobody will come back to.
+#[test]
+fn files_of_blocks_that_are_cut_off_go() {
+    let folder = MemFolder::default();
+    let mut tier = open(&folder, Some(0)).unwrap();
+    for round in 0..20 {
+        let first = tier.n_blocks();
+        append(&mut tier, first, 5, round);
+        tier.publish(5).unwrap();
+        tier.truncate(first + 1);
+        assert_eq!(count(&folder, ""), 1);
+    }
+    let salts = (0..20).collect();
+    assert_holds(
+        &tier,
+        &Held {
+            salts,
+            ..Held::default()
+        },
+    );
+    tier.truncate(0);
+    assert_eq!(count(&folder, ""), 0);
+    // What a commit names stays.
+    append(&mut tier, 0, 2, 1);
+    tier.publish(2).unwrap();
+    commit(&mut tier, b"one").unwrap();
+    tier.truncate(0);
+    drop(tier);
+    assert_eq!(open(&folder, None).unwrap().n_blocks(), 2);
+}

@@ -16,6 +16,8 @@ impl Session {
     /// [`Error::TruncateTooFar`] if the tokens have left the window and the
     /// policy drops rows, or sliding-window layers lack some; [`Error::CannotTruncate`]
     /// of recurrent layers. [`Session::mark`] helps with both kinds of layers.
+    /// [`Error::Policy`] if the policy cannot follow: then the session is lost, and
+    /// [`Error::Broken`] until [`Session::clear`] or [`Session::reuse`].
     pub fn truncate(&mut self, n: usize) -> Result<(), Error> {
         // What is left of the window may be next to nothing.
         let whole = self.layout.window;
@@ -42,6 +44,9 @@ impl Session {
     /// Cuts back to the first `n` tokens. If less than `whole` tokens of the window would be
     /// left, it is filled from the cold store as far as there is one that can do that.
     fn cut(&mut self, n: usize, whole: usize) -> Result<(), Error> {
+        if self.broken {
+            return Err(Error::Broken);
+        }
         if n >= self.tokens.len() {
             return Ok(());
         }
@@ -191,8 +196,11 @@ impl Session {
             partial: partial.unwrap_or_default(),
             logits: Vec::new(),
         };
+        // Half of this is no sequence to go on with.
+        self.broken = true;
         tiers.cut(n_blocks)?;
         self.install(&hot, &form)?;
+        self.broken = false;
         self.tokens.truncate(n);
         self.last_logits.clear();
         self.committed = None;
@@ -202,8 +210,10 @@ impl Session {
     /// Forgets everything that was read.
     ///
     /// # Errors
-    /// [`Error::Policy`] if the policy cannot.
+    /// [`Error::Policy`] if the policy cannot; nothing can be read before it could.
     pub fn clear(&mut self) -> Result<(), Error> {
+        // Until all of it is forgotten.
+        self.broken = true;
         self.context.clear();
         let layout = self.layout.clone();
         let engine = self.context.hook();

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 /// An error of the runtime. A session that returned one is still whole: the
-/// micro-batch that failed has been taken back.
+/// micro-batch that failed has been taken back. Where that cannot be, it says
+/// [`Error::Broken`] from then on.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -248,8 +249,12 @@ pub enum Error {
     /// A model that cannot forget its latest tokens.
     #[error("this model keeps a recurrent state: its sequence cannot be cut back to any place")]
     CannotTruncate,
-    /// A micro-batch failed on a model that cannot forget its latest tokens.
-    #[error("the session is lost: a micro-batch failed and could not be taken back")]
+    /// Something failed half-way: a micro-batch on a model that cannot forget its latest
+    /// tokens, a cut, a change of the policy. [`crate::Session::clear`] begins anew.
+    #[error(
+        "the session is lost: something failed half-way and could not be taken back. Its text has \
+         to be read again"
+    )]
     Broken,
     /// A chat template that cannot be used.
     #[error("chat template: {0}")]

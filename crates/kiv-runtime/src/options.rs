@@ -278,7 +278,7 @@ impl SessionBuilder {
     }
 
     /// Keeps cold rows in a new folder below this one, removed with the session:
-    /// for texts that are larger than the memory.
+    /// for texts that are larger than the memory. Nothing is committed to it.
     pub fn scratch_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.options.disk = Some(Disk::Scratch(folder.into()));
         self

@@ -16,7 +16,7 @@ impl Session {
     /// Makes everything read so far durable in the folder of
     /// [`crate::SessionBuilder::context_dir`], all at once. While a long text is
     /// read this happens by itself, at ever longer intervals. Without a folder, or with one
-    /// that is borrowed, nothing is done.
+    /// that is borrowed or goes with the session, nothing is done.
     ///
     /// # Errors
     /// [`Error::Disk`]; the last commit stays what it was, and the session is
@@ -28,8 +28,8 @@ impl Session {
         if self.broken {
             return Err(Error::Broken);
         }
-        if self.invented > 0 {
-            // Rows that no text has.
+        if self.invented > 0 || self.scratch.is_some() {
+            // Rows that no text has, or that nobody will come back to.
             return Ok(());
         }
         let n_tokens = self.tokens.len();
@@ -84,9 +84,10 @@ impl Session {
     /// [`Error::Disk`]; [`Error::NoContext`] without a folder of its own.
     pub fn fork(&mut self, to: impl AsRef<Path>) -> Result<(), Error> {
         self.commit()?;
+        let is_kept = self.scratch.is_none();
         let tiers = self.context.hook().tiers.as_mut();
         let disk = tiers.and_then(Tiers::disk);
-        let disk = disk.filter(|disk| !disk.is_borrowed());
+        let disk = disk.filter(|disk| is_kept && !disk.is_borrowed());
         let disk = disk.ok_or(Error::NoContext)?;
         Ok(disk.fork(to.as_ref())?)
     }

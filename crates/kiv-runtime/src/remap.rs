@@ -35,6 +35,8 @@ struct Layer {
 
 struct Moved {
     base: i32,
+    /// Whether all slots are known to be turned to there.
+    slots: bool,
     /// K cells of the sinks as they were read.
     sinks: Vec<u8>,
     /// Takes a sealed block to the base.
@@ -125,8 +127,9 @@ impl Remap {
         self.layers[layer].moved.as_ref().map(|moved| &moved.block)
     }
 
-    /// Moves a layer's sinks to where the window is now. Whether they have moved: then
-    /// slots must be filled anew.
+    /// Moves a layer's sinks to where the window is now. Whether slots must be filled anew.
+    /// Until [`Remap::slots_followed`] they must: whatever fails before that, and however,
+    /// may leave some as they were.
     pub fn follow(
         &mut self,
         layer: usize,
@@ -139,8 +142,8 @@ impl Remap {
         let Some(rotation) = rotation else {
             return false;
         };
-        if moved.as_ref().is_some_and(|moved| moved.base == base) {
-            return false;
+        if let Some(moved) = moved.as_mut().filter(|moved| moved.base == base) {
+            return !std::mem::take(&mut moved.slots);
         }
         let own = cells.cells(0, self.sinks);
         let sinks = match moved.take() {
@@ -166,10 +169,18 @@ impl Remap {
         let offsets = 0..self.block as i32;
         *moved = Some(Moved {
             base,
+            slots: false,
             sinks,
             block: rotation.turn(offsets.map(|o| (o, base + o))),
         });
         true
+    }
+
+    /// All slots of a layer are turned to where [`Remap::follow`] has moved its sinks.
+    pub fn slots_followed(&mut self, layer: usize) {
+        if let Some(moved) = &mut self.layers[layer].moved {
+            moved.slots = true;
+        }
     }
 
     /// Puts a layer's sinks back to where they were read.

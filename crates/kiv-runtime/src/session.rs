@@ -86,7 +86,7 @@ pub struct Session {
     /// them without gaps, so its own count is behind by as many.
     pub(crate) invented: usize,
     pub(crate) step: u64,
-    /// A micro-batch failed and could not be taken back.
+    /// Something failed half-way and could not be taken back.
     pub(crate) broken: bool,
     pub(crate) last_logits: Vec<f32>,
     interrupt: Arc<AtomicBool>,
@@ -102,7 +102,7 @@ pub struct Session {
     pub(crate) committed: Option<usize>,
     pub(crate) commit_every: usize,
     /// After the context, whose files are in it.
-    _scratch: Option<Scratch>,
+    pub(crate) scratch: Option<Scratch>,
 }
 
 impl Session {
@@ -179,7 +179,7 @@ impl Session {
             mark: None,
             committed: None,
             commit_every: options.commit_every,
-            _scratch: None,
+            scratch: None,
         };
         session.look_at_attention(policy, options)?;
         session.resume()?;
@@ -300,7 +300,7 @@ impl Session {
                 }
                 let (store, scratch) =
                     open_disk(&self.model, disk, &options, &geometry, &self.layout)?;
-                self._scratch = scratch;
+                self.scratch = scratch;
                 Cold::Disk(Box::new(store))
             }
         };
@@ -705,6 +705,8 @@ impl Session {
         {
             Ok(())
         } else {
+            // They are not in the window any more.
+            self.broken = true;
             let reason = "llama.cpp could not free cells of the window".to_owned();
             Err(Error::Decode {
                 position: from,

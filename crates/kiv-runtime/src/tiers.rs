@@ -67,6 +67,8 @@ pub(crate) struct Tiers {
     slots: Vec<Vec<SlotTable>>,
     /// Blocks that have left the window (kept or, without retrieval, dropped).
     n_sealed: usize,
+    /// The policy has been told to forget, and not yet of what may be gone with that.
+    is_behind: bool,
     /// Moves every block at every step (the permutation check).
     shuffle: Option<ChaCha8Rng>,
     /// Whether what is not in slots may stand in one of them as if it were one token.
@@ -107,6 +109,7 @@ impl Tiers {
             layout,
             policy,
             n_sealed: 0,
+            is_behind: false,
             shuffle,
             rests: false,
             stats: Stats::default(),
@@ -172,6 +175,7 @@ impl Tiers {
 
     /// Makes the store, the policy's index and these parts durable.
     pub(crate) fn commit(&mut self, parts: &[(&str, &[u8])], n_tokens: usize) -> Result<(), Error> {
+        self.catch_up()?;
         let (policy, il) = (
             &self.policy,
             self.geometry.layers.first().map_or(0, |l| l.il),
@@ -275,10 +279,27 @@ impl Tiers {
         if let Some(remap) = &mut self.remap {
             remap.forget();
         }
-        let told = self.policy.truncate(n_blocks);
-        // It may have forgotten more than that.
+        self.tell_cut()
+    }
+
+    /// Has the policy forget what is no longer sealed. It may forget more than that, and is
+    /// told of the rest again: later, if that fails now.
+    fn tell_cut(&mut self) -> Result<(), Error> {
+        self.is_behind = true;
+        let told = self.policy.truncate(self.n_sealed);
         let told = told.and_then(|()| self.policy.sealed(&*self.store));
-        told.map_err(|source| self.policy_error(source))
+        told.map_err(|source| self.policy_error(source))?;
+        self.is_behind = false;
+        Ok(())
+    }
+
+    /// Makes up for a [`Tiers::tell_cut`] that failed, before the policy is asked anything.
+    fn catch_up(&mut self) -> Result<(), Error> {
+        if self.is_behind {
+            self.tell_cut()
+        } else {
+            Ok(())
+        }
     }
 
     /// Rows of a block as the cache wants them: K (`which` 0) or V.
@@ -383,6 +404,7 @@ impl Tiers {
             self.n_sealed += count;
             return Ok(());
         }
+        self.catch_up()?;
         let started = Instant::now();
         let mut result = self.copy_out(cells, count, caches);
         self.stats.seal += started.elapsed();
@@ -400,7 +422,8 @@ impl Tiers {
             // What one has heard of and the other has not would make block
             // numbers drift.
             self.store.truncate(self.n_sealed);
-            let _ = self.policy.truncate(self.n_sealed);
+            // An error that stays comes up when it is made up for.
+            let _ = self.tell_cut();
         }
         self.stats.index += indexing.elapsed();
         result
@@ -462,6 +485,7 @@ impl Tiers {
         batch: &Batch,
     ) -> Result<(), Error> {
         let started = Instant::now();
+        self.catch_up()?;
         let geometry = &self.geometry.layers[layer];
         let broken = |reason| Error::Unhookable { reason };
         query.read_queries(&mut self.queries).map_err(broken)?;
@@ -604,9 +628,8 @@ impl Tiers {
         if moved && result.is_ok() {
             result = self.turn_slots(layer, k, cells);
         }
-        if let (Some(remap), Err(_)) = (&mut self.remap, &result) {
-            // Everything is moved again next time.
-            remap.go_home(layer, k, cells);
+        if let (Some(remap), Ok(())) = (&mut self.remap, &result) {
+            remap.slots_followed(layer);
         }
         self.stats.swap += selected.elapsed();
         result

@@ -8,6 +8,7 @@ use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +17,20 @@ use std::sync::{Arc, Mutex};
 pub struct MemFile {
     pub bytes: Vec<u8>,
     pub durable: usize,
+    /// What a sync could not write. As under Linux it is still read, from the system's
+    /// cache, later syncs say that all is well, and it is never written.
+    pub lost: Vec<Range<usize>>,
+}
+
+impl MemFile {
+    /// Bytes as the disk has them.
+    fn on_disk(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        for lost in &self.lost {
+            bytes[lost.clone()].fill(0);
+        }
+        bytes
+    }
 }
 
 type Shared = Arc<Mutex<MemFile>>;
@@ -29,6 +44,8 @@ struct State {
     /// Operations until one fails.
     fuse: Option<usize>,
     failed: usize,
+    /// A rename that fails is done all the same.
+    renames_anyway: bool,
 }
 
 /// The folder.
@@ -39,6 +56,19 @@ impl MemFolder {
     /// The `n`-th write operation from now on fails, and only that.
     pub fn fail_after(&self, n: Option<usize>) {
         self.0.lock().unwrap().fuse = n;
+    }
+
+    /// From now on a rename that fails is done all the same, as may be over a network.
+    pub fn rename_anyway(&self) {
+        self.0.lock().unwrap().renames_anyway = true;
+    }
+
+    /// The system's cache has been emptied: what could not be written is gone.
+    pub fn drop_caches(&self) {
+        for file in self.0.lock().unwrap().names.values() {
+            let mut file = file.lock().unwrap();
+            file.bytes = file.on_disk();
+        }
     }
 
     /// Operations that failed.
@@ -83,13 +113,20 @@ impl MemFolder {
                 let file = file.lock().unwrap();
                 // Some of what was appended is there, the last of it garbage.
                 let kept = rng.random_range(file.durable..=file.bytes.len());
-                let mut bytes = file.bytes[..kept].to_vec();
+                let mut bytes = file.on_disk();
+                bytes.truncate(kept);
                 let bad = rng.random_range(file.durable..=kept);
                 if rng.random() {
                     rng.fill_bytes(&mut bytes[bad..]);
                 }
                 let durable = bytes.len();
-                let file = Arc::new(Mutex::new(MemFile { bytes, durable }));
+                let lost = Vec::new();
+                let file = MemFile {
+                    bytes,
+                    durable,
+                    lost,
+                };
+                let file = Arc::new(Mutex::new(file));
                 names.insert(name.clone(), file);
             }
         }
@@ -149,11 +186,13 @@ impl Folder for MemFolder {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.burn()?;
+        let burnt = self.burn();
         let mut state = self.0.lock().unwrap();
-        let file = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.names.insert(to.to_owned(), file);
-        Ok(())
+        if burnt.is_ok() || state.renames_anyway {
+            let file = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+            state.names.insert(to.to_owned(), file);
+        }
+        burnt
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -200,10 +239,15 @@ impl Appendable for MemWriter {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.1.burn()?;
+        let burnt = self.1.burn();
         let mut file = self.0.lock().unwrap();
-        file.durable = file.bytes.len();
-        Ok(())
+        let written = file.durable..file.bytes.len();
+        if burnt.is_ok() {
+            file.durable = written.end;
+        } else {
+            file.lost.push(written);
+        }
+        burnt
     }
 }
 
