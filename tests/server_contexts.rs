@@ -2,9 +2,10 @@
 
 mod support;
 
-use kiv::{GenerateOptions, Model, Sampling, Session, Token};
-use kiv_server::{Engine, EngineOptions, Event, KeptContexts, Request, Summary};
+use kiv::{Model, Session, Token};
+use kiv_server::{Engine, EngineOptions, Event, KeptContexts, Summary};
 use std::path::Path;
+use support::engine::submit;
 use support::{model, prose};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -38,24 +39,6 @@ fn open(model: &Model, folder: Option<&Path>) -> Result<Session, kiv::Error> {
         Some(folder) => builder.context_dir(folder).build(),
         None => builder.build(),
     }
-}
-
-fn submit(engine: &Engine, prompt: &[Token], max_tokens: usize) -> UnboundedReceiver<Event> {
-    let (events, told) = tokio::sync::mpsc::unbounded_channel();
-    let options = GenerateOptions {
-        max_tokens: Some(max_tokens),
-        sampling: Sampling::greedy(),
-        ignore_end: true,
-        ..GenerateOptions::default()
-    };
-    let request = Request {
-        prompt: prompt.to_vec(),
-        options,
-        retrieved: false,
-        events,
-    };
-    engine.submit(request).unwrap();
-    told
 }
 
 fn end(mut told: UnboundedReceiver<Event>) -> (String, Summary) {

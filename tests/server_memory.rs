@@ -2,10 +2,11 @@
 
 mod support;
 
-use kiv::{GenerateOptions, Model, Sampling, Token};
-use kiv_server::{Engine, EngineOptions, Event, Request, Room};
+use kiv::{Model, Token};
+use kiv_server::{Engine, EngineOptions, Event, Room};
 use serde_json::json;
 use std::sync::Arc;
+use support::engine::submit;
 use support::http::{get, post, serve};
 use support::{model, prose, small};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -22,24 +23,6 @@ fn engine(model: &Model, bytes: u64) -> Engine {
         }),
     };
     Engine::start(model.clone(), options, |model, _| small(model).build()).unwrap()
-}
-
-fn submit(engine: &Engine, prompt: &[Token], max_tokens: usize) -> UnboundedReceiver<Event> {
-    let (events, told) = tokio::sync::mpsc::unbounded_channel();
-    let options = GenerateOptions {
-        max_tokens: Some(max_tokens),
-        sampling: Sampling::greedy(),
-        ignore_end: true,
-        ..GenerateOptions::default()
-    };
-    let request = Request {
-        prompt: prompt.to_vec(),
-        options,
-        retrieved: false,
-        events,
-    };
-    engine.submit(request).unwrap();
-    told
 }
 
 /// Waits for the end; how many tokens were known.

@@ -1,6 +1,7 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod engine;
 pub mod http;
 
 use kiv::{GenerateOptions, Model, Sampling, Session, SessionBuilder, Token};
