@@ -6,6 +6,7 @@ use crate::{bundled, interrupt};
 use anyhow::{Context, Result, anyhow, bail};
 use kiv_context::{Identity, RecordLayout};
 use kiv_gguf::{LayerKind, MemoryPlan, ModelFile, PlanOptions, Untierable};
+use kiv_models::FoundModel;
 use kiv_policy::{Geometry, LayerGeometry};
 use kiv_pool::{PoolError, PoolLayout};
 use kiv_runtime::{LoadOptions, Model, Positions, Session, SessionBuilder};
@@ -15,23 +16,24 @@ use std::path::{Path, PathBuf};
 /// A model's header and, once loaded, the model.
 pub(crate) struct Opened {
     pub file: ModelFile,
-    /// What the program that downloaded it calls it, if it was asked for by name.
-    pub name: Option<String>,
+    /// What the store says of it, if it was asked for by name.
+    pub found: Option<FoundModel>,
     /// Whether it is the bundled one.
     pub bundled: bool,
 }
 
 /// Reads the header of the model that the flags name.
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
-    let mut name = None;
+    let mut stored = None;
     let (path, bundled): (PathBuf, bool) = match &args.model {
         Some(path) if kiv_models::is_path(path) => (path.clone(), false),
         Some(wanted) => {
             let wanted = wanted.to_string_lossy();
             let found = kiv_models::Stores::from_env().find(&wanted)?;
             note!("{wanted}: {} from {}", found.name, found.source);
-            name = Some(found.name);
-            (found.path, false)
+            let path = found.path.clone();
+            stored = Some(found);
+            (path, false)
         }
         None if args.hf_repo.is_some() => (fetched(args)?, false),
         None => {
@@ -42,7 +44,7 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
         }
     };
     Ok(Opened {
-        name,
+        found: stored,
         ..open_file(&path, bundled, args)?
     })
 }
@@ -62,7 +64,7 @@ pub(crate) fn open_file(path: &Path, bundled: bool, args: &ModelArgs) -> Result<
     }
     Ok(Opened {
         file,
-        name: None,
+        found: None,
         bundled,
     })
 }

@@ -27,6 +27,11 @@ macro_rules! note {
     }};
 }
 
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Standard output does not take what is written to it.
 #[derive(Debug)]
 pub(crate) struct Unwritten(std::io::Error);

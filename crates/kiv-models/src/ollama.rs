@@ -69,7 +69,7 @@ fn read(root: &Path, manifest: &Path, name: &str) -> Result<FoundModel, Problem>
     let digest = layer
         .digest
         .strip_prefix("sha256:")
-        .filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+        .filter(|hex| crate::is_sha256(hex));
     let Some(digest) = digest else {
         return Err(problem(
             manifest,

@@ -563,7 +563,6 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             Choice::CopyOfStored(i) => {
                 let path = library.new_path();
                 if let Err(error) = kiv_context::fork(&library.get(i).path, &path) {
-                    discard(&path);
                     // Not to be tried by every request that begins like it.
                     library.take(i);
                     return Err(error.into());
@@ -572,10 +571,7 @@ impl<F: Fn(Option<&Path>) -> Result<Session, Error>> Worker<F> {
             }
             Choice::CopyOfSlot(i) => {
                 let path = library.new_path();
-                if let Err(error) = self.slots[i].session.fork(&path) {
-                    discard(&path);
-                    return Err(error);
-                }
+                self.slots[i].session.fork(&path)?;
                 path
             }
         };

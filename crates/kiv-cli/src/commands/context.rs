@@ -1,7 +1,7 @@
 //! `kiv context`: contexts on disk.
 
 use crate::args::{ContextArgs, ContextCommand};
-use crate::output::{bytes, print_json, shown};
+use crate::output::{bytes, hex, print_json, shown};
 use anyhow::{Result, bail};
 use kiv_context::{Info, Manifest};
 use serde_json::{Value, json};
@@ -97,15 +97,9 @@ fn document(info: &Info) -> Value {
         .iter()
         .map(|(key, value)| (key.clone(), value.clone().into()))
         .collect();
-    let hex: String = it
-        .identity
-        .model
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
     json!({
         "path": shown(&info.path), "version": kiv_context::VERSION, "model": it.identity.model_name,
-        "fingerprint": hex, "tokens": it.n_tokens, "blocks": it.n_blocks(),
+        "fingerprint": hex(&it.identity.model), "tokens": it.n_tokens, "blocks": it.n_blocks(),
         "block_tokens": it.identity.block, "sinks": it.identity.first_position,
         "key_type": it.identity.key_format.name(), "value_type": it.identity.value_format.name(),
         "settings": settings, "commits": it.commit, "files": it.segments.len(),

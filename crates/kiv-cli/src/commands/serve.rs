@@ -2,10 +2,9 @@
 
 use crate::args::ServeArgs;
 use crate::model::{self, Opened, builder};
-use crate::output::{print_json, print_warning};
+use crate::output::{hex, print_json, print_warning};
 use crate::{interrupt, template};
 use anyhow::{Context, Result};
-use kiv_gguf::ModelFile;
 use kiv_server::{Config, Engine, EngineOptions, KeptContexts, Room};
 use serde_json::json;
 use std::process::ExitCode;
@@ -31,12 +30,11 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
     }
     let (template, stop) = template.map_or((None, Vec::new()), |t| (Some(t.template), t.stop));
     let stem = opened.file.path.file_stem().unwrap_or_default();
-    let stem = stem.to_string_lossy().into_owned();
     let config = Config {
-        digest: digest(&opened.file, &stem)?,
+        digest: digest(&opened)?,
         name: (args.alias.clone())
-            .or_else(|| opened.name.clone())
-            .unwrap_or(stem),
+            .or_else(|| Some(opened.found.as_ref()?.name.clone()))
+            .unwrap_or_else(|| stem.to_string_lossy().into_owned()),
         bytes: std::fs::metadata(&opened.file.path).map_or(0, |found| found.len()),
         template,
         stop,
@@ -94,17 +92,14 @@ pub(crate) fn run(args: ServeArgs) -> Result<ExitCode> {
     })
 }
 
-/// What tells the model's file from others: its SHA-256 where ollama has named it so, or else
-/// a hash of parts of it, for which not all of it has to be read.
-fn digest(file: &ModelFile, stem: &str) -> Result<String> {
-    let of_name = stem
-        .strip_prefix("sha256-")
-        .filter(|d| kiv_models::is_sha256(d));
-    if let Some(digest) = of_name {
-        return Ok(digest.to_lowercase());
-    }
-    let hash = file.fingerprint()?;
-    Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+/// What tells the model's file from others: its SHA-256 where a store tells it, or else a hash of
+/// parts of it, for which not all of it has to be read.
+fn digest(opened: &Opened) -> Result<String> {
+    let of_store = opened.found.as_ref().and_then(|found| found.sha256.clone());
+    Ok(match of_store {
+        Some(digest) => digest,
+        None => hex(&opened.file.fingerprint()?),
+    })
 }
 
 /// Memory that is left for contexts, and what they will take of it; nothing where the system

@@ -2,6 +2,7 @@
 
 use crate::args::EvalArgs;
 use crate::model;
+use crate::output::hex;
 use anyhow::{Context, Result};
 use kiv_eval::{Plan, Task};
 use kiv_gguf::ModelFile;
@@ -32,10 +33,6 @@ pub(super) fn sha256(files: &[PathBuf]) -> Result<String> {
 /// The first digits of the SHA-256 of a text.
 pub(super) fn short_hash(text: &str) -> String {
     hex(&Sha256::digest(text)[..6])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// The header of this run.
