@@ -416,6 +416,14 @@ pub(crate) struct BenchArgs {
     /// Interleaved repetitions; rows give medians
     #[arg(long, default_value_t = 1, value_parser = positive, value_name = "N")]
     pub rounds: usize,
+    /// Besides full, a row full+stops: full that stops before each layer's attention, as
+    /// policies make it do, and goes on at once
+    #[arg(long)]
+    pub stops: bool,
+    /// Draws the last token of each row, layer by layer, into a file that chrome://tracing
+    /// and Perfetto show
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
     /// Seed of the text
     #[arg(short, long, default_value_t = 1, value_name = "N")]
     pub seed: u64,

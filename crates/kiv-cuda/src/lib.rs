@@ -34,5 +34,5 @@ pub use driver::{CudaDevice, look_or_say, open_or_say};
 pub use pager::Pager;
 pub use pool::{LayerShape, PinnedPool, Place, PoolError, PoolUse, Row};
 pub use predict::{PredictConfig, Predictor};
-pub use swap::{Counters, Overlap, Slots, SwapConfig, SwapError, Swapper};
+pub use swap::{Counters, Overlap, Slots, Span, SwapConfig, SwapError, Swapper};
 pub use tier::DeviceTier;

@@ -3,7 +3,7 @@
 use crate::device::{Device, DeviceError};
 use crate::pager::Pager;
 use crate::pool::{PoolError, Row};
-use crate::swap::{Overlap, Slots, SwapError, Swapper};
+use crate::swap::{Overlap, Slots, Span, SwapError, Swapper};
 use kiv_policy::{BlockId, ColdError, ColdRows, ColdRun, Rows, Selection};
 use kiv_pool::{SlotTable, Swap};
 use kiv_store::{ColdTier, StoreError};
@@ -55,6 +55,22 @@ impl<D: Device> DeviceTier<D> {
     /// As there.
     pub fn overlap(&mut self) -> Result<Overlap, DeviceError> {
         self.pager.swapper_mut().overlap(&mut self.device)
+    }
+
+    /// See [`Swapper::list`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn list(&mut self) -> Result<(), DeviceError> {
+        self.pager.swapper_mut().list(&mut self.device)
+    }
+
+    /// See [`Swapper::listed`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn listed(&mut self) -> Result<Vec<Span>, DeviceError> {
+        self.pager.swapper_mut().listed(&mut self.device)
     }
 
     /// See [`Pager::fetch`].

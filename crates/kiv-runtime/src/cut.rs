@@ -4,7 +4,7 @@ use crate::cells::CellMap;
 use crate::error::Error;
 use crate::hot::{self, Hot};
 use crate::session::{Session, Token};
-use crate::slot::row_bytes;
+use crate::slot::{read_cells, row_bytes};
 use std::collections::BTreeMap;
 
 impl Session {
@@ -142,15 +142,19 @@ impl Session {
         tiers.sinks_go_home(caches, cells)?;
         // Sinks have never been in other cells; what is in the window is in no block yet.
         let local: BTreeMap<usize, u32> = cells.local(layout.sinks).collect();
+        let kept = used.iter().filter_map(|(_, position)| local.get(position));
+        let kept: Vec<u32> = kept.copied().collect();
         let geometry = tiers.geometry().clone();
         let mut rows = Vec::new();
         for (layer, l) in geometry.layers.iter().enumerate() {
             let (k, v) = caches.layer(l.il).ok_or(Error::CannotTruncate)?;
             let mut both = [Vec::new(), Vec::new()];
             for (which, (cache, out)) in [&*k, &*v].into_iter().zip(&mut both).enumerate() {
+                let here = read_cells(cache, &kept);
+                let mut here = here.chunks_exact(cache.cell_bytes());
                 for (_, position) in &used {
-                    if let Some(cell) = local.get(position) {
-                        cache.read(*cell as usize, 1, (0, cache.cell_bytes()), out);
+                    if local.contains_key(position) {
+                        out.extend_from_slice(here.next().expect("one for each of these"));
                     } else {
                         out.resize(out.len() + cache.cell_bytes(), 0);
                     }

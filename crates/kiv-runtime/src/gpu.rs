@@ -157,7 +157,7 @@ fn sides(
     for layer in &geometry.layers {
         let none = || DeviceError::Failed(format!("layer {} has no cache", layer.il));
         let (k, v) = caches.layer(layer.il).ok_or_else(none)?;
-        let mut side = |tensor: &CacheTensor, row_len: usize, stored| {
+        let mut side = |tensor: &mut CacheTensor, row_len: usize, stored| {
             let cache = Cache {
                 at: tensor.lend(gpu)?.at(0),
                 n_cells: tensor.n_cells() as u32,
@@ -205,9 +205,9 @@ pub(crate) fn fill(
     settled.map_err(|error| Error::Gpu(error.into()))
 }
 
-/// Brings blocks into a layer's slots, whose tables (`[layer][kv_head]`) have been asked,
-/// and begins to fetch what the next layer may want. On return slots hold what tables say,
-/// also after an error, but for keys that were to turn and may not have.
+/// Brings blocks into a layer's slots, whose tables (`[layer][kv_head]`) have been asked.
+/// They are there once [`settle`] says so; tables say what slots hold then, also after an
+/// error, but for keys that were to turn and may not have.
 pub(crate) fn bring(
     tier: &mut GpuTier,
     (layer, step): (usize, u64),
@@ -217,15 +217,23 @@ pub(crate) fn bring(
     slots: Slots<'_>,
 ) -> Result<(), Error> {
     let brought = tier.bring((layer, step), selection, swaps, slots);
-    // Also after a failure: some may be on their way.
-    let settled = tier.settle(layer);
-    if let Err(error) = brought {
+    brought.map_err(|error| {
         for (kv_head, swap) in &error.undone {
             tables[layer][*kv_head as usize].put(swap.slot, swap.leaving);
         }
-        return Err(Error::Gpu(error.source));
-    }
-    settled.map_err(|error| Error::Gpu(error.into()))?;
+        Error::Gpu(error.source)
+    })
+}
+
+/// Waits for what was brought into a layer's slots, also after a failure, since some may be on
+/// their way; and begins to fetch what the next layer may want.
+pub(crate) fn settle(
+    tier: &mut GpuTier,
+    (layer, step): (usize, u64),
+    tables: &[Vec<SlotTable>],
+) -> Result<(), Error> {
+    tier.settle(layer)
+        .map_err(|error| Error::Gpu(error.into()))?;
     let next = (layer + 1) % tables.len();
     let step = step + u64::from(next == 0);
     // What fails here costs time only; a GPU that is broken says so at the next swap.

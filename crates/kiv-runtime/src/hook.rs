@@ -210,6 +210,8 @@ pub(crate) struct Engine {
     /// First error of the batch; the rest of it is left alone.
     pub error: Option<Error>,
     pub tap: Option<Box<dyn AttentionTap>>,
+    /// Layers stop before their attention although there is nothing to do.
+    pub stops: bool,
 }
 
 impl Engine {
@@ -307,6 +309,7 @@ impl GraphHook for Engine {
                     true
                 }
             }
+            Op::Permute if self.stops => node.root().cache_layer('v').is_some(),
             Op::Permute => self.attention_layer(&node).is_some(),
             Op::FlashAttention => self.tap.is_some(),
             _ => false,

@@ -10,6 +10,7 @@ use crate::cells::CellMap;
 use crate::dump::DumpForm;
 use crate::error::Error;
 use crate::llama::{Caches, Context, GraphHook};
+use crate::slot::read_cells;
 use kiv_policy::Geometry;
 use kiv_pool::{NONE, PoolLayout, SlotTable};
 use kiv_wire::{Put, Take, WireError};
@@ -53,13 +54,7 @@ pub(crate) fn read_rows(
         let (k, v) = caches.layer(layer.il).ok_or_else(|| Error::Unhookable {
             reason: format!("layer {} has no K and V cache", layer.il),
         })?;
-        Ok([&*k, &*v].map(|cache| {
-            let mut rows = Vec::new();
-            crate::cells::stretches(&used, |_, first, n| {
-                cache.read(first, n, (0, cache.cell_bytes()), &mut rows);
-            });
-            rows
-        }))
+        Ok([&*k, &*v].map(|cache| read_cells(cache, &used)))
     });
     layers.collect()
 }

@@ -3,10 +3,11 @@
 use crate::cells::CellMap;
 use crate::llama::CacheTensor;
 use crate::remap::Frame;
-use crate::slot::read_rows;
+use crate::slot::{of_cells, read_cells, read_rows};
 use crate::tiers::Batch;
 use kiv_policy::{LayerGeometry, LocalRows, RowFormat, Rows};
 use kiv_pool::PoolLayout;
+use parking_lot::Mutex;
 
 /// Sinks, window and micro-batch of one layer, read when a policy asks.
 pub(crate) struct Local<'a> {
@@ -16,6 +17,9 @@ pub(crate) struct Local<'a> {
     positions: Vec<i32>,
     cells: Vec<u32>,
     frame: Option<Frame<'a>>,
+    /// Where cells are in a device's memory, those that were asked for, of all heads: from
+    /// which of `cells` on, and their bytes.
+    read: Mutex<Option<(usize, Vec<u8>)>>,
 }
 
 impl<'a> Local<'a> {
@@ -35,7 +39,32 @@ impl<'a> Local<'a> {
             positions,
             cells,
             frame,
+            read: Mutex::new(None),
         }
+    }
+
+    /// Rows of a KV head in `cells[first..]`.
+    fn rows(&self, kv_head: usize, first: usize) -> Vec<u8> {
+        let (format, row_len) = (self.format, self.key_dim);
+        if self.cache.is_host() {
+            let nothing = Rows {
+                format,
+                row_len,
+                bytes: &[],
+            };
+            return read_rows(self.cache, kv_head, &self.cells[first..], nothing);
+        }
+        let mut read = self.read.lock();
+        // Others' heads ask for the same.
+        let (from, bytes) = match &mut *read {
+            Some(read) if read.0 <= first => read,
+            read => read.insert((first, read_cells(self.cache, &self.cells[first..]))),
+        };
+        let (len, cell) = (format.row_bytes(row_len), self.cache.cell_bytes());
+        let mut rows = Vec::with_capacity((self.cells.len() - first) * len);
+        let bytes = &bytes[(first - *from) * cell..];
+        of_cells(bytes, cell, (kv_head * len, len), &mut rows);
+        rows
     }
 }
 
@@ -50,17 +79,78 @@ impl LocalRows for Local<'_> {
     }
 
     fn keys_from(&self, kv_head: usize, first: usize, out: &mut Vec<f32>) {
-        let nothing = Rows {
-            format: self.format,
-            row_len: self.key_dim,
-            bytes: &[],
-        };
-        let bytes = read_rows(self.cache, kv_head, &self.cells[first..], nothing);
+        let bytes = self.rows(kv_head, first);
         let at = out.len();
         out.resize(at + (self.cells.len() - first) * self.key_dim, 0.0);
         self.format.decode(&bytes, &mut out[at..]);
         if let Some(frame) = &self.frame {
             frame.show_keys(&self.positions[first..], &mut out[at..], self.key_dim);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llama::TestCache;
+    use kiv_policy::Phase;
+    use kiv_pool::PoolConfig;
+
+    /// Keys are the same where they are in a device's memory, which is asked once for all
+    /// heads, and again if somebody wants older ones.
+    #[test]
+    fn a_device_is_asked_once_for_all_heads() {
+        let (n_heads, dim, n_cells) = (4, 2, 64);
+        let layer = LayerGeometry {
+            il: 0,
+            n_head: n_heads,
+            n_head_kv: n_heads,
+            key_dim: dim,
+            value_dim: dim,
+            scale: 1.0,
+            soft_cap: None,
+        };
+        let layout = PoolLayout::new(&PoolConfig {
+            sinks: 4,
+            window: 16,
+            budget: 16,
+            block: 8,
+            ubatch: 4,
+        })
+        .unwrap();
+        let mut map = CellMap::new(&layout);
+        map.push(&(0..30).collect::<Vec<u32>>());
+        let batch = Batch {
+            phase: Phase::Decode,
+            step: 0,
+            positions: vec![30],
+            cells: vec![40],
+        };
+        let cache = |is_device: bool| {
+            let mut cache = TestCache::new(RowFormat::F16, n_heads * dim, n_cells);
+            for cell in 0..n_cells {
+                let row: Vec<f32> = (0..n_heads * dim).map(|i| (cell * 8 + i) as f32).collect();
+                let rows = RowFormat::F16.encode(&row);
+                cache.tensor.write(cell, (0, rows.len()), &rows);
+            }
+            if is_device { cache.of_device() } else { cache }
+        };
+        let (here, device) = (cache(false), cache(true));
+        let local = |cache| Local::new(cache, &layer, &layout, &map, &batch, None);
+        let (here, device) = (local(&here.tensor), local(&device.tensor));
+        let n = here.positions().len();
+        assert_eq!(here.positions().last(), Some(&30));
+        // Sinks, the window, and the token itself are apart.
+        for (first, questions) in [(n - 1, 1), (n - 3, 2), (n - 2, 0), (0, 3)] {
+            let before = TestCache::asked();
+            for kv_head in 0..n_heads {
+                let (mut wanted, mut got) = (vec![1.0], vec![1.0]);
+                here.keys_from(kv_head, first, &mut wanted);
+                device.keys_from(kv_head, first, &mut got);
+                assert_eq!(wanted.len(), 1 + (n - first) * dim);
+                assert_eq!(wanted, got, "head {kv_head} from {first}");
+            }
+            assert_eq!(TestCache::asked() - before, questions, "from {first}");
         }
     }
 }

@@ -109,6 +109,9 @@ pub(crate) struct SessionOptions {
     pub lends_host: bool,
     pub warn: fn(&str),
     pub rests: bool,
+    /// Stops before each layer's attention for nothing: see
+    /// [`SessionBuilder::stop_for_nothing`].
+    pub stops: bool,
 }
 
 /// The pool that a session gets: what was asked for, as the policy (`None`:
@@ -182,6 +185,7 @@ impl SessionBuilder {
                 lends_host: false,
                 warn: |_| {},
                 rests: true,
+                stops: false,
             },
             policy_name: Some("pq".to_owned()),
             index_on_device: false,
@@ -349,6 +353,13 @@ impl SessionBuilder {
     /// step: attention must not notice. For checks.
     pub fn shuffle_slots(mut self, seed: u64) -> Self {
         self.options.shuffle = Some(seed);
+        self
+    }
+
+    /// Under `full`, has llama.cpp stop before each layer's attention, and go on at once: what
+    /// a token takes longer is what stopping costs, whatever is done then. For measurements.
+    pub fn stop_for_nothing(mut self) -> Self {
+        self.options.stops = true;
         self
     }
 

@@ -15,6 +15,7 @@
 
 use crate::cells::{CellMap, stretches};
 use crate::llama::CacheTensor;
+use crate::slot::read_cells;
 use kiv_numeric::rope::{Rotation, Turn};
 use kiv_policy::{LayerGeometry, RowFormat};
 use kiv_pool::PoolLayout;
@@ -197,15 +198,6 @@ impl Remap {
     pub fn forget(&mut self) {
         self.layers.iter_mut().for_each(|l| l.moved = None);
     }
-}
-
-/// Whole cells, one after another.
-fn read_cells(cache: &CacheTensor, cells: &[u32]) -> Vec<u8> {
-    let mut out = Vec::new();
-    stretches(cells, |_, first, n| {
-        cache.read(first, n, (0, cache.cell_bytes()), &mut out);
-    });
-    out
 }
 
 /// Turns rows in a cache's type.

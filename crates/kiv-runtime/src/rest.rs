@@ -8,6 +8,8 @@
 //! up gets such a key: it has its logit for one query head, and next to no weight for the
 //! others of the group.
 
+use crate::llama::CacheTensor;
+use crate::slot::write_heads;
 use kiv_policy::{LayerGeometry, Rest, RowFormat};
 use kiv_pool::PoolLayout;
 
@@ -80,6 +82,24 @@ pub(crate) fn rows(
         values.extend_from_within(own * value_dim..(own + 1) * value_dim);
     }
     Some([keys, values])
+}
+
+/// Writes what [`rows`] gave for each KV head, if anything, to K and V of these cells.
+pub(crate) fn write(caches: [&mut CacheTensor; 2], cells: &[u32], rests: &[Option<[Vec<f32>; 2]>]) {
+    for (side, cache) in caches.into_iter().enumerate() {
+        let format = cache.format();
+        let mut kv_head = 0;
+        // Heads that follow each other in one go.
+        for heads in rests.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let rows = heads.iter().flatten().map(|both| &both[side]);
+            let rows: Vec<Vec<u8>> = rows.map(|rows| format.encode(rows)).collect();
+            if let Some(first) = rows.first() {
+                let len = first.len() / cells.len();
+                write_heads(cache, cells, (kv_head, len), &rows);
+            }
+            kv_head += heads.len();
+        }
+    }
 }
 
 fn rounded(format: RowFormat, values: &[f32]) -> Vec<f32> {

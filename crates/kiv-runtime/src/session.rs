@@ -141,7 +141,7 @@ impl Session {
             type_v: options.type_v,
             offload_kv: options.offload_kv,
             rope: options.rope,
-            hooked: policy.is_some(),
+            hooked: policy.is_some() || options.stops,
         };
         let make = |params: &ContextParams| {
             let engine = Engine {
@@ -211,6 +211,7 @@ impl Session {
         let not_kept = |why: &str| Error::NotKept {
             why: why.to_owned(),
         };
+        engine.stops = options.stops && policy.is_none();
         let Some(policy) = policy else {
             return if options.disk.is_some() {
                 Err(not_kept("under full, which keeps everything on the device"))

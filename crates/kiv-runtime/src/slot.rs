@@ -70,6 +70,99 @@ pub(crate) fn write_rows(part: &mut CellPart<'_>, cells: &[u32], rows: Rows<'_>)
     });
 }
 
+/// Whole cells, all KV heads', one after another.
+pub(crate) fn read_cells(cache: &CacheTensor, cells: &[u32]) -> Vec<u8> {
+    let mut out = Vec::new();
+    stretches(cells, |_, first, n| {
+        cache.read(first, n, (0, cache.cell_bytes()), &mut out);
+    });
+    out
+}
+
+/// Bytes `offset..offset + len` of whole cells that have been read, appended to `out`.
+pub(crate) fn of_cells(
+    cells: &[u8],
+    cell_bytes: usize,
+    (offset, len): (usize, usize),
+    out: &mut Vec<u8>,
+) {
+    for cell in cells.chunks_exact(cell_bytes) {
+        out.extend_from_slice(&cell[offset..offset + len]);
+    }
+}
+
+/// Rows of some cells, of any KV head.
+///
+/// Where they are in a device's memory, all heads' are read together: each question waits for
+/// the device, for longer than the bytes take.
+pub(crate) enum CellRows<'a> {
+    Here(&'a CacheTensor, &'a [u32]),
+    Read { bytes: Vec<u8>, cell_bytes: usize },
+}
+
+impl<'a> CellRows<'a> {
+    pub(crate) fn new(cache: &'a CacheTensor, cells: &'a [u32]) -> Self {
+        if cache.is_host() {
+            return Self::Here(cache, cells);
+        }
+        let cell_bytes = cache.cell_bytes();
+        let first = cells.iter().copied().min().unwrap_or(0);
+        let end = cells.iter().copied().max().map_or(0, |last| last + 1);
+        // Some that nobody wants are read, too, where others are in many places.
+        let bytes = if (end - first) as usize <= 2 * cells.len() {
+            let mut all = Vec::new();
+            cache.read(
+                first as usize,
+                (end - first) as usize,
+                (0, cell_bytes),
+                &mut all,
+            );
+            let mut bytes = Vec::with_capacity(cells.len() * cell_bytes);
+            for cell in cells {
+                let at = (cell - first) as usize * cell_bytes;
+                bytes.extend_from_slice(&all[at..at + cell_bytes]);
+            }
+            bytes
+        } else {
+            read_cells(cache, cells)
+        };
+        Self::Read { bytes, cell_bytes }
+    }
+
+    /// Appends bytes `offset..offset + len` of each cell.
+    pub(crate) fn part(&self, (offset, len): (usize, usize), out: &mut Vec<u8>) {
+        match self {
+            Self::Here(cache, cells) => {
+                stretches(cells, |_, first, n| {
+                    cache.read(first, n, (offset, len), out);
+                });
+            }
+            Self::Read { bytes, cell_bytes } => of_cells(bytes, *cell_bytes, (offset, len), out),
+        }
+    }
+}
+
+/// Copies rows of several KV heads, `[n_heads][cells][len]` bytes, the first of which is
+/// `kv_head`, into cells: a device is told of all of them at once.
+pub(crate) fn write_heads(
+    cache: &mut CacheTensor,
+    cells: &[u32],
+    (kv_head, len): (usize, usize),
+    rows: &[Vec<u8>],
+) {
+    let mut bytes = Vec::with_capacity(rows.iter().map(Vec::len).sum());
+    for cell in 0..cells.len() {
+        for rows in rows {
+            bytes.extend_from_slice(&rows[cell * len..(cell + 1) * len]);
+        }
+    }
+    let all = rows.len() * len;
+    stretches(cells, |at, first, n| {
+        let bytes = &bytes[at * all..(at + n) * all];
+        cache.write(first, (kv_head * len, all), bytes);
+    });
+}
+
 /// Bytes of one KV head in cells, of the same kind as `like`.
 pub(crate) fn read_rows(
     cache: &CacheTensor,
@@ -83,4 +176,49 @@ pub(crate) fn read_rows(
         cache.read(first, n, (kv_head * len, len), &mut out)
     });
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llama::TestCache;
+    use kiv_policy::RowFormat;
+
+    /// What is written for some heads is what is read, here and on a device, which is asked
+    /// once, or, where cells are far apart, as often as they are.
+    #[test]
+    fn heads_are_written_and_read_together() {
+        let (n_heads, dim) = (3, 2);
+        let row = |head: usize, cell: usize| [head as f32, cell as f32];
+        let rows = |head: usize, cells: &[u32]| {
+            let values = cells.iter().flat_map(|cell| row(head, *cell as usize));
+            values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>()
+        };
+        for (is_device, far) in [(false, false), (true, false), (true, true)] {
+            let mut cache = TestCache::new(RowFormat::F32, n_heads * dim, 40);
+            if is_device {
+                cache = cache.of_device();
+            }
+            let len = row_bytes(&cache.tensor, dim);
+            let cells = if far { [39, 2, 3, 4] } else { [7, 2, 3, 4] };
+            let given: Vec<Vec<u8>> = (1..3).map(|head| rows(head, &cells)).collect();
+            write_heads(&mut cache.tensor, &cells, (1, len), &given);
+            let before = TestCache::asked();
+            let read = CellRows::new(&cache.tensor, &cells);
+            for head in 0..n_heads {
+                let mut got = Vec::new();
+                read.part((head * len, len), &mut got);
+                let wanted = match head {
+                    0 => vec![0; given[0].len()],
+                    _ => given[head - 1].clone(),
+                };
+                assert_eq!(got, wanted, "head {head}");
+            }
+            let asked = usize::from(is_device) * (1 + usize::from(far));
+            assert_eq!(TestCache::asked() - before, asked);
+            // And nothing else has changed.
+            let others: Vec<u32> = (0..40).filter(|cell| !cells.contains(cell)).collect();
+            assert!(read_cells(&cache.tensor, &others).iter().all(|b| *b == 0));
+        }
+    }
 }

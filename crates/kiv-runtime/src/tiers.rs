@@ -2,7 +2,7 @@
 //! in the cold store, and the policy that decides between them.
 
 use crate::bring::Bring;
-use crate::cells::{CellMap, stretches};
+use crate::cells::CellMap;
 use crate::cold::Cold;
 use crate::error::Error;
 use crate::gpu;
@@ -11,8 +11,9 @@ use crate::local::Local;
 use crate::persist::slots_at_home;
 use crate::remap::{Frame, Remap, turn_rows};
 use crate::rest;
-use crate::slot::{Slot, read_rows, turned, write_keys, write_rows};
+use crate::slot::{CellRows, Slot, read_rows, turned, write_keys};
 use crate::stats::Stats;
+use crate::timeline::Recorder;
 use kiv_context::DiskTier;
 use kiv_cuda::Slots;
 use kiv_policy::{
@@ -74,6 +75,8 @@ pub(crate) struct Tiers {
     /// Whether what is not in slots may stand in one of them as if it were one token.
     rests: bool,
     pub(crate) stats: Stats,
+    /// Is told what layers' time goes to, while a token's is asked for.
+    pub(crate) recorder: Option<Recorder>,
     /// Time of each layer's last selection.
     last_select: Vec<Duration>,
     // Scratch, kept to allocate once.
@@ -113,6 +116,7 @@ impl Tiers {
             shuffle,
             rests: false,
             stats: Stats::default(),
+            recorder: None,
             queries: Vec::new(),
             selection: Selection::default(),
             swaps: Vec::new(),
@@ -436,16 +440,18 @@ impl Tiers {
             let (k, v) = layer_caches(caches, layer.il)?;
             let remap = self.remap.as_ref();
             let turn = remap.and_then(|r| r.seal_turn(index, first, cells.len(), false));
+            let (k_rows, v_rows) = (CellRows::new(k, cells), CellRows::new(v, cells));
+            let lens = [
+                k.format().row_bytes(layer.key_dim),
+                v.format().row_bytes(layer.value_dim),
+            ];
             for kv_head in 0..layer.n_head_kv {
-                for (cache, dim, rows) in [
-                    (&*k, layer.key_dim, &mut keys),
-                    (&*v, layer.value_dim, &mut values),
+                for (of, len, rows) in [
+                    (&k_rows, lens[0], &mut keys),
+                    (&v_rows, lens[1], &mut values),
                 ] {
                     rows.clear();
-                    let len = cache.format().row_bytes(dim);
-                    stretches(cells, |_, first, n| {
-                        cache.read(first, n, (kv_head * len, len), rows)
-                    });
+                    of.part((kv_head * len, len), rows);
                 }
                 if let Some(turn) = &turn {
                     turn_rows(turn, k.format(), layer.key_dim, &mut keys);
@@ -611,19 +617,11 @@ impl Tiers {
             let tables = &mut self.slots[layer];
             bring.bring((&mut *k, &mut *v), &self.swaps, tables, helpers)
         };
+        // While a GPU is bringing blocks to other slots.
         let last = Slot::new(&self.layout, cells, self.layout.n_slots - 1);
-        for (kv_head, rest) in rests.iter().enumerate() {
-            for (cache, rows) in [&mut *k, &mut *v].into_iter().zip(rest.iter().flatten()) {
-                let format = cache.format();
-                let row_len = rows.len() / last.cells.len();
-                let bytes = &format.encode(rows);
-                let rows = Rows {
-                    format,
-                    row_len,
-                    bytes,
-                };
-                write_rows(&mut cache.of_head(kv_head, row_len), &last.cells, rows);
-            }
+        rest::write([&mut *k, &mut *v], &last.cells, &rests);
+        if let Some(gpu) = self.store.gpu() {
+            result = result.and(gpu::settle(gpu, (layer, batch.step), &self.slots));
         }
         if moved && result.is_ok() {
             result = self.turn_slots(layer, k, cells);
@@ -631,7 +629,11 @@ impl Tiers {
         if let (Some(remap), Ok(())) = (&mut self.remap, &result) {
             remap.slots_followed(layer);
         }
-        self.stats.swap += selected.elapsed();
+        let brought = Instant::now();
+        self.stats.swap += brought - selected;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.layer(il, [started, selected, brought]);
+        }
         result
     }
 

@@ -109,8 +109,21 @@ fn inner_same_logits() {
             let (stats, counters) = (gpu.stats(), gpu.gpu_counters().unwrap());
             assert_eq!(counters.blocks, stats.blocks_swapped, "{what}");
             assert!(counters.launches <= stats.selections, "{what}");
+            told_layer_by_layer(&mut gpu, tokens[0]);
         }
     }
+}
+
+/// What is told of a token is in order, and of all layers; transfers are among it.
+fn told_layer_by_layer(session: &mut Session, token: Token) {
+    let timeline = session.read_timed(token).unwrap();
+    let n_layers = session.geometry().unwrap().layers.len();
+    assert_eq!(timeline.layers.len(), n_layers);
+    let layers = timeline.layers.iter();
+    let times = layers.flat_map(|l| [l.stopped, l.chosen, l.brought]);
+    assert!(times.chain([timeline.total]).is_sorted());
+    assert!(!timeline.transfers.is_empty());
+    assert!(timeline.transfers.iter().all(|span| span.begin < span.end));
 }
 
 #[test]

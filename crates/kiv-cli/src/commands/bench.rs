@@ -1,17 +1,23 @@
 //! `kiv bench`: speed and memory, policies side by side in one run.
 
+mod timeline;
+
 use crate::args::{BenchArgs, Fill, SyntheticArgs};
 use crate::bundled::cache_folders;
 use crate::model::{self, passing_builder, session};
 use crate::output::{ReadBar, bytes, peak_rss, print_json, reset_peak_rss};
 use anyhow::{Result, bail};
 use kiv_gguf::ModelFile;
-use kiv_runtime::{Error, Model, Outputs, Token};
+use kiv_runtime::{Model, Outputs, Timeline, Token, device_memory};
 use kiv_synthetic::Synthetic;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
+use timeline::Drawing;
+
+/// What `--stops` adds.
+const STOPS: &str = "full+stops";
 
 /// What one policy did in one round.
 #[derive(Clone, Default)]
@@ -66,6 +72,9 @@ struct Row<'a> {
     /// Where a device searches the index: bytes of its memory, and searches that it has done.
     device_index_bytes: Option<usize>,
     device_searches: Option<u64>,
+    /// Bytes that are taken of the memory of all devices but the CPU, by whomever, after the
+    /// last token; where there is one.
+    device_used_bytes: Option<usize>,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -99,7 +108,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     if !args.model.json {
         say!("{name}")?;
         say!(
-            "{:8} {:>8} {:9} {:>9} {:>9} {:>8} {:>7} {:>7} {:>9} {:>8} {:>9} {:>9} {:>10} {:>10}",
+            "{:10} {:>8} {:9} {:>9} {:>9} {:>8} {:>7} {:>7} {:>9} {:>8} {:>9} {:>9} {:>10} {:>10}",
             "policy",
             "context",
             "fill",
@@ -116,13 +125,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             "host"
         )?;
     }
+    let mut drawing = Drawing::default();
     for &n_ctx in &args.ctx {
-        let policies: Vec<&String> = args
-            .kv_policy
-            .iter()
+        let stops = args.stops.then_some(STOPS);
+        let policies: Vec<&str> = (args.kv_policy.iter().map(String::as_str).chain(stops))
             .filter(|p| {
                 let retrieves = kiv_policies::by_name(p).is_some_and(|p| p.retrieves());
-                let possible = args.fill == Fill::Text || retrieves || *p == "full";
+                let possible = args.fill == Fill::Text || retrieves || is_full(p);
                 if !possible {
                     note!("{p} keeps nothing that could be filled: no row at {n_ctx} tokens");
                 }
@@ -133,7 +142,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         for round in 0..args.rounds.max(1) {
             for (i, policy) in policies.iter().enumerate() {
                 reset_peak_rss();
-                let (sample, row) = measure(args, &model, &name, (policy, room), &text[..n_ctx])?;
+                let text = &text[..n_ctx];
+                let (sample, row, timeline) = measure(args, &model, &name, (policy, room), text)?;
+                if let Some(timeline) = timeline.filter(|_| round == 0) {
+                    drawing.add((policy, n_ctx), &timeline);
+                }
                 if round == 0 {
                     rows.push((vec![sample], row));
                 } else {
@@ -163,6 +176,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             row.index_s = m.index_s;
             print(args, &row)?;
         }
+    }
+    if let Some(path) = &args.timeline {
+        drawing.write(path)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -200,21 +216,34 @@ fn text(model: &Model, n: usize, seed: u64) -> Vec<Token> {
     tokens
 }
 
+/// Whether everything is resident.
+fn is_full(policy: &str) -> bool {
+    ["full", STOPS].contains(&policy)
+}
+
 fn measure<'a>(
     args: &BenchArgs,
     model: &Model,
     name: &'a str,
     (policy, room): (&'a str, usize),
     text: &[Token],
-) -> Result<(Sample, Row<'a>)> {
+) -> Result<(Sample, Row<'a>, Option<Timeline>)> {
     let n_ctx = text.len();
     // Decoding repeats the text's end; there must be room for it.
     let decode = &text[n_ctx.saturating_sub(args.predict)..];
-    let room = match policy {
-        "full" => n_ctx + decode.len(),
-        _ => room,
+    let room = if is_full(policy) {
+        n_ctx + decode.len()
+    } else {
+        room
     };
-    let builder = passing_builder(model, &args.model, &args.cache, policy).ctx_size(room);
+    // What is drawn is not measured, unless there is nothing else.
+    let drawn = usize::from(args.timeline.is_some());
+    let (decode, drawn) = decode.split_at(decode.len() - drawn.min(decode.len() - 1));
+    let named = if is_full(policy) { "full" } else { policy };
+    let mut builder = passing_builder(model, &args.model, &args.cache, named).ctx_size(room);
+    if policy == STOPS {
+        builder = builder.stop_for_nothing();
+    }
     let mut session = session(builder)?;
     let started = Instant::now();
     match args.fill {
@@ -228,15 +257,16 @@ fn measure<'a>(
     let before = session.stats();
     let started = Instant::now();
     // One call, as a stock loop would make them: token by token.
-    match session.read_one_by_one(decode) {
-        Ok(()) => {}
-        Err(error @ Error::Interrupted { .. }) => return Err(error.into()),
-        Err(error) => return Err(error.into()),
-    }
+    session.read_one_by_one(decode)?;
     let per_token = 1e3 / decode.len().max(1) as f64;
     let decode_ms = started.elapsed().as_secs_f64() * per_token;
     let spent = session.stats().since(&before);
+    let timeline = match drawn {
+        [token, ..] => Some(session.read_timed(*token)?),
+        [] => None,
+    };
     let memory = session.memory();
+    let devices = device_memory();
     let sample = Sample {
         prefill_s,
         decode_ms,
@@ -279,9 +309,11 @@ fn measure<'a>(
         gpu_hidden: session.gpu_overlap()?.map(|o| o.share()),
         device_index_bytes: session.device_index().map(|d| d.bytes),
         device_searches: session.device_index().map(|d| d.searches),
+        device_used_bytes: (!devices.is_empty())
+            .then(|| devices.iter().map(|d| d.total - d.free.min(d.total)).sum()),
         peak_rss_bytes: peak_rss(),
     };
-    Ok((sample, row))
+    Ok((sample, row, timeline))
 }
 
 /// Each figure's own median.
@@ -315,7 +347,7 @@ fn print(args: &BenchArgs, row: &Row<'_>) -> Result<()> {
         return print_json(row);
     }
     say!(
-        "{:8} {:>8} {:9} {:>9.2} {:>9.0} {:>8.3} {:>7.2} {:>7.2} {:>9.3} {:>8.3} {:>9.3} {:>9.3} {:>10} {:>10}",
+        "{:10} {:>8} {:9} {:>9.2} {:>9.0} {:>8.3} {:>7.2} {:>7.2} {:>9.3} {:>8.3} {:>9.3} {:>9.3} {:>10} {:>10}",
         row.policy,
         row.n_ctx,
         row.fill,

@@ -60,9 +60,10 @@ pub struct CudaDevice {
     /// The device's, for lists that kernels are given.
     lists: Vec<Passage>,
     queues: Vec<Queue>,
+    /// Those of the modules.
     kernels: HashMap<&'static str, Kernel>,
-    /// Kernels are there while these are.
-    _modules: Vec<Module>,
+    /// The files of kernels that something was wanted of: compiling takes time.
+    modules: Vec<Module>,
     context: Arc<Context>,
 }
 
@@ -80,29 +81,43 @@ pub fn look_or_say(ordinal: u32) -> Result<(), Absent> {
 /// [`Absent`].
 pub fn open_or_say(ordinal: u32) -> Result<CudaDevice, Absent> {
     let (context, name) = Context::open(ordinal)?;
-    let mut kernels = HashMap::new();
-    let mut modules = Vec::new();
-    for (ptx, names) in KERNELS {
-        let module = Module::load(&context, ptx)?;
-        for name in names {
-            kernels.insert(*name, module.kernel(name)?);
-        }
-        modules.push(module);
-    }
-    Ok(CudaDevice {
+    let mut device = CudaDevice {
         name,
         started: Instant::now(),
         rooms: Vec::new(),
         uploads: Vec::new(),
         lists: Vec::new(),
         queues: Vec::new(),
-        kernels,
-        _modules: modules,
+        kernels: HashMap::new(),
+        modules: Vec::new(),
         context,
-    })
+    };
+    // A driver that does not take one of the files takes none.
+    device.load(&KERNELS[0])?;
+    Ok(device)
 }
 
 impl CudaDevice {
+    fn load(&mut self, (ptx, names): &(&str, &[&'static str])) -> Result<(), Absent> {
+        let module = Module::load(&self.context, ptx)?;
+        for name in *names {
+            self.kernels.insert(name, module.kernel(name)?);
+        }
+        self.modules.push(module);
+        Ok(())
+    }
+
+    fn kernel(&mut self, name: &str) -> Result<Kernel, DeviceError> {
+        if !self.kernels.contains_key(name)
+            && let Some(file) = KERNELS.iter().find(|(_, names)| names.contains(&name))
+        {
+            let loaded = self.load(file);
+            loaded.map_err(|absent| DeviceError::Failed(absent.to_string()))?;
+        }
+        let kernel = self.kernels.get(name).copied();
+        kernel.ok_or_else(|| DeviceError::Failed(name.to_owned()))
+    }
+
     /// Somebody else's device memory, such as a cache tensor of ggml's, as a buffer.
     /// [`Device::free`] forgets it, and gives nothing back.
     ///
@@ -227,6 +242,8 @@ impl CudaDevice {
     /// Starts a kernel whose work has been checked.
     fn start(&mut self, stream: Stream, launch: &Launch) -> Result<Event, DeviceError> {
         let context = self.context.clone();
+        let kernels = launch.calls.iter().map(|call| self.kernel(call.kernel));
+        let kernels = kernels.collect::<Result<Vec<Kernel>, _>>()?;
         let len = launch.lists.len();
         let way = passage(&mut self.lists, &context, Memory::Device, len)?;
         let lists = self.lists[way].block.address;
@@ -234,12 +251,11 @@ impl CudaDevice {
         unsafe { self.send(stream, lists, &launch.lists)? };
         let queue = self.queue(stream)?;
         context.bind()?;
-        let started = launch.calls.iter().try_for_each(|call| {
+        let calls = launch.calls.iter().zip(kernels);
+        let started = calls.into_iter().try_for_each(|(call, kernel)| {
             let mut values: Vec<[u64; 4]> = call.params.iter().map(|p| p.value(lists)).collect();
             let values = values.iter_mut().map(|value| value.as_mut_ptr().cast());
             let mut values: Vec<*mut c_void> = values.collect();
-            let kernel = self.kernels.get(call.kernel);
-            let kernel = kernel.ok_or_else(|| DeviceError::Failed(call.kernel.to_owned()))?;
             let [x, y, z] = call.grid;
             // SAFETY: the kernel is one of a loaded module; it gets what it declares (see the
             // tests of `launch`), reads and writes what `Work::check` has found to be there,

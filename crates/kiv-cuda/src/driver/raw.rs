@@ -10,7 +10,7 @@ use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::CString;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The driver's words for what went wrong.
 pub(super) fn words(what: &str, error: DriverError) -> String {
@@ -47,6 +47,8 @@ pub(super) fn find(ordinal: u32) -> Result<sys::CUdevice, Absent> {
 pub(super) struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
+    /// Events that nobody has any more: some hundreds are wanted for each token.
+    events: Mutex<Vec<sys::CUevent>>,
 }
 
 // SAFETY: the driver's functions may be called from any thread; what is here are names.
@@ -63,7 +65,13 @@ impl Context {
         // SAFETY: the device is one that the driver has just named.
         let raw = unsafe { result::primary_ctx::retain(device) };
         let raw = raw.map_err(failed("no context"))?;
-        Ok((Arc::new(Self { device, raw }), name))
+        let events = Mutex::default();
+        let context = Self {
+            device,
+            raw,
+            events,
+        };
+        Ok((Arc::new(context), name))
     }
 
     /// Makes it current on this thread.
@@ -75,6 +83,16 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if self.bind().is_ok() {
+            let events = self
+                .events
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner);
+            for event in events.drain(..) {
+                // SAFETY: made in `Queue::record`, and nobody has it.
+                let _ = unsafe { result::event::destroy(event) };
+            }
+        }
         // SAFETY: retained once, in `open`; all that is of it has been dropped before.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
@@ -198,9 +216,16 @@ impl Queue {
 
     pub(super) fn record(&self) -> Result<Event, DeviceError> {
         self.context.bind()?;
-        // With times, unlike what most others want.
-        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
-        let raw = result::event::create(flags).map_err(failed("no event"))?;
+        let left = self.context.events.lock();
+        let left = left.unwrap_or_else(PoisonError::into_inner).pop();
+        let raw = match left {
+            Some(raw) => raw,
+            None => {
+                // With times, unlike what most others want.
+                let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+                result::event::create(flags).map_err(failed("no event"))?
+            }
+        };
         let event = Event(Arc::new(Point {
             raw,
             context: self.context.clone(),
@@ -241,10 +266,11 @@ unsafe impl Sync for Point {}
 
 impl Drop for Point {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: created in `Queue::record`. It may not have been reached yet.
-            let _ = unsafe { result::event::destroy(self.raw) };
-        }
+        // It may not have been reached yet. Streams that were told to wait for it wait for what
+        // had been recorded by then.
+        let events = self.context.events.lock();
+        let mut events = events.unwrap_or_else(PoisonError::into_inner);
+        events.push(self.raw);
     }
 }
 
@@ -308,7 +334,9 @@ impl Block {
             (_, CUresult::CUDA_ERROR_OUT_OF_MEMORY)
             | (
                 Memory::Pinned,
-                CUresult::CUDA_ERROR_OPERATING_SYSTEM | CUresult::CUDA_ERROR_NOT_PERMITTED,
+                CUresult::CUDA_ERROR_OPERATING_SYSTEM
+                | CUresult::CUDA_ERROR_NOT_PERMITTED
+                | CUresult::CUDA_ERROR_NOT_SUPPORTED,
             ) => DeviceError::OutOfMemory { memory, bytes: len },
             _ => failed("no memory")(error),
         };
@@ -327,13 +355,12 @@ impl Block {
             }
             Memory::Pinned => {
                 let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
-                // SAFETY: it is filled before anybody sees it.
+                // SAFETY: the driver's pages hold bytes, whichever. They are not filled here,
+                // which takes as long as what will be written to them.
                 let host = unsafe { result::malloc_host(bytes, flags) }.map_err(none)?;
                 let host = NonNull::new(host.cast::<u8>());
                 let host = host.ok_or_else(|| DeviceError::Failed("memory at 0".to_owned()))?;
                 block.host = Some(host);
-                // SAFETY: the driver has given so many bytes. They hold anything until then.
-                unsafe { host.write_bytes(0, bytes) };
                 // SAFETY: the memory is mapped; the address goes to a number that is there.
                 let mapped = unsafe {
                     sys::cuMemHostGetDevicePointer_v2(&mut block.address, host.as_ptr().cast(), 0)

@@ -32,6 +32,15 @@ impl Overlap {
     }
 }
 
+/// When a transfer has begun and ended, from a moment on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// When it has begun.
+    pub begin: Duration,
+    /// When it has ended.
+    pub end: Duration,
+}
+
 /// One transfer.
 struct Transfer<E> {
     begin: E,
@@ -43,6 +52,8 @@ struct Transfer<E> {
 pub(super) struct Meter<D: Device> {
     pending: Vec<Transfer<D::Event>>,
     overlap: Overlap,
+    /// The moment that transfers are listed from, if they are, and those since.
+    listed: Option<(D::Event, Vec<Span>)>,
 }
 
 impl<D: Device> Default for Meter<D> {
@@ -50,6 +61,7 @@ impl<D: Device> Default for Meter<D> {
         Self {
             pending: Vec::new(),
             overlap: Overlap::default(),
+            listed: None,
         }
     }
 }
@@ -83,12 +95,32 @@ impl<D: Device> Meter<D> {
         for t in self.pending.drain(..n) {
             device.sync(&t.end)?;
             self.overlap.moved += device.between(&t.begin, &t.end)?;
+            if let Some((from, spans)) = &mut self.listed {
+                spans.push(Span {
+                    begin: device.between(from, &t.begin)?,
+                    end: device.between(from, &t.end)?,
+                });
+            }
             if let Some(reached) = t.reached {
                 device.sync(&reached)?;
                 self.overlap.waited += device.between(&reached, &t.end)?;
             }
         }
         Ok(())
+    }
+
+    /// Begins a list of transfers: of those from `from` on.
+    pub(super) fn list(&mut self, device: &mut D, from: D::Event) -> Result<(), DeviceError> {
+        self.read(device)?;
+        device.sync(&from)?;
+        self.listed = Some((from, Vec::new()));
+        Ok(())
+    }
+
+    /// Ends it, after waiting for all of them.
+    pub(super) fn listed(&mut self, device: &mut D) -> Result<Vec<Span>, DeviceError> {
+        self.read(device)?;
+        Ok(self.listed.take().map_or_else(Vec::new, |(_, spans)| spans))
     }
 
     pub(super) fn read(&mut self, device: &mut D) -> Result<Overlap, DeviceError> {

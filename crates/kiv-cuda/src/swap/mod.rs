@@ -15,7 +15,7 @@ mod meter;
 mod route;
 mod staging;
 
-pub use meter::Overlap;
+pub use meter::{Overlap, Span};
 
 use crate::device::{Device, DeviceError, Stream};
 use crate::pool::{LayerShape, PinnedPool, PoolError};
@@ -206,6 +206,24 @@ impl<D: Device> Swapper<D> {
     /// [`DeviceError::Failed`].
     pub fn overlap(&mut self, device: &mut D) -> Result<Overlap, DeviceError> {
         self.meter.read(device)
+    }
+
+    /// Begins a list of the transfers from now on, for [`Swapper::listed`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn list(&mut self, device: &mut D) -> Result<(), DeviceError> {
+        let now = device.record(self.compute)?;
+        self.meter.list(device, now)
+    }
+
+    /// Ends the list: when each transfer has begun and ended, after waiting for all of them.
+    /// Empty unless there is one.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn listed(&mut self, device: &mut D) -> Result<Vec<Span>, DeviceError> {
+        self.meter.listed(device)
     }
 
     /// Says that everything submitted to the compute stream so far, attention of this

@@ -34,45 +34,39 @@ namespace {
 
 // ---- Streams and events.
 
-struct Event;
+struct Point;
 
 struct Op {
     std::function<void()> run;
-    Event *after = nullptr;
-    Event *marks = nullptr;
+    std::shared_ptr<Point> after;
+    std::shared_ptr<Point> marks;
 };
 
 struct Stream {
     std::deque<Op> ops;
 };
 
-struct Event {
-    Stream *stream = nullptr;
+// Where an event was recorded. Recording it again makes another one: who was told to wait
+// waits for the one that there was then.
+struct Point {
+    Stream *stream;
     bool reached = false;
     uint64_t time = 0;
-    // Ops that name it.
-    int named = 0;
-    bool destroyed = false;
+};
+
+struct Event {
+    std::shared_ptr<Point> point;
 };
 
 uint64_t now;
 std::map<Stream *, std::unique_ptr<Stream>> streams;
 std::map<Event *, std::unique_ptr<Event>> events;
 
-void release(Event *event) {
-    if (event->destroyed && event->named == 0) {
-        events.erase(event);
-    }
-}
-
 void run_one(Stream *stream);
 
-void reach(Event *event) {
-    while (!event->reached) {
-        if (!event->stream || event->stream->ops.empty()) {
-            die("an event that nobody has recorded is waited for");
-        }
-        run_one(event->stream);
+void reach(Point &point) {
+    while (!point.reached) {
+        run_one(point.stream);
     }
 }
 
@@ -81,9 +75,7 @@ void run_one(Stream *stream) {
     stream->ops.pop_front();
     now += 1;
     if (op.after) {
-        reach(op.after);
-        op.after->named -= 1;
-        release(op.after);
+        reach(*op.after);
     }
     if (op.run) {
         op.run();
@@ -91,8 +83,6 @@ void run_one(Stream *stream) {
     if (op.marks) {
         op.marks->reached = true;
         op.marks->time = now;
-        op.marks->named -= 1;
-        release(op.marks);
     }
 }
 
@@ -105,10 +95,18 @@ Stream *stream_of(void *raw) {
 
 Event *event_of(void *raw) {
     auto found = events.find(static_cast<Event *>(raw));
-    if (found == events.end() || found->second->destroyed) {
+    if (found == events.end()) {
         die("no such event");
     }
     return found->first;
+}
+
+const std::shared_ptr<Point> &point_of(void *raw) {
+    const std::shared_ptr<Point> &point = event_of(raw)->point;
+    if (!point) {
+        die("an event that nobody has recorded");
+    }
+    return point;
 }
 
 // ---- Memory.
@@ -303,11 +301,6 @@ int cuStreamDestroy_v2(void *raw) {
     while (!stream->ops.empty()) {
         run_one(stream);
     }
-    for (auto &[event, owned] : events) {
-        if (event->stream == stream) {
-            event->stream = nullptr;
-        }
-    }
     streams.erase(stream);
     return OK;
 }
@@ -323,10 +316,8 @@ int cuStreamSynchronize(void *raw) {
 
 int cuStreamWaitEvent(void *raw, void *raw_event, unsigned) {
     check_current();
-    Event *event = event_of(raw_event);
     Op op;
-    op.after = event;
-    event->named += 1;
+    op.after = point_of(raw_event);
     stream_of(raw)->ops.push_back(op);
     return OK;
 }
@@ -344,40 +335,38 @@ int cuEventCreate(void **event, unsigned flags) {
 
 int cuEventRecord(void *raw_event, void *raw) {
     check_current();
-    Event *event = event_of(raw_event);
-    event->stream = stream_of(raw);
+    Stream *stream = stream_of(raw);
     Op op;
-    op.marks = event;
-    event->named += 1;
-    event->stream->ops.push_back(op);
+    op.marks = std::make_shared<Point>(Point{stream});
+    event_of(raw_event)->point = op.marks;
+    stream->ops.push_back(op);
     return OK;
 }
 
 int cuEventDestroy_v2(void *raw) {
     check_current();
-    Event *event = event_of(raw);
-    event->destroyed = true;
-    release(event);
+    events.erase(event_of(raw));
     return OK;
 }
 
 int cuEventQuery(void *raw) {
     check_current();
-    return event_of(raw)->reached ? OK : NOT_READY;
+    return point_of(raw)->reached ? OK : NOT_READY;
 }
 
 int cuEventSynchronize(void *raw) {
     check_current();
-    reach(event_of(raw));
+    reach(*point_of(raw));
     return OK;
 }
 
 int cuEventElapsedTime(float *ms, void *from, void *to) {
     check_current();
-    if (!event_of(from)->reached || !event_of(to)->reached) {
+    const Point &first = *point_of(from), &second = *point_of(to);
+    if (!first.reached || !second.reached) {
         return NOT_READY;
     }
-    *ms = float(int64_t(event_of(to)->time) - int64_t(event_of(from)->time));
+    *ms = float(int64_t(second.time) - int64_t(first.time));
     return OK;
 }
 

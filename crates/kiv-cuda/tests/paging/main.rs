@@ -135,6 +135,8 @@ fn what_is_predicted_well_is_hidden() {
     });
     for outcome in [&right, &silent, &wrong] {
         assert!(outcome.seen == outcome.expected && outcome.n_races == 0);
+        let moved: Duration = outcome.spans.iter().map(|s| s.end - s.begin).sum();
+        assert_eq!(moved, outcome.overlap.moved);
     }
     assert!(right.seen == silent.seen && right.seen == wrong.seen);
     // All but the first token's.

@@ -4,7 +4,7 @@ use kiv_cuda::sim::{Call, SimConfig, SimDevice};
 use kiv_cuda::work::{Cache, Side};
 use kiv_cuda::{
     Counters, Device, DeviceError, LayerShape, Memory, Overlap, Pager, PinnedPool, PoolError,
-    PoolUse, PredictConfig, Row, Slots, Stream, SwapConfig, Swapper, reference,
+    PoolUse, PredictConfig, Row, Slots, Span, Stream, SwapConfig, Swapper, reference,
 };
 use kiv_numeric::rope::{Pairs, Rotation, Turn};
 use kiv_policy::{RowFormat, Selection};
@@ -86,6 +86,8 @@ pub struct Outcome {
     /// What it should have.
     pub expected: Vec<Vec<u8>>,
     pub overlap: Overlap,
+    /// All transfers.
+    pub spans: Vec<Span>,
     pub counters: Counters,
     pub n_failed: usize,
     pub n_torn: usize,
@@ -335,6 +337,7 @@ impl World {
         let trace = trace(&mut rng, &self.shapes, setup.n_steps + 1);
         let n_layers = self.shapes.len();
         let (mut n_failed, mut ids, mut expected) = (0, Vec::new(), Vec::new());
+        self.pager.swapper_mut().list(&mut self.d).unwrap();
         for step in 0..setup.n_steps {
             if setup.cut == Some(step) {
                 self.d.repair();
@@ -393,6 +396,7 @@ impl World {
         self.d.sync(&end).unwrap();
         let seen = ids.iter().map(|id| self.d.seen(*id).to_vec()).collect();
         let overlap = self.pager.swapper_mut().overlap(&mut self.d).unwrap();
+        let spans = self.pager.swapper_mut().listed(&mut self.d).unwrap();
         let counters = self.pager.swapper_mut().counters();
         let taken = self.pager.pool().taken();
         self.pager.release(&mut self.d).unwrap();
@@ -403,6 +407,7 @@ impl World {
             seen,
             expected,
             overlap,
+            spans,
             counters,
             n_failed,
             n_torn: self.n_torn,

@@ -23,6 +23,40 @@ pub(crate) fn supports_gpu() -> bool {
     backend().supports_gpu_offload()
 }
 
+/// Memory of a device that ggml computes on, other than the CPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// ggml's name of the device, such as `CUDA0`.
+    pub name: String,
+    /// Bytes that nobody has, of this process or another one.
+    pub free: usize,
+    /// All bytes.
+    pub total: usize,
+}
+
+/// Memory of the devices that ggml computes on, other than the CPU.
+#[must_use]
+pub fn device_memory() -> Vec<DeviceMemory> {
+    backend();
+    let mut all = Vec::new();
+    // SAFETY: looks among the devices there are; names are static and end with a zero byte; the
+    // numbers that are written to live long enough.
+    unsafe {
+        for i in 0..sys::ggml_backend_dev_count() {
+            let device = sys::ggml_backend_dev_get(i);
+            if sys::ggml_backend_dev_type(device) == sys::GGML_BACKEND_DEVICE_TYPE_CPU {
+                continue;
+            }
+            let (mut free, mut total) = (0, 0);
+            sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total);
+            let name = CStr::from_ptr(sys::ggml_backend_dev_name(device));
+            let name = name.to_string_lossy().into_owned();
+            all.push(DeviceMemory { name, free, total });
+        }
+    }
+    all
+}
+
 /// llama.cpp's own line on what the build uses of this CPU.
 pub(crate) fn system_info() -> String {
     backend();

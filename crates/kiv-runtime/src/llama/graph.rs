@@ -203,13 +203,17 @@ impl<'a> Node<'a> {
         let [dim, n_tokens, n_head, _] = self.shape();
         // The view's bytes, gaps included.
         let span = (n_tokens - 1) * raw.nb[1] + (n_head - 1) * raw.nb[2] + dim * 4;
-        let mut bytes = vec![0f32; span.div_ceil(4)];
-        // SAFETY: `bytes` has room for `span` bytes; ggml checks the tensor's side.
-        unsafe { sys::ggml_backend_tensor_get(self.tensor, bytes.as_mut_ptr().cast(), 0, span) };
+        let read = |to: &mut Vec<f32>| {
+            to.resize(span.div_ceil(4), 0.0);
+            // SAFETY: there is room for `span` bytes; ggml checks the tensor's side.
+            unsafe { sys::ggml_backend_tensor_get(self.tensor, to.as_mut_ptr().cast(), 0, span) };
+        };
         if raw.nb[2] == dim * 4 && raw.nb[1] == n_head * dim * 4 {
-            *out = bytes;
+            read(out);
             return Ok(());
         }
+        let mut bytes = Vec::new();
+        read(&mut bytes);
         out.clear();
         for token in 0..n_tokens {
             for head in 0..n_head {

@@ -15,6 +15,7 @@ mod quantize;
 mod tensor;
 mod threads;
 
+pub use backend::{DeviceMemory, device_memory};
 pub(crate) use backend::{backend, cuda_missing, supports_gpu, system_info};
 pub(crate) use context::{Caches, Context, ContextParams, Device, GraphHook, Parts};
 pub(crate) use graph::{Node, Op};

@@ -98,11 +98,12 @@ impl CacheTensor {
 
     /// Lends all cells to a GPU: the one that has them, see [`CacheTensor::cuda_device`]. It
     /// is to be given to nobody but a hook of the context, which drops it when it is told to
-    /// ([`super::GraphHook::release`]).
+    /// ([`super::GraphHook::release`]). From then on they are a device's, wherever they are:
+    /// the host reads and writes them by ggml's calls alone.
     ///
     /// # Errors
     /// If cells are in no GPU's memory, or at a place that kernels cannot use.
-    pub(crate) fn lend(&self, gpu: &mut CudaDevice) -> Result<Buffer, DeviceError> {
+    pub(crate) fn lend(&mut self, gpu: &mut CudaDevice) -> Result<Buffer, DeviceError> {
         let emulated = self.is_host() && gpu.name() == EMULATED;
         if self.cuda_device().is_none() && !emulated {
             let why = "the cache is not in a GPU's memory".to_owned();
@@ -112,7 +113,9 @@ impl CacheTensor {
         let address = unsafe { (*self.tensor).data }.addr() as u64;
         // SAFETY: all cells are there, in memory that ggml has of the GPU's primary context,
         // until the context is freed; the hook drops the GPU before.
-        unsafe { gpu.adopt(address, self.bytes()) }
+        let lent = unsafe { gpu.adopt(address, self.bytes()) }?;
+        self.host = None;
+        Ok(lent)
     }
 
     fn check(&self, first: usize, n: usize, offset: usize, len: usize) {
@@ -146,14 +149,21 @@ impl CacheTensor {
                 out.extend_from_slice(row);
             }
         } else {
+            #[cfg(test)]
+            test_cache::ASKED.with(|asked| asked.set(asked.get() + 1));
             let at = out.len();
             out.resize(at + n * len, 0);
+            let to = out[at..].as_mut_ptr().cast();
             // SAFETY: `out` has room for n rows of `len`; the tensor's side is
             // inside by `check`.
             unsafe {
+                if len == self.cell_bytes {
+                    sys::ggml_backend_tensor_get(self.tensor, to, start, n * len);
+                    return;
+                }
                 sys::ggml_backend_tensor_get_2d(
                     self.tensor,
-                    out[at..].as_mut_ptr().cast(),
+                    to,
                     start,
                     len,
                     n,
@@ -273,65 +283,85 @@ impl CellPart<'_> {
             }
         } else {
             let _one = ONE_AT_A_TIME.lock();
+            let from = rows.as_ptr().cast();
             // SAFETY: `rows` holds n rows of `len`; the tensor's side is inside, as above.
             unsafe {
-                sys::ggml_backend_tensor_set_2d(
-                    self.tensor,
-                    rows.as_ptr().cast(),
-                    start,
-                    len,
-                    n,
-                    cell_bytes,
-                    len,
-                );
-            }
-        }
-    }
-}
-
-/// For tests: a cache of its own, of cells that are all zeros.
-#[cfg(test)]
-pub(crate) struct TestCache {
-    pub(crate) tensor: CacheTensor,
-    context: *mut sys::ggml_context,
-    buffer: *mut sys::ggml_backend_buffer,
-}
-
-#[cfg(test)]
-impl TestCache {
-    /// `n_cells` cells of `len` values.
-    pub(crate) fn new(format: RowFormat, len: usize, n_cells: usize) -> Self {
-        // SAFETY: plain sizes; the context has room for the tensor, and the buffer gives it its
-        // memory. Both are freed with this, which owns all that points to them.
-        unsafe {
-            let context = sys::ggml_init(sys::ggml_init_params {
-                mem_size: 2 * sys::ggml_tensor_overhead(),
-                mem_buffer: std::ptr::null_mut(),
-                no_alloc: true,
-            });
-            let (len, n) = (len as i64, n_cells as i64);
-            let tensor = sys::ggml_new_tensor_2d(context, super::ggml_type(format), len, n);
-            let kind = sys::ggml_backend_cpu_buffer_type();
-            let buffer = sys::ggml_backend_alloc_ctx_tensors_from_buft(context, kind);
-            assert!(!buffer.is_null(), "no memory");
-            sys::ggml_backend_buffer_clear(buffer, 0);
-            let tensor = CacheTensor::new(tensor).unwrap();
-            Self {
-                tensor,
-                context,
-                buffer,
+                if len == cell_bytes {
+                    sys::ggml_backend_tensor_set(self.tensor, from, start, n * len);
+                    return;
+                }
+                sys::ggml_backend_tensor_set_2d(self.tensor, from, start, len, n, cell_bytes, len);
             }
         }
     }
 }
 
 #[cfg(test)]
-impl Drop for TestCache {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`, and nobody has borrowed the tensor any more.
-        unsafe {
-            sys::ggml_backend_buffer_free(self.buffer);
-            sys::ggml_free(self.context);
+pub(crate) use test_cache::TestCache;
+
+#[cfg(test)]
+mod test_cache {
+    use super::{CacheTensor, RowFormat, sys};
+    use crate::llama::ggml_type;
+    use std::cell::Cell;
+
+    thread_local! {
+        /// How often a device was asked for rows.
+        pub(super) static ASKED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A cache of its own, of cells that are all zeros.
+    pub(crate) struct TestCache {
+        pub(crate) tensor: CacheTensor,
+        context: *mut sys::ggml_context,
+        buffer: *mut sys::ggml_backend_buffer,
+    }
+
+    impl TestCache {
+        /// `n_cells` cells of `len` values.
+        pub(crate) fn new(format: RowFormat, len: usize, n_cells: usize) -> Self {
+            // SAFETY: plain sizes; the context has room for the tensor, and the buffer gives it
+            // its memory. Both are freed with this, which owns all that points to them.
+            unsafe {
+                let context = sys::ggml_init(sys::ggml_init_params {
+                    mem_size: 2 * sys::ggml_tensor_overhead(),
+                    mem_buffer: std::ptr::null_mut(),
+                    no_alloc: true,
+                });
+                let (len, n) = (len as i64, n_cells as i64);
+                let tensor = sys::ggml_new_tensor_2d(context, ggml_type(format), len, n);
+                let kind = sys::ggml_backend_cpu_buffer_type();
+                let buffer = sys::ggml_backend_alloc_ctx_tensors_from_buft(context, kind);
+                assert!(!buffer.is_null(), "no memory");
+                sys::ggml_backend_buffer_clear(buffer, 0);
+                let tensor = CacheTensor::new(tensor).unwrap();
+                Self {
+                    tensor,
+                    context,
+                    buffer,
+                }
+            }
+        }
+
+        /// As if it were in a device's memory: read and written by ggml's calls.
+        pub(crate) fn of_device(mut self) -> Self {
+            self.tensor.host = None;
+            self
+        }
+
+        /// How often this thread has asked a device for rows.
+        pub(crate) fn asked() -> usize {
+            ASKED.with(Cell::get)
+        }
+    }
+
+    impl Drop for TestCache {
+        fn drop(&mut self) {
+            // SAFETY: made in `new`, and nobody has borrowed the tensor any more.
+            unsafe {
+                sys::ggml_backend_buffer_free(self.buffer);
+                sys::ggml_free(self.context);
+            }
         }
     }
 }

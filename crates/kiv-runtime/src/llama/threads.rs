@@ -6,6 +6,7 @@
 //! its cores, so they are put to sleep first; the next piece of graph wakes them. (OpenMP's
 //! threads, which llama.cpp uses when built with it, cannot be told.)
 
+use foreign::Foreign;
 use kiv_policy::Helpers;
 use llama_cpp_sys_2 as sys;
 
@@ -18,8 +19,7 @@ const POLL: u32 = 1;
 pub(super) struct Threads {
     pool: *mut sys::ggml_threadpool,
     /// Work that is not llama.cpp's, where it can be given to them.
-    #[cfg(not(feature = "dynamic-backends"))]
-    foreign: Option<foreign::Foreign>,
+    foreign: Option<Foreign>,
 }
 
 // SAFETY: ggml's thread pools are locked inside and belong to no thread.
@@ -28,6 +28,7 @@ unsafe impl Send for Threads {}
 impl Threads {
     /// Starts `n` threads (the caller's counts as one).
     pub(super) fn start(n: i32) -> Option<Self> {
+        super::backend();
         // SAFETY: plain parameters; null means failure.
         let pool = unsafe {
             let mut params = sys::ggml_threadpool_params_default(n);
@@ -36,18 +37,17 @@ impl Threads {
         };
         (!pool.is_null()).then(|| Self {
             pool,
-            #[cfg(not(feature = "dynamic-backends"))]
-            foreign: foreign::Foreign::new(pool, n),
+            // SAFETY: `drop` drops it before the pool is freed.
+            foreign: unsafe { Foreign::new(pool, n) },
         })
     }
 
     /// Themselves, for the work of others, while no graph is computed.
     pub(super) fn helpers(&self) -> &dyn Helpers {
-        #[cfg(not(feature = "dynamic-backends"))]
-        if let Some(foreign) = &self.foreign {
-            return foreign;
+        match &self.foreign {
+            Some(foreign) => foreign,
+            None => &kiv_policy::Alone,
         }
-        &kiv_policy::Alone
     }
 
     /// Makes a context compute on these threads.
@@ -68,7 +68,6 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        #[cfg(not(feature = "dynamic-backends"))]
         drop(self.foreign.take());
         // SAFETY: made in `start`, and no context uses it any more.
         unsafe { calls::free(self.pool) };
@@ -76,9 +75,8 @@ impl Drop for Threads {
 }
 
 /// Work of others as a graph for the threads.
-#[cfg(not(feature = "dynamic-backends"))]
 mod foreign {
-    use super::{Helpers, sys};
+    use super::{Helpers, calls, sys};
     use parking_lot::Mutex;
     use std::any::Any;
     use std::cell::Cell;
@@ -102,7 +100,8 @@ mod foreign {
 
     /// A graph of one node, which does whatever is given.
     pub(super) struct Foreign {
-        pool: *mut sys::ggml_threadpool,
+        /// ggml's CPU, on the threads of the pool.
+        cpu: *mut sys::ggml_backend,
         n: c_int,
         context: *mut sys::ggml_context,
         graph: *mut sys::ggml_cgraph,
@@ -124,8 +123,13 @@ mod foreign {
     }
 
     impl Foreign {
-        /// For a pool of `n` threads, which must be dropped later than this is.
-        pub(super) fn new(pool: *mut sys::ggml_threadpool, n: c_int) -> Option<Self> {
+        /// For a pool of `n` threads.
+        ///
+        /// # Safety
+        /// The pool must be live as long as the result is.
+        pub(super) unsafe fn new(pool: *mut sys::ggml_threadpool, n: c_int) -> Option<Self> {
+            // SAFETY: forwarded; `drop` frees it.
+            let cpu = unsafe { calls::cpu(pool, n) }?;
             let job = Box::<Job>::default();
             // SAFETY: plain sizes. Nothing but the nodes themselves is allocated, in memory
             // that is the context's own and has room for them.
@@ -137,6 +141,7 @@ mod foreign {
                     no_alloc: true,
                 });
                 if context.is_null() {
+                    sys::ggml_backend_free(cpu);
                     return None;
                 }
                 let any = sys::ggml_new_tensor_1d(context, sys::GGML_TYPE_F32, 1);
@@ -147,7 +152,7 @@ mod foreign {
                 (context, graph)
             };
             Some(Self {
-                pool,
+                cpu,
                 n,
                 context,
                 graph,
@@ -174,10 +179,7 @@ mod foreign {
             // SAFETY: the pool is live, and computes nothing: its graphs are computed by the
             // thread that this is called on or waited for by, one after another, and this one
             // under `busy`. The node has no data, and needs no memory to work in.
-            let status = unsafe {
-                let mut plan = sys::ggml_graph_plan(self.graph, self.n, self.pool);
-                sys::ggml_graph_compute(self.graph, &raw mut plan)
-            };
+            let status = unsafe { sys::ggml_backend_graph_compute(self.cpu, self.graph) };
             self.job.work.set(None);
             if let Some(panic) = self.job.panic.lock().take() {
                 resume_unwind(panic);
@@ -192,7 +194,10 @@ mod foreign {
     impl Drop for Foreign {
         fn drop(&mut self) {
             // SAFETY: made in `new`; nothing is computed any more.
-            unsafe { sys::ggml_free(self.context) };
+            unsafe {
+                sys::ggml_free(self.context);
+                sys::ggml_backend_free(self.cpu);
+            }
         }
     }
 
@@ -271,34 +276,33 @@ mod foreign {
     }
 }
 
-/// The CPU backend's functions, linked in.
-#[cfg(not(feature = "dynamic-backends"))]
-mod calls {
-    pub(super) use llama_cpp_sys_2::{
-        ggml_threadpool_free as free, ggml_threadpool_new as new, ggml_threadpool_pause as pause,
-    };
-}
-
-/// The CPU backend's functions, in whichever backend was loaded.
-#[cfg(feature = "dynamic-backends")]
+/// The CPU backend's functions, by their names: it may be linked in, or have been loaded.
 mod calls {
     use llama_cpp_sys_2 as sys;
-    use std::ffi::CStr;
+    use std::ffi::{CStr, c_int};
 
     // SAFETY (of calling them): the contracts are ggml-cpu.h's.
     type New = unsafe extern "C" fn(*mut sys::ggml_threadpool_params) -> *mut sys::ggml_threadpool;
     type Free = unsafe extern "C" fn(*mut sys::ggml_threadpool);
+    type SetPool = unsafe extern "C" fn(*mut sys::ggml_backend, *mut sys::ggml_threadpool);
+    type SetNumber = unsafe extern "C" fn(*mut sys::ggml_backend, c_int);
+
+    /// The CPU among ggml's devices, null if there is none.
+    fn device() -> *mut sys::ggml_backend_device {
+        // SAFETY: looks among the devices there are.
+        unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) }
+    }
 
     /// # Safety
     /// `T` must be the type of the function of this name, or a null pointer's.
     unsafe fn find<T: Copy>(name: &CStr) -> Option<T> {
         const { assert!(size_of::<T>() == size_of::<*mut ()>()) };
-        // SAFETY: the backends are loaded before any context is made.
+        let device = device();
+        if device.is_null() {
+            return None;
+        }
+        // SAFETY: backends stay once they are there.
         let address = unsafe {
-            let device = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
-            if device.is_null() {
-                return None;
-            }
             let registry = sys::ggml_backend_dev_backend_reg(device);
             sys::ggml_backend_reg_get_proc_address(registry, name.as_ptr())
         };
@@ -327,9 +331,40 @@ mod calls {
         }
     }
 
+    /// A backend that computes on the `n` threads of a pool, which whoever gets it frees.
+    ///
+    /// # Safety
+    /// The pool must be live as long as the backend is.
+    pub(super) unsafe fn cpu(
+        pool: *mut sys::ggml_threadpool,
+        n: c_int,
+    ) -> Option<*mut sys::ggml_backend> {
+        // SAFETY: the types are those of ggml-cpu.h and ggml-backend.h.
+        let (set_pool, set_n) = unsafe {
+            (
+                find::<SetPool>(c"ggml_backend_cpu_set_threadpool")?,
+                find::<SetNumber>(c"ggml_backend_set_n_threads")?,
+            )
+        };
+        // SAFETY: there is that device, since it has functions; the rest is forwarded.
+        unsafe {
+            let cpu = sys::ggml_backend_dev_init(device(), std::ptr::null());
+            if cpu.is_null() {
+                return None;
+            }
+            set_n(cpu, n);
+            set_pool(cpu, pool);
+            Some(cpu)
+        }
+    }
+
+    #[cfg(not(feature = "dynamic-backends"))]
+    pub(super) use sys::ggml_threadpool_pause as pause;
+
     /// Loadable backends do not export it: threads spin out their time.
     ///
     /// # Safety
     /// None needed.
+    #[cfg(feature = "dynamic-backends")]
     pub(super) unsafe fn pause(_: *mut sys::ggml_threadpool) {}
 }
