@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::model::Model;
 use llama_cpp_2::sampling::LlamaSampler;
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// Bytes of a grammar or schema at most. llama.cpp uses up to some 15 KB of stack for the
 /// shortest rule that refers to the next one, which takes about 40 bytes here.
@@ -38,7 +39,13 @@ pub enum Grammar {
     /// A JSON document of this schema (itself a JSON document), as far as llama.cpp
     /// turns schemas into grammars.
     JsonSchema(String),
+    /// What [`Grammar::checked`] gave.
+    Checked(Checked),
 }
+
+/// A grammar that llama.cpp has read once, and can again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked(Arc<str>);
 
 impl Grammar {
     /// Any JSON object.
@@ -47,38 +54,46 @@ impl Grammar {
         Self::JsonSchema(r#"{"type":"object"}"#.to_owned())
     }
 
-    /// Whether llama.cpp takes it. That may need a second of computing.
+    /// The same, once llama.cpp has taken it: a large schema needs a second of computing, and
+    /// none any more.
     ///
     /// # Errors
     /// [`Error::Grammar`].
-    pub fn check(&self, model: &Model) -> Result<(), Error> {
-        self.sampler(model).map(|_| ())
+    pub fn checked(&self, model: &Model) -> Result<Self, Error> {
+        let (_, read) = self.read(model)?;
+        Ok(Self::Checked(Checked(read)))
     }
 
     pub(crate) fn sampler(&self, model: &Model) -> Result<LlamaSampler, Error> {
-        self.harmless().map_err(|why| Error::Grammar { why })?;
-        stacker::grow(STACK, || self.made(model))
+        self.read(model).map(|(sampler, _)| sampler)
     }
 
-    fn made(&self, model: &Model) -> Result<LlamaSampler, Error> {
-        let of_schema;
-        let gbnf = match self {
-            Self::Gbnf(gbnf) => gbnf,
-            Self::JsonSchema(schema) => {
-                let made = llama_cpp_2::json_schema_to_grammar(schema);
-                of_schema = made.map_err(|_| Error::Grammar {
-                    why: "llama.cpp cannot make a grammar of the JSON schema".to_owned(),
-                })?;
-                &of_schema
-            }
-        };
-        let made = LlamaSampler::grammar(model.raw().get(), gbnf, "root");
-        made.map_err(|e| Error::Grammar { why: e.to_string() })
+    /// What llama.cpp makes of it, and the text that it has read.
+    fn read(&self, model: &Model) -> Result<(LlamaSampler, Arc<str>), Error> {
+        self.harmless().map_err(|why| Error::Grammar { why })?;
+        stacker::grow(STACK, || {
+            let gbnf: Arc<str> = match self {
+                Self::Gbnf(gbnf) => gbnf.as_str().into(),
+                Self::Checked(Checked(gbnf)) => gbnf.clone(),
+                Self::JsonSchema(schema) => {
+                    let made = llama_cpp_2::json_schema_to_grammar(schema);
+                    let made = made.map_err(|_| Error::Grammar {
+                        why: "llama.cpp cannot make a grammar of the JSON schema".to_owned(),
+                    })?;
+                    made.into()
+                }
+            };
+            let made = LlamaSampler::grammar(model.raw().get(), &gbnf, "root");
+            let made = made.map_err(|e| Error::Grammar { why: e.to_string() })?;
+            Ok((made, gbnf))
+        })
     }
 
     /// Why llama.cpp had better not see it.
     fn harmless(&self) -> Result<(), String> {
-        let (Self::Gbnf(text) | Self::JsonSchema(text)) = self;
+        let (Self::Gbnf(text) | Self::JsonSchema(text)) = self else {
+            return Ok(());
+        };
         if text.len() > MOST_BYTES {
             let n = text.len();
             return Err(format!("it has {n} bytes, {MOST_BYTES} are the most"));
@@ -87,7 +102,7 @@ impl Grammar {
             Self::Gbnf(gbnf) if depth(gbnf) > DEEPEST => {
                 Err(format!("more than {DEEPEST} groups are in one another"))
             }
-            Self::Gbnf(_) => Ok(()),
+            Self::Gbnf(_) | Self::Checked(_) => Ok(()),
             Self::JsonSchema(schema) => {
                 let root = serde_json::from_str(schema);
                 let root: Value = root.map_err(|e| format!("the JSON schema is no JSON: {e}"))?;
@@ -209,6 +224,25 @@ fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// What has been read is read again, although it is longer than what may be asked for.
+    #[test]
+    fn what_was_checked_is_not_made_again() {
+        let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+        let model = Model::load(models.join("tiny-f16.gguf")).unwrap();
+        let names = (0..200).map(|i| (format!("{i:0300}"), json!({"type": "string"})));
+        let properties = Value::Object(names.collect());
+        let schema = json!({"type": "object", "properties": properties}).to_string();
+        let checked = Grammar::JsonSchema(schema).checked(&model).unwrap();
+        let Grammar::Checked(Checked(gbnf)) = &checked else {
+            panic!("{checked:?}");
+        };
+        assert!(gbnf.len() > MOST_BYTES && gbnf.contains("root ::="));
+        checked.sampler(&model).unwrap();
+        assert_eq!(checked.checked(&model).unwrap(), checked);
+        let wrong = Grammar::Gbnf("root ::= none".to_owned());
+        assert!(wrong.checked(&model).is_err());
+    }
 
     fn harmless(schema: &Value) -> Result<(), String> {
         Grammar::JsonSchema(schema.to_string()).harmless()

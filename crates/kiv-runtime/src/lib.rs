@@ -47,7 +47,7 @@ mod timeline;
 pub use chat::{ChatTemplate, Message};
 pub use error::Error;
 pub use generate::{Chosen, Finish, GenerateOptions, Generation, Piece, TokenStream};
-pub use grammar::Grammar;
+pub use grammar::{Checked, Grammar};
 pub use kiv_cuda::{Counters as GpuCounters, Overlap as GpuOverlap, Span as GpuSpan};
 pub use kiv_policy::DeviceUse;
 pub use llama::{DeviceMemory, QuantizeType, device_memory, quantize};

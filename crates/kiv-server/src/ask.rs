@@ -324,11 +324,12 @@ pub(crate) fn checked(
     grammar: Option<Grammar>,
     param: &'static str,
 ) -> Result<Option<Grammar>, Fault> {
-    if let Some(grammar) = &grammar {
-        let checked = beside(|| grammar.check(&app.model));
-        checked.map_err(|error| Fault::param(param, format!("{param}: {error}")))?;
-    }
-    Ok(grammar)
+    let Some(grammar) = grammar else {
+        return Ok(None);
+    };
+    let checked = beside(|| grammar.checked(&app.model));
+    let checked = checked.map_err(|error| Fault::param(param, format!("{param}: {error}")))?;
+    Ok(Some(checked))
 }
 
 /// Does what takes long while others go on answering, where there are others.
