@@ -140,7 +140,7 @@ def targets(rows, stopped):
             used = [row["resident_kv_bytes"] for row in (first, last)]
             told(f"{what}, KV on the GPU", f"{used[1] / used[0]:.3f}", used[1] == used[0])
         taken = last["device_used_bytes"]
-        if taken is not None:
+        if taken is not None and " of " not in model:
             told(f"{model}, {name}: all of the GPU's memory, MiB", mib(taken), taken < MEMORY)
         if last["gpu_hidden"] is not None:
             told(f"{model}, {name}: transfers hidden", share(last["gpu_hidden"]), last["gpu_hidden"] >= HIDDEN)
