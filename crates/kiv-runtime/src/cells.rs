@@ -84,6 +84,14 @@ impl CellMap {
         self.fixed.len() + self.window.len()
     }
 
+    /// Whether these cells are different ones, and hold no token.
+    pub(crate) fn are_free(&self, cells: &[u32]) -> bool {
+        let mut sorted = cells.to_vec();
+        sorted.sort_unstable();
+        let mut used = self.fixed.iter().chain(&self.window);
+        sorted.is_sorted_by(|a, b| a < b) && used.all(|cell| sorted.binary_search(cell).is_err())
+    }
+
     /// Position of the oldest token in the recent window.
     pub(crate) fn window_first(&self) -> usize {
         self.window_first
@@ -198,6 +206,27 @@ mod tests {
         assert_eq!(local, [(0, 0), (1, 1), (8, 8), (9, 9), (10, 6), (11, 7)]);
         map.truncate(9);
         assert_eq!(map.n_past(), 9);
+    }
+
+    #[test]
+    fn cells_in_use_are_not_free() {
+        let layout = PoolLayout::new(&PoolConfig {
+            sinks: 2,
+            window: 8,
+            budget: 4,
+            block: 2,
+            ubatch: 4,
+        })
+        .unwrap();
+        let mut map = CellMap::new(&layout);
+        assert!(map.are_free(&[0, 1, 2]));
+        map.push(&[0, 1, 2, 3, 4, 5, 9, 7]);
+        assert!(map.are_free(&[6, 10, 8, u32::MAX]) && map.are_free(&[]));
+        for cells in [&[6, 9][..], &[3], &[6, 8, 6]] {
+            assert!(!map.are_free(cells), "{cells:?}");
+        }
+        map.evict(2);
+        assert!(map.are_free(&[9, 7]));
     }
 
     #[test]

@@ -236,6 +236,15 @@ impl Engine {
         }
         let cells: Result<Vec<u32>, _> = cells.into_iter().map(u32::try_from).collect();
         batch.cells = cells.map_err(|e| unhookable(e.to_string()))?;
+        // Rows there would be lost, or this is not the list.
+        if self
+            .cells
+            .as_ref()
+            .is_some_and(|c| !c.are_free(&batch.cells))
+        {
+            let reason = format!("cells in use are to be stored to: {:?}", batch.cells);
+            return Err(unhookable(reason));
+        }
         Ok(())
     }
 
@@ -300,9 +309,10 @@ impl GraphHook for Engine {
         }
         match node.op() {
             Op::SetRows if self.wants_cells(&node) => {
-                // Inputs are set before the graph runs: where they are in
-                // plain memory nothing has to wait.
-                if node.source(1).is_some_and(|list| list.is_host()) {
+                // Inputs are set before the graph runs, and copied to a device before
+                // anything of it that the device computes: nothing has to wait.
+                let is_there = |list: Node<'_>| list.is_host() || !list.copied_to().is_empty();
+                if node.source(1).is_some_and(is_there) {
                     self.error = self.learn_cells(node).err();
                     false
                 } else {
