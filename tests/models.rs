@@ -542,15 +542,30 @@ fn the_table_of_models_is_true() {
     let folder = tempfile::tempdir().unwrap();
     let only = std::env::var("KIV_MODEL").ok();
     let specs = kiv_testmodels::all().into_iter();
-    let rows: Vec<_> = specs
-        .filter(|s| only.as_deref().is_none_or(|only| s.name == only))
-        .map(|spec| {
-            let row = row(spec, folder.path());
+    let specs = specs.filter(|s| only.as_deref().is_none_or(|only| s.name == only));
+    // Each is computed by one thread, and none waits for another.
+    let queue = Mutex::new(specs.enumerate());
+    let rows = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let next = queue.lock().unwrap().next();
+            let Some((number, spec)) = next else { return };
+            let folder = folder.path().join(spec.name);
+            std::fs::create_dir(&folder).unwrap();
+            let row = row(spec, &folder);
             let cells: Vec<_> = row.cells.iter().map(Cell::to_string).collect();
             eprintln!("{} [{}]: {}", spec.name, row.layers, cells.join(" | "));
-            row
-        })
-        .collect();
+            rows.lock().unwrap().push((number, row));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    let mut rows = rows.into_inner().unwrap();
+    rows.sort_by_key(|(number, _)| *number);
+    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
     let wrong = rows.iter().flat_map(|row| &row.cells);
     let wrong = wrong.filter(|c| matches!(c, Cell::Wrong(_))).count();
     assert_eq!(wrong, 0, "{}", table(&rows));

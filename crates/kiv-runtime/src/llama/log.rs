@@ -2,7 +2,7 @@
 //! in the log, so the last complaints are kept for error messages.
 
 use llama_cpp_sys_2 as sys;
-use parking_lot::Mutex;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Once;
@@ -11,7 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Complaints kept.
 const KEPT: usize = 32;
 
-static COMPLAINTS: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+thread_local! {
+    /// Of what this thread has asked for: another's reasons are none of its own.
+    static COMPLAINTS: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
+}
+
 static VERBOSE: AtomicBool = AtomicBool::new(false);
 static INSTALL: Once = Once::new();
 
@@ -27,28 +31,29 @@ pub(crate) fn set_verbose(verbose: bool) {
     VERBOSE.store(verbose, Ordering::Relaxed);
 }
 
-/// Forgets earlier complaints, so that [`last_error`] speaks of what follows.
+/// Forgets earlier complaints about what this thread asked for, so that [`last_error`] speaks of what follows.
 pub(crate) fn clear() {
-    COMPLAINTS.lock().clear();
+    COMPLAINTS.with_borrow_mut(VecDeque::clear);
 }
 
 /// The most telling complaint since [`clear`]: llama.cpp states the cause
 /// first and then, level by level, that something failed.
 pub(crate) fn last_error() -> Option<String> {
-    let complaints = COMPLAINTS.lock();
-    let telling = complaints
-        .iter()
-        .find_map(|line| line.split_once("error loading model: "));
-    let text = match telling {
-        Some((_, cause)) => cause,
-        None => complaints.front()?,
-    };
-    // Drop "function_name: ".
-    let text = match text.split_once(": ") {
-        Some((head, tail)) if !head.contains(' ') => tail,
-        _ => text,
-    };
-    Some(text.trim().to_owned())
+    COMPLAINTS.with_borrow(|complaints| {
+        let telling = complaints
+            .iter()
+            .find_map(|line| line.split_once("error loading model: "));
+        let text = match telling {
+            Some((_, cause)) => cause,
+            None => complaints.front()?,
+        };
+        // Drop "function_name: ".
+        let text = match text.split_once(": ") {
+            Some((head, tail)) if !head.contains(' ') => tail,
+            _ => text,
+        };
+        Some(text.trim().to_owned())
+    })
 }
 
 /// What llama.cpp calls for every piece of its log.
@@ -67,11 +72,14 @@ unsafe extern "C" fn receive(level: sys::ggml_log_level, text: *const c_char, _:
         let line = text.trim();
         // Warnings are kept only when they carry a cause.
         if !line.is_empty() && (level == sys::GGML_LOG_LEVEL_ERROR || line.contains("error")) {
-            let mut complaints = COMPLAINTS.lock();
-            if complaints.len() == KEPT {
-                complaints.pop_front();
-            }
-            complaints.push_back(line.to_owned());
+            // A thread that is ending has nobody to tell.
+            let _ = COMPLAINTS.try_with(|complaints| {
+                let mut complaints = complaints.borrow_mut();
+                if complaints.len() == KEPT {
+                    complaints.pop_front();
+                }
+                complaints.push_back(line.to_owned());
+            });
         }
     }
 }
