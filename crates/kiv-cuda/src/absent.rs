@@ -17,8 +17,8 @@ pub enum Absent {
     },
     /// The driver does not understand the kernels.
     #[error(
-        "CUDA: the driver (CUDA {}.{}) is older than the kernels: install a newer one, or compile \
-         kernels/ with an older nvcc; blocks are copied without it", .driver / 1000, .driver % 1000 / 10
+        "CUDA: the driver (CUDA {}.{}) is older than the kernels, which are of CUDA 11.0: install a \
+         newer one; blocks are copied without it", .driver / 1000, .driver % 1000 / 10
     )]
     OldDriver {
         /// CUDA's version that the driver has, 1000 times major and 10 times minor.
