@@ -124,7 +124,7 @@ extern "C" __global__ void kiv_index_lists(const Part *parts, const Shape *shape
 extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes,
                                           const uint32_t *heads, const float *floors) {
     __shared__ SelectShared select;
-    __shared__ uint32_t keys[SELECT_THREADS + 1], lists[SELECT_THREADS + 1];
+    __shared__ Counts keys, lists;
     const Shape &shape = *shapes;
     const uint32_t row = blockIdx.x;
     const uint32_t head = row / shape.group;
@@ -160,6 +160,7 @@ extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes
         }
     }
     // Twice: of all, and of those that are left where lists are long.
+    uint32_t all = 0;
     for (uint32_t round = 0; round < 2; round++) {
         uint32_t n_keys = 0, n_lists = 0;
         for (uint32_t i = mine.from; i < mine.to; i++) {
@@ -167,18 +168,13 @@ extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes
             n_keys += is ? opened[i].slot : 0;
             n_lists += is;
         }
-        keys[threadIdx.x + 1] = n_keys;
-        lists[threadIdx.x + 1] = n_lists;
+        keys.each[threadIdx.x] = n_keys;
+        lists.each[threadIdx.x] = n_lists;
         __syncthreads();
-        if (threadIdx.x == 0) {
-            keys[0] = lists[0] = 0;
-            for (uint32_t i = 0; i < SELECT_THREADS; i++) {
-                keys[i + 1] += keys[i];
-                lists[i + 1] += lists[i];
-            }
-        }
+        sum_both(keys, lists, threadIdx.x);
         __syncthreads();
-        if (round == 0 && keys[SELECT_THREADS] > shape.probed + shape.probed / 2) {
+        all = sum_before(keys, SELECT_THREADS);
+        if (round == 0 && all > shape.probed + shape.probed / 2) {
             for (uint32_t i = mine.from; i < mine.to; i++) {
                 if (keys_before(opened, scores, n, i) >= shape.probed) {
                     opened[i].stage = NEVER;
@@ -187,7 +183,7 @@ extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes
         }
         __syncthreads();
     }
-    const uint32_t first = lists[SELECT_THREADS] / 4;
+    const uint32_t first = sum_before(lists, SELECT_THREADS) / 4;
     for (uint32_t i = mine.from; i < mine.to; i++) {
         from[i] = opened[i].stage == NEVER ? 0 : scores[i];
     }
@@ -195,13 +191,12 @@ extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes
     if (first > 0) {
         select_tile(select, from, static_cast<const uint32_t *>(nullptr), 0, n, first, best,
                     chosen);
-        __syncthreads();
         for (uint32_t i = threadIdx.x; i < first; i += blockDim.x) {
             opened[chosen[i]].stage = FIRST;
         }
     }
     __syncthreads();
-    uint32_t at = keys[threadIdx.x];
+    uint32_t at = sum_before(keys, threadIdx.x);
     for (uint32_t i = mine.from; i < mine.to; i++) {
         if (opened[i].stage != NEVER) {
             const uint32_t size = opened[i].slot;
@@ -209,7 +204,7 @@ extern "C" __global__ void kiv_index_open(const Part *parts, const Shape *shapes
             at += size;
         }
     }
-    if (threadIdx.x == 0 && keys[SELECT_THREADS] > shape.room) {
+    if (threadIdx.x == 0 && all > shape.room) {
         shape.status[row].failed = NO_ROOM;
     }
 }

@@ -121,4 +121,34 @@ KIV_BODY void count(uint32_t *counter) {
 #endif
 }
 
+// Says yes or no, all threads of a warp together: each one's bit of a word that is theirs.
+KIV_BODY void vote(uint32_t *word, uint32_t lane, bool yes) {
+#if defined(__CUDA_ARCH__)
+    const uint32_t all = __ballot_sync(0xffffffffu, yes);
+    if (lane == 0) {
+        *word = all;
+    }
+#else
+    *word = (*word & ~(1u << lane)) | uint32_t(yes) << lane;
+#endif
+}
+
+// How many bits of a word are set.
+KIV_BODY uint32_t bits_in(uint32_t word) {
+#if defined(__CUDA_ARCH__)
+    return uint32_t(__popc(word));
+#else
+    return uint32_t(__builtin_popcount(word));
+#endif
+}
+
+// Which one is the lowest, of a word that is not 0.
+KIV_BODY uint32_t lowest_bit(uint32_t word) {
+#if defined(__CUDA_ARCH__)
+    return uint32_t(__ffs(word)) - 1;
+#else
+    return uint32_t(__builtin_ctz(word));
+#endif
+}
+
 }  // namespace kiv

@@ -6,6 +6,8 @@
 //
 // A score is an unsigned number of 2 or 4 bytes. The threshold is found byte by
 // byte, highest first, from a histogram of those that agree with it so far.
+// Then scores are marked by bits, in chunks: neighbours read neighbours, and a
+// thread that has a word of bits still knows their order.
 
 #pragma once
 
@@ -16,12 +18,76 @@ namespace kiv {
 // Threads of a block that selects.
 constexpr uint32_t SELECT_THREADS = 256;
 
+// Threads of a warp, and so bits of a word that it votes on.
+constexpr uint32_t WARP = 32;
+
+// A number of each thread's, or of each of 256 things. Sums of runs of them make two short walks
+// of a long one.
+constexpr uint32_t RUN = 16;
+struct Counts {
+    uint32_t each[SELECT_THREADS];
+    uint32_t runs[SELECT_THREADS / RUN];
+};
+static_assert(SELECT_THREADS == RUN * RUN, "as many runs as there are in one");
+
+// The first RUN threads: a run each.
+KIV_BODY void sum_runs(Counts &counts, uint32_t thread) {
+    if (thread >= RUN) {
+        return;
+    }
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < RUN; i++) {
+        // Each begins elsewhere in its run: no two read from one bank of memory.
+        sum += counts.each[thread * RUN + (thread + i) % RUN];
+    }
+    counts.runs[thread] = sum;
+}
+
+// Two of them, by threads of different warps.
+KIV_BODY void sum_both(Counts &a, Counts &b, uint32_t thread) {
+    sum_runs(a, thread);
+    if (thread >= WARP) {
+        sum_runs(b, thread - WARP);
+    }
+}
+
+// What comes before a thread's; all there is, if `thread` is one more than there are.
+KIV_BODY uint32_t sum_before(const Counts &counts, uint32_t thread) {
+    uint32_t sum = 0;
+    for (uint32_t run = 0; run < thread / RUN; run++) {
+        sum += counts.runs[run];
+    }
+    for (uint32_t i = thread / RUN * RUN; i < thread; i++) {
+        sum += counts.each[i];
+    }
+    return sum;
+}
+
+// Which number of a run has the `wanted`-th, from the last one down; the first, if there are
+// not so many. `wanted` becomes how many of that are. There is no way out of the loop, so that
+// reads need not wait for each other.
+KIV_BODY uint32_t walk_down(const uint32_t *run, uint32_t &wanted) {
+    uint32_t at = RUN - 1;
+    for (uint32_t i = RUN - 1; i > 0; i--) {
+        const uint32_t here = run[i];
+        const bool goes_on = at == i && here < wanted;
+        wanted -= goes_on ? here : 0;
+        at -= goes_on;
+    }
+    return at;
+}
+
+// Scores that are taken at a time: a word of bits for each thread.
+constexpr uint32_t CHUNK = SELECT_THREADS * WARP;
+
 // What the threads of a block share.
 struct SelectShared {
-    uint32_t histogram[256];
-    // Scores above and equal to the threshold that threads before this one have.
-    uint32_t above[SELECT_THREADS + 1];
-    uint32_t equal[SELECT_THREADS + 1];
+    // Of each byte, the lowest first: none has to be cleared in between.
+    Counts histograms[4];
+    // Which scores of a chunk are above the threshold, and equal to it.
+    uint32_t is_above[SELECT_THREADS];
+    uint32_t is_equal[SELECT_THREADS];
+    Counts above, equal;
     // The threshold so far: its high bytes.
     uint32_t threshold;
     // How many scores equal to the threshold are still wanted.
@@ -40,7 +106,7 @@ KIV_BODY float unordered(uint32_t number) {
     return float_of(number >> 31 ? number & 0x7fffffffu : ~number);
 }
 
-// Scores of a thread: a stretch, so that positions stay in order.
+// Things of a thread: a stretch, so that positions stay in order.
 struct Stretch {
     uint32_t from, to;
 };
@@ -54,10 +120,23 @@ KIV_BODY Stretch stretch_of(uint32_t n, uint32_t thread) {
 
 // First of all; thread 0 says what is wanted.
 KIV_BODY void select_begin(SelectShared &shared, uint32_t thread, uint32_t k) {
-    shared.histogram[thread] = 0;
+    for (Counts &histogram : shared.histograms) {
+        histogram.each[thread] = 0;
+    }
     if (thread == 0) {
         shared.threshold = 0;
         shared.wanted = k;
+    }
+}
+
+// Scores of a thread that are on their way from memory together.
+constexpr uint32_t AT_ONCE = 8;
+
+// Those from `i` on, strided: neighbours read neighbours. 0 beyond the last.
+template <typename Scores>
+KIV_BODY void read_some(uint32_t *some, const Scores &scores, uint32_t n, uint32_t i) {
+    for (uint32_t j = 0; j < AT_ONCE; j++, i += SELECT_THREADS) {
+        some[j] = i < n ? scores[i] : 0;
     }
 }
 
@@ -66,13 +145,23 @@ KIV_BODY void select_begin(SelectShared &shared, uint32_t thread, uint32_t k) {
 template <typename Scores>
 KIV_BODY void select_count(SelectShared &shared, uint32_t thread, const Scores &scores, uint32_t n,
                            uint32_t shift) {
-    // Strided: neighbours read neighbours.
-    for (uint32_t i = thread; i < n; i += SELECT_THREADS) {
-        const uint64_t score = scores[i];
-        if (score >> (shift + 8) == uint64_t(shared.threshold) >> (shift + 8)) {
-            count(&shared.histogram[score >> shift & 255]);
+    uint32_t *histogram = shared.histograms[shift / 8].each;
+    const uint32_t threshold = shared.threshold, higher = ~0u << shift << 8;
+    for (uint32_t first = thread; first < n; first += AT_ONCE * SELECT_THREADS) {
+        uint32_t some[AT_ONCE];
+        read_some(some, scores, n, first);
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            const bool agrees = ((some[j] ^ threshold) & higher) == 0;
+            if (first + j * SELECT_THREADS < n && agrees) {
+                count(&histogram[some[j] >> shift & 255]);
+            }
         }
     }
+}
+
+// Some threads: how many scores there are of each 16 bytes.
+KIV_BODY void select_sum_bytes(SelectShared &shared, uint32_t thread, uint32_t shift) {
+    sum_runs(shared.histograms[shift / 8], thread);
 }
 
 // Thread 0: the threshold's byte at `shift`. There are at least `wanted` scores.
@@ -80,59 +169,72 @@ KIV_BODY void select_narrow(SelectShared &shared, uint32_t thread, uint32_t shif
     if (thread != 0) {
         return;
     }
-    uint32_t byte = 255;
-    while (byte > 0 && shared.histogram[byte] < shared.wanted) {
-        shared.wanted -= shared.histogram[byte];
-        byte -= 1;
-    }
+    const Counts &histogram = shared.histograms[shift / 8];
+    uint32_t wanted = shared.wanted;
+    const uint32_t run = walk_down(histogram.runs, wanted);
+    const uint32_t byte = run * RUN + walk_down(histogram.each + run * RUN, wanted);
+    shared.wanted = wanted;
     shared.threshold |= byte << shift;
 }
 
-KIV_BODY void select_clear(SelectShared &shared, uint32_t thread) { shared.histogram[thread] = 0; }
-
-// Counts what the thread's stretch has.
+// Marks what is above the threshold and what is equal, among `n` scores, a chunk at most.
 template <typename Score>
-KIV_BODY void select_tally(SelectShared &shared, uint32_t thread, const Score *scores, uint32_t n) {
-    const Stretch mine = stretch_of(n, thread);
-    uint32_t above = 0, equal = 0;
-    for (uint32_t i = mine.from; i < mine.to; i++) {
-        above += scores[i] > shared.threshold;
-        equal += scores[i] == shared.threshold;
+KIV_BODY void select_mark(SelectShared &shared, uint32_t thread, const Score *scores, uint32_t n) {
+    const uint32_t threshold = shared.threshold, lane = thread % WARP;
+    for (uint32_t first = thread; first < CHUNK; first += AT_ONCE * SELECT_THREADS) {
+        uint32_t some[AT_ONCE];
+        read_some(some, scores, n, first);
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            const uint32_t i = first + j * SELECT_THREADS;
+            vote(&shared.is_above[i / WARP], lane, i < n && some[j] > threshold);
+            vote(&shared.is_equal[i / WARP], lane, i < n && some[j] == threshold);
+        }
     }
-    shared.above[thread + 1] = above;
-    shared.equal[thread + 1] = equal;
 }
 
-// Thread 0: how many come before each stretch.
+// Each thread: how many of its word.
+KIV_BODY void select_tally(SelectShared &shared, uint32_t thread) {
+    shared.above.each[thread] = bits_in(shared.is_above[thread]);
+    shared.equal.each[thread] = bits_in(shared.is_equal[thread]);
+}
+
+// Some threads: how many of each 16 words.
 KIV_BODY void select_sum(SelectShared &shared, uint32_t thread) {
-    if (thread != 0) {
-        return;
-    }
-    shared.above[0] = shared.equal[0] = 0;
-    for (uint32_t i = 0; i < SELECT_THREADS; i++) {
-        shared.above[i + 1] += shared.above[i];
-        shared.equal[i + 1] += shared.equal[i];
-    }
+    sum_both(shared.above, shared.equal, thread);
 }
 
-// Writes what is taken from the thread's stretch: scores, and what they are
+// Scores above and equal to the threshold that were in chunks before.
+struct Before {
+    uint32_t above, equal;
+};
+
+// Those and this chunk's.
+KIV_BODY Before select_passed(const SelectShared &shared, Before before) {
+    return {before.above + sum_before(shared.above, SELECT_THREADS),
+            before.equal + sum_before(shared.equal, SELECT_THREADS)};
+}
+
+// Writes what is taken of the thread's word: scores, and what they are
 // called, which is `names[i]`, or `first + i` without names.
 template <typename Score>
 KIV_BODY void select_take(const SelectShared &shared, uint32_t thread, const Score *scores,
-                          const uint32_t *names, uint32_t first, uint32_t n, Score *out_scores,
+                          const uint32_t *names, uint32_t first, Before before, Score *out_scores,
                           uint32_t *out_names) {
-    const Stretch mine = stretch_of(n, thread);
-    uint32_t equal = shared.equal[thread];
-    uint32_t at = shared.above[thread] + (equal < shared.wanted ? equal : shared.wanted);
-    for (uint32_t i = mine.from; i < mine.to; i++) {
-        const Score score = scores[i];
-        const bool tied = score == shared.threshold;
-        if (score > shared.threshold || (tied && equal < shared.wanted)) {
-            out_scores[at] = score;
+    const uint32_t wanted = shared.wanted, tied = shared.is_equal[thread];
+    uint32_t equal = before.equal + sum_before(shared.equal, thread);
+    uint32_t at = before.above + sum_before(shared.above, thread);
+    at += equal < wanted ? equal : wanted;
+    // Where everything is equal, no thread goes through all of that in vain.
+    uint32_t left = shared.is_above[thread] | (equal < wanted ? tied : 0);
+    for (; left; left &= left - 1) {
+        const uint32_t bit = lowest_bit(left), i = thread * WARP + bit;
+        const bool is_tied = tied >> bit & 1;
+        if (!is_tied || equal < wanted) {
+            out_scores[at] = scores[i];
             out_names[at] = names ? names[i] : first + i;
             at += 1;
         }
-        equal += tied;
+        equal += is_tied;
     }
 }
 
@@ -147,25 +249,33 @@ __device__ void select_threshold(SelectShared &shared, const Scores &scores, uin
     for (int shift = 8 * Bytes - 8; shift >= 0; shift -= 8) {
         select_count(shared, thread, scores, n, uint32_t(shift));
         __syncthreads();
-        select_narrow(shared, thread, uint32_t(shift));
+        select_sum_bytes(shared, thread, uint32_t(shift));
         __syncthreads();
-        select_clear(shared, thread);
+        select_narrow(shared, thread, uint32_t(shift));
         __syncthreads();
     }
 }
 
-// All of it.
+// All of it. Afterwards all threads have written what they take.
 template <typename Score>
 __device__ void select_tile(SelectShared &shared, const Score *scores, const uint32_t *names,
                             uint32_t first, uint32_t n, uint32_t k, Score *out_scores,
                             uint32_t *out_names) {
     const uint32_t thread = threadIdx.x;
     select_threshold<int(sizeof(Score))>(shared, scores, n, k);
-    select_tally(shared, thread, scores, n);
-    __syncthreads();
-    select_sum(shared, thread);
-    __syncthreads();
-    select_take(shared, thread, scores, names, first, n, out_scores, out_names);
+    Before before = {0, 0};
+    for (uint32_t from = 0; from < n; from += CHUNK) {
+        select_mark(shared, thread, scores + from, n - from < CHUNK ? n - from : CHUNK);
+        __syncthreads();
+        select_tally(shared, thread);
+        __syncthreads();
+        select_sum(shared, thread);
+        __syncthreads();
+        select_take(shared, thread, scores + from, names ? names + from : nullptr, first + from,
+                    before, out_scores, out_names);
+        before = select_passed(shared, before);
+        __syncthreads();
+    }
 }
 
 // One tile of one query's scores: block (tile, query). Scores (and names) are

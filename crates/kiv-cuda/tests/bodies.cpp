@@ -194,14 +194,21 @@ void top() {
         all_threads([&](uint32_t t) { kiv::select_begin(shared, t, wanted); });
         for (int shift = 8 * int(sizeof(Score)) - 8; shift >= 0; shift -= 8) {
             all_threads([&](uint32_t t) { kiv::select_count(shared, t, from, here, uint32_t(shift)); });
+            all_threads([&](uint32_t t) { kiv::select_sum_bytes(shared, t, uint32_t(shift)); });
             all_threads([&](uint32_t t) { kiv::select_narrow(shared, t, uint32_t(shift)); });
-            all_threads([&](uint32_t t) { kiv::select_clear(shared, t); });
         }
-        all_threads([&](uint32_t t) { kiv::select_tally(shared, t, from, here); });
-        all_threads([&](uint32_t t) { kiv::select_sum(shared, t); });
-        all_threads([&](uint32_t t) {
-            kiv::select_take(shared, t, from, called, first, here, best.data(), best_names.data());
-        });
+        kiv::Before before = {0, 0};
+        for (uint32_t at = 0; at < here; at += kiv::CHUNK) {
+            const uint32_t some = here - at < kiv::CHUNK ? here - at : kiv::CHUNK;
+            all_threads([&](uint32_t t) { kiv::select_mark(shared, t, from + at, some); });
+            all_threads([&](uint32_t t) { kiv::select_tally(shared, t); });
+            all_threads([&](uint32_t t) { kiv::select_sum(shared, t); });
+            all_threads([&](uint32_t t) {
+                kiv::select_take(shared, t, from + at, called ? called + at : nullptr, first + at,
+                                 before, best.data(), best_names.data());
+            });
+            before = kiv::select_passed(shared, before);
+        }
         out_scores.insert(out_scores.end(), best.begin(), best.end());
         out_names.insert(out_names.end(), best_names.begin(), best_names.end());
     }

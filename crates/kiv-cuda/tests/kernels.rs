@@ -366,6 +366,44 @@ fn the_highest_sums_are_those_of_fastscan() {
     }
 }
 
+/// Thresholds whose bytes are the first and last of their sixteen, chunks that are not full, and
+/// ties that begin in one chunk and end in another.
+#[test]
+fn the_highest_numbers_are_those_of_the_reference() {
+    let rng = &mut rng(71);
+    let ends = [0, 15, 16, 31, 240, 255].map(|byte: u32| byte * 0x0101_0101);
+    let of_ends = |rng: &mut ChaCha8Rng| ends[rng.random_range(0..6)];
+    let cases: [&dyn Fn(&mut ChaCha8Rng) -> u32; 6] = [
+        &|rng| rng.random(),
+        &of_ends,
+        &|rng| rng.random::<u32>() & ends[4] | of_ends(rng) & ends[1],
+        &|rng| 0x3f80_0000 + rng.random_range(0..3),
+        &|rng| u32::from(rng.random_bool(0.01)),
+        &|_| 7,
+    ];
+    for of in cases {
+        for n in [1, 255, 257, 8192, 8193, 20_000] {
+            let scores: Vec<u32> = (0..n).map(|_| of(rng)).collect();
+            for k in [1, n / 3, n - 1, n] {
+                let k = k.max(1);
+                for tile in [n, 8192, 8500] {
+                    let out = Input::default()
+                        .numbers(&[tile, k])
+                        .array(&scores)
+                        .array::<u32>(&[])
+                        .run("top_lists");
+                    let out = u32s(&out);
+                    let (best, names) = out.split_at(out.len() / 2);
+                    let want = reference::top_of_tiles(&scores, tile, k);
+                    assert_eq!(names, want, "{k} of {n}, tiles of {tile}");
+                    let of_names: Vec<u32> = want.iter().map(|i| scores[*i as usize]).collect();
+                    assert_eq!(best, of_names);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn products_with_centroids_are_those_of_the_reference() {
     let rng = &mut rng(80);
