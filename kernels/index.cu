@@ -95,26 +95,33 @@ extern "C" __global__ void kiv_index_tables(const Part *parts, const Shape *shap
     }
 }
 
-// Scores of all means of lists: block (256 lists, part, query of the group).
+// Room for the tables of some queries.
+using Packed = Words[MAX_M * CENTROIDS / 4];
+
+// Scores of all means of lists: block (256 lists, part, 4 queries of the group).
 extern "C" __global__ void kiv_index_lists(const Part *parts, const Shape *shapes) {
-    __shared__ uint4 table[MAX_M];
+    __shared__ Packed table;
     const Part &part = *part_here(parts);
     const Shape &shape = *shapes;
     if (!part.coarse.m || blockIdx.x * blockDim.x >= part.n_lists) {
         return;
     }
     const uint32_t m = part.coarse.m + EXTRA;
-    const Tables tables = tables_of(shape, part, blockIdx.y, blockIdx.z);
-    for (uint32_t i = threadIdx.x; i < m; i += blockDim.x) {
-        table[i] = reinterpret_cast<const uint4 *>(tables.lists)[i];
-    }
+    const uint32_t query = blockIdx.z * PACK, n = pack_of(shape, query);
+    const uint32_t table_bytes = shape.table_bytes, stride = shape.lists_stride;
+    const Tables tables = tables_of(shape, part, blockIdx.y, query);
+    pack_tables(table, threadIdx.x, blockDim.x, tables.lists, table_bytes, n, m);
     __syncthreads();
     const uint32_t list = blockIdx.x * blockDim.x + threadIdx.x;
-    if (list < part.n_lists) {
-        const uint64_t row = part.head * shape.group + blockIdx.z;
-        shape.list_scores[row * shape.lists_stride + part.lists_at + list] =
-            packed_score(part.lists, reinterpret_cast<const uint8_t *>(table), m, list,
-                         tables.scales[0], tables.centres[0]);
+    if (list >= part.n_lists) {
+        return;
+    }
+    const PackedSums sums = pq_sums(group_of(part.lists, m, list), table, m, list % GROUP);
+    const uint64_t row = part.head * shape.group + query;
+    uint32_t *scores = shape.list_scores + row * stride + part.lists_at + list;
+    for (uint32_t q = 0; q < n; q++) {
+        const Tables its = beside(tables, q * table_bytes);
+        scores[uint64_t(q) * stride] = entered(score_of(its.scales[0], sums.of(q)) + its.centres[0]);
     }
 }
 
@@ -264,27 +271,30 @@ extern "C" __global__ void kiv_index_least(const Shape *shapes, const float *flo
     }
 }
 
-// Scores of all newest keys: block (256 keys, part, query of the group).
+// Scores of all newest keys: block (256 keys, part, 4 queries of the group).
 extern "C" __global__ void kiv_index_newest(const Part *parts, const Shape *shapes) {
-    __shared__ uint4 table[MAX_M];
+    __shared__ Packed table;
     const Part &part = *part_here(parts);
     const Shape &shape = *shapes;
     if (part.coarse.m || blockIdx.x * blockDim.x >= part.n_keys) {
         return;
     }
-    const Tables tables = tables_of(shape, part, blockIdx.y, blockIdx.z);
-    for (uint32_t i = threadIdx.x; i < part.fine.m; i += blockDim.x) {
-        table[i] = reinterpret_cast<const uint4 *>(tables.fine)[i];
-    }
+    const uint32_t m = part.fine.m;
+    const uint32_t query = blockIdx.z * PACK, n = pack_of(shape, query);
+    const uint32_t table_bytes = shape.table_bytes;
+    const Tables tables = tables_of(shape, part, blockIdx.y, query);
+    pack_tables(table, threadIdx.x, blockDim.x, tables.fine, table_bytes, n, m);
     __syncthreads();
     const uint32_t key = blockIdx.x * blockDim.x + threadIdx.x;
-    if (key < part.n_keys && !marked(part, key)) {
-        const uint64_t row = part.head * shape.group + blockIdx.z;
-        const uint64_t at = row * shape.keys_stride + part.keys_at + key;
-        shape.key_ids[at] = part.id + key;
-        shape.key_scores[at] =
-            packed_score(part.keys, reinterpret_cast<const uint8_t *>(table), part.fine.m, key,
-                         tables.scales[1], centre_of(part, tables, key));
+    if (key >= part.n_keys || marked(part, key)) {
+        return;
+    }
+    const PackedSums sums = pq_sums(group_of(part.keys, m, key), table, m, key % GROUP);
+    const uint32_t centre = centre_of(part, key);
+    const Places places = places_in(shape, part, query, key, key);
+    for (uint32_t q = 0; q < n; q++) {
+        const Tables its = beside(tables, q * table_bytes);
+        places.tell(q, score_of(its.scales[1], sums.of(q)) + its.centres[centre]);
     }
 }
 
@@ -314,30 +324,53 @@ extern "C" __global__ void kiv_index_sample(const Part *parts, const Shape *shap
 }
 
 // Scores of all outliers, which are in no sample: block (256 of them, part, query of the group).
+// Those on the grid are done for 4 queries by every fourth block.
 extern "C" __global__ void kiv_index_outliers(const Part *parts, const Shape *shapes) {
+    __shared__ Packed table;
     const Part &part = *part_here(parts);
     const Shape &shape = *shapes;
-    const uint32_t first_beyond = round_up(part.n_on);
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    const bool is_on = i < part.n_on;
-    if (!is_on && (i < first_beyond || i >= first_beyond + part.n_beyond)) {
-        return;
+    const uint32_t n_on = part.n_on, first_beyond = round_up(n_on);
+    const uint32_t first = blockIdx.x * blockDim.x, i = first + threadIdx.x;
+    const uint32_t query = blockIdx.z, dim = shape.dim;
+    const Tables tables = tables_of(shape, part, blockIdx.y, query);
+    if (first < n_on && query % PACK == 0) {
+        const uint32_t n = pack_of(shape, query), table_bytes = shape.table_bytes;
+        float products[PACK] = {};
+        for (uint32_t number = 0; number * MAX_M < 2 * dim; number++) {
+            const OnRun run = on_run(part, dim, number);
+            pack_tables(table, threadIdx.x, blockDim.x, tables.outliers + run.table, table_bytes, n,
+                        run.m);
+            __syncthreads();
+            if (i < n_on) {
+                const PackedSums sums =
+                    pq_sums(group_of(run.codes, run.m, i), table, run.m, i % GROUP);
+                for (uint32_t q = 0; q < PACK; q++) {
+                    const Scale scale = beside(tables, q < n ? q * table_bytes : 0).scales[2 + number];
+                    products[q] += score_of(scale, sums.of(q));
+                }
+            }
+            // Before the next run's tables are written.
+            __syncthreads();
+        }
+        if (i < n_on && part.on[i] < part.n_keys) {
+            const uint32_t key = part.on[i], centre = centre_of(part, key);
+            const Places places = places_in(shape, part, query, outlier_place(part, i, key), key);
+            for (uint32_t q = 0; q < PACK; q++) {
+                if (q < n) {
+                    places.tell(q, products[q] + beside(tables, q * table_bytes).centres[centre]);
+                }
+            }
+        }
     }
-    const Tables tables = tables_of(shape, part, blockIdx.y, blockIdx.z);
-    const uint32_t other = i - first_beyond;
-    const uint32_t key = is_on ? part.on[i] : part.beyond[other];
-    const float product =
-        is_on ? on_score(part, tables, shape.dim, i)
-              : kiv::product(tables.mapped, part.vectors + uint64_t(other) * shape.dim, shape.dim,
-                             shape.fuses != 0);
-    if (key >= part.n_keys) {
-        return;
+    if (i >= first_beyond && i < first_beyond + part.n_beyond) {
+        const uint32_t other = i - first_beyond, key = part.beyond[other];
+        const float *vector = part.vectors + uint64_t(other) * dim;
+        const float found = product(tables.mapped, vector, dim, shape.fuses != 0);
+        if (key < part.n_keys) {
+            const float centre = tables.centres[centre_of(part, key)];
+            places_in(shape, part, query, outlier_place(part, i, key), key).tell(0, found + centre);
+        }
     }
-    const uint64_t row = part.head * shape.group + blockIdx.z;
-    const uint64_t at =
-        row * shape.keys_stride + part.keys_at + outlier_place(part, i, key);
-    shape.key_ids[at] = part.id + key;
-    shape.key_scores[at] = entered(product + centre_of(part, tables, key));
 }
 
 }  // namespace kiv

@@ -147,6 +147,15 @@ KIV_BODY Tables tables_of(const Shape &shape, const Part &part, uint32_t number,
     return tables;
 }
 
+// Those of another query of the head, which lie so many bytes further on.
+KIV_BODY Tables beside(Tables tables, uint32_t bytes) {
+    const uint32_t floats = bytes / uint32_t(sizeof(float));
+    return {tables.mapped + floats,        tables.centres + floats,
+            tables.above + floats,         tables.scales + bytes / uint32_t(sizeof(Scale)),
+            tables.lists + bytes,          tables.fine + bytes,
+            tables.outliers + bytes};
+}
+
 // One lane's part of a product, as `dot_lane`, fused or not.
 KIV_BODY float product_lane(const float *a, const float *b, uint32_t dim, uint32_t lane,
                             bool fuses) {
@@ -346,35 +355,41 @@ KIV_BODY void lut_round(const LutShared &shared, uint32_t s, const Rows &rows, u
 // A score as it is compared; 0, below all others, of none.
 KIV_BODY uint32_t entered(float score) { return score == score ? ordered(score) : 0; }
 
+// The packed group that has key `i`.
+KIV_BODY const uint8_t *group_of(const uint8_t *codes, uint32_t m, uint32_t i) {
+    return codes + uint64_t(i / GROUP) * 16 * m;
+}
+
 // Of key `i` of packed codes, a product besides.
 KIV_BODY uint32_t packed_score(const uint8_t *codes, const uint8_t *table, uint32_t m, uint32_t i,
                                Scale scale, float offset) {
-    const uint8_t *group = codes + uint64_t(i / GROUP) * 16 * m;
-    return entered(score_of(scale, pq_sum(group, table, m, i % GROUP)) + offset);
+    return entered(score_of(scale, pq_sum(group_of(codes, m, i), table, m, i % GROUP)) + offset);
+}
+
+// How many of a head's queries are served together, from this one on.
+KIV_BODY uint32_t pack_of(const Shape &shape, uint32_t first) {
+    return shape.group - first < PACK ? shape.group - first : PACK;
 }
 
 KIV_BODY bool marked(const Part &part, uint32_t key) { return part.marks[key / 32] >> key % 32 & 1; }
 
-// Of the `i`-th outlier on the grid.
-KIV_BODY float on_score(const Part &part, const Tables &tables, uint32_t dim, uint32_t i) {
-    float product = 0.0f;
-    const uint8_t *codes = part.codes;
-    const uint8_t *table = tables.outliers;
-    for (uint32_t run = 0, left = 2 * dim; left > 0; run++) {
-        const uint32_t m = left < MAX_M ? left : MAX_M;
-        const uint8_t *group = codes + uint64_t(i / GROUP) * 16 * m;
-        product += score_of(tables.scales[2 + run], pq_sum(group, table, m, i % GROUP));
-        codes += uint64_t(part.on_groups) * 16 * m;
-        table += CENTROIDS * m;
-        left -= m;
-    }
-    return product;
+// A run of the codes of outliers on the grid, and where its table begins. There are others while
+// `run * MAX_M < 2 * dim`.
+struct OnRun {
+    const uint8_t *codes;
+    uint32_t m, table;
+};
+
+KIV_BODY OnRun on_run(const Part &part, uint32_t dim, uint32_t run) {
+    const uint32_t before = run * MAX_M, left = 2 * dim - before;
+    return {part.codes + uint64_t(part.on_groups) * 16 * before, left < MAX_M ? left : MAX_M,
+            CENTROIDS * before};
 }
 
-// Product with what was subtracted from a key.
-KIV_BODY float centre_of(const Part &part, const Tables &tables, uint32_t key) {
+// Which centre was subtracted from a key.
+KIV_BODY uint32_t centre_of(const Part &part, uint32_t key) {
     const uint32_t segment = key / part.segment;
-    return tables.centres[segment < part.n_centres ? segment : part.n_centres - 1];
+    return segment < part.n_centres ? segment : part.n_centres - 1;
 }
 
 // Places of a list. Nothing beyond the keys is read whatever the device has for them.
@@ -390,6 +405,26 @@ KIV_BODY uint32_t round_up(uint32_t n) { return (n + GROUP - 1) / GROUP * GROUP;
 // its own place.
 KIV_BODY uint32_t outlier_place(const Part &part, uint32_t i, uint32_t key) {
     return part.coarse.m ? i : key;
+}
+
+// Where the scores of a key are told: for one query, and those after it.
+struct Places {
+    uint32_t *scores, *ids;
+    uint32_t stride, id;
+
+    KIV_BODY void tell(uint32_t query, float score) const {
+        const uint64_t at = uint64_t(query) * stride;
+        ids[at] = id;
+        scores[at] = entered(score);
+    }
+};
+
+// Of a part's key, at a place from where its keys begin.
+KIV_BODY Places places_in(const Shape &shape, const Part &part, uint32_t query, uint32_t place,
+                          uint32_t key) {
+    const uint64_t row = part.head * shape.group + query;
+    const uint64_t at = row * shape.keys_stride + part.keys_at + place;
+    return {shape.key_scores + at, shape.key_ids + at, shape.keys_stride, part.id + key};
 }
 
 // ---- Lists to open.

@@ -133,6 +133,15 @@ KIV_BODY void vote(uint32_t *word, uint32_t lane, bool yes) {
 #endif
 }
 
+// Bytes 1 and 3 of a word, in its halves.
+KIV_BODY uint32_t odd_bytes(uint32_t word) {
+#if defined(__CUDA_ARCH__)
+    return __byte_perm(word, 0, 0x4341);
+#else
+    return word >> 8 & 0x00ff00ff;
+#endif
+}
+
 // How many bits of a word are set.
 KIV_BODY uint32_t bits_in(uint32_t word) {
 #if defined(__CUDA_ARCH__)

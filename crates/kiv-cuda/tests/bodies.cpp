@@ -124,17 +124,36 @@ void rerotate() {
     write(bytes);
 }
 
+// Tables of some queries as one, by all threads of a block.
+std::vector<kiv::Words> pack(const uint8_t *tables, uint32_t stride, uint32_t n, uint32_t m) {
+    std::vector<kiv::Words> packed(4 * m);
+    for (uint32_t thread = 0; thread < kiv::SELECT_THREADS; thread++) {
+        kiv::pack_tables(packed.data(), thread, kiv::SELECT_THREADS, tables, stride, n, m);
+    }
+    return packed;
+}
+
 void pq_scan() {
     const uint32_t m = number(), n_queries = number();
     auto packed = array<uint8_t>();
     auto listed = array<uint32_t>();
     auto tables = array<uint8_t>();
-    std::vector<uint16_t> sums;
-    for (uint32_t query = 0; query < n_queries; query++) {
-        for (uint32_t group : listed) {
-            for (uint32_t key = 0; key < kiv::GROUP; key++) {
-                sums.push_back(uint16_t(kiv::pq_sum(packed.data() + uint64_t(group) * 16 * m,
-                                                    tables.data() + query * 16 * m, m, key)));
+    const size_t n_keys = listed.size() * kiv::GROUP;
+    std::vector<uint16_t> sums(n_queries * n_keys);
+    for (uint32_t first = 0; first < n_queries; first += kiv::PACK) {
+        const uint32_t n = n_queries - first < kiv::PACK ? n_queries - first : kiv::PACK;
+        const uint8_t *from = tables.data() + first * 16 * m;
+        const std::vector<kiv::Words> table = pack(from, 16 * m, n, m);
+        for (size_t i = 0; i < n_keys; i++) {
+            const uint32_t key = i % kiv::GROUP;
+            const uint8_t *group = kiv::group_of(packed.data(), m, listed[i / kiv::GROUP] * kiv::GROUP);
+            const kiv::PackedSums found = kiv::pq_sums(group, table.data(), m, key);
+            for (uint32_t q = 0; q < n; q++) {
+                // Alone as together.
+                if (kiv::pq_sum(group, from + q * 16 * m, m, key) != found.of(q)) {
+                    exit(1);
+                }
+                sums[(first + q) * n_keys + i] = uint16_t(found.of(q));
             }
         }
     }
@@ -299,7 +318,6 @@ void index_scores() {
     kiv::Tables tables = {};
     tables.scales = reinterpret_cast<kiv::Scale *>(scales.data());
     tables.fine = table.data();
-    tables.outliers = outliers.data();
     std::vector<uint32_t> scores;
     std::vector<float> products;
     for (uint32_t list = 0; list < part.n_lists; list++) {
@@ -310,8 +328,15 @@ void index_scores() {
             scores.push_back(kiv::marked(part, key) ? 0 : score);
         }
     }
-    for (uint32_t i = 0; i < on_groups * kiv::GROUP; i++) {
-        products.push_back(kiv::on_score(part, tables, dim, i));
+    products.resize(on_groups * kiv::GROUP);
+    for (uint32_t number = 0; number * kiv::MAX_M < 2 * dim; number++) {
+        const kiv::OnRun run = kiv::on_run(part, dim, number);
+        const std::vector<kiv::Words> packed = pack(outliers.data() + run.table, 0, 1, run.m);
+        for (uint32_t i = 0; i < products.size(); i++) {
+            const uint8_t *group = kiv::group_of(run.codes, run.m, i);
+            const kiv::PackedSums sums = kiv::pq_sums(group, packed.data(), run.m, i % kiv::GROUP);
+            products[i] += kiv::score_of(tables.scales[2 + number], sums.of(0));
+        }
     }
     write(scores);
     write(products);

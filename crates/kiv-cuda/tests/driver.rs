@@ -85,10 +85,12 @@ fn inner_search() {
     };
     // With efforts that leave lists out, open some later, and tell less than a sample bounds.
     let many = [(48, 20), (16, 60), (100, 60), (20, 12)];
+    // And groups that fill a pack of 4 queries, or a second one in part.
     for (dim, n_heads, group, efforts) in [
         (16, 1, 2, &many[..]),
+        (16, 2, 5, &[(48, 20)]),
         (64, 2, 1, &[(128, 64)]),
-        (144, 1, 1, &[(60, 400)]),
+        (144, 1, 3, &[(60, 400)]),
     ] {
         let mut finder = DeviceFinder::new(open(), config).unwrap();
         assert!(finder.device_mut().free_memory().unwrap() > 0);

@@ -318,8 +318,14 @@ fn bytes_of(luts: &[Lut]) -> Vec<u8> {
 #[test]
 fn sums_are_those_of_fastscan() {
     let rng = &mut rng(60);
-    for (n, m) in [(32, 2), (1000, 32), (500, 64), (100, 256)] {
-        let (packed, luts) = codes(rng, n, m, 3);
+    for (n, m, n_queries) in [
+        (32, 2, 1),
+        (1000, 32, 3),
+        (500, 64, 4),
+        (100, 256, 6),
+        (64, 256, 9),
+    ] {
+        let (packed, luts) = codes(rng, n, m, n_queries);
         let n_groups = n.div_ceil(GROUP);
         let mut want = vec![0u16; luts.len() * n_groups * GROUP];
         scan_many(Isa::detect(), &luts, &packed, &mut want);

@@ -10,6 +10,9 @@ use kiv_policy::RowFormat;
 /// Threads of a block, of every kernel.
 pub(super) const THREADS: u32 = 256;
 
+/// Queries that a block finds sums for together, at most: `kiv::PACK` of pq_scan.cuh.
+pub(super) const PACK: u32 = 4;
+
 /// Every file of kernels and what it has. The files end with a zero byte, as the driver
 /// wants them.
 pub(super) const KERNELS: [(&str, &[&str]); 6] = [
@@ -290,12 +293,13 @@ fn rerotate(work: &Rerotate<'_>, address: impl Fn(At) -> u64) -> Launch {
 }
 
 fn scan(work: &Scan<'_>, address: impl Fn(At) -> u64) -> Launch {
-    // A warp to a group; each has room for the group's codes, and all share the table.
+    // A warp to a group; each has room for the group's codes, and all share the tables.
     let warps = THREADS / 32;
     let n_groups = work.n_groups() as u32;
-    let grid = [n_groups.div_ceil(warps), work.n_queries() as u32, 1];
+    let n_queries = work.n_queries() as u32;
+    let grid = [n_groups.div_ceil(warps), n_queries.div_ceil(PACK), 1];
     let mut launch = Launch::new("kiv_pq_scan", grid);
-    launch.calls[0].shared = 16 * work.m * (1 + warps);
+    launch.calls[0].shared = 16 * work.m * (PACK + warps);
     launch.address(address(work.packed));
     match work.listed {
         Some(listed) => launch.list(listed),
@@ -303,6 +307,7 @@ fn scan(work: &Scan<'_>, address: impl Fn(At) -> u64) -> Launch {
     }
     launch.number(n_groups);
     launch.list(work.tables);
+    launch.number(n_queries);
     launch.number(work.m);
     launch.address(address(work.sums));
     launch
@@ -448,7 +453,7 @@ mod tests {
             m: 4,
             sums: at,
         };
-        check(Work::Scan(scan), [3, 5, 1]);
+        check(Work::Scan(scan), [3, 2, 1]);
         let coarse = Coarse {
             queries: &[0.0; 64],
             centroids: at,

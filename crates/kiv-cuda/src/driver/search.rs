@@ -1,6 +1,6 @@
 //! The kernels of a search, as they are called.
 
-use super::launch::{Call, Launch, Param, THREADS};
+use super::launch::{Call, Launch, PACK, Param, THREADS};
 use crate::search::{Choice, Layout, Part, Search, Section, TILE};
 use crate::work::At;
 use bytemuck::{Pod, Zeroable};
@@ -120,7 +120,7 @@ pub(super) fn plan(work: &Search<'_>, address: impl Fn(At) -> u64) -> Launch {
         let lists = blocks(&|part| part.n_lists);
         call(
             "kiv_index_lists",
-            [lists, n_parts, group],
+            [lists, n_parts, group.div_ceil(PACK)],
             vec![parts, shape],
         );
         let out = [layout.ranked_scores, layout.ranked_names];
@@ -141,7 +141,7 @@ pub(super) fn plan(work: &Search<'_>, address: impl Fn(At) -> u64) -> Launch {
     let newest = blocks(&|part| if is_era(part) { 0 } else { part.n_keys });
     call(
         "kiv_index_newest",
-        [newest, n_parts, group],
+        [newest, n_parts, group.div_ceil(PACK)],
         vec![parts, shape],
     );
     call(
