@@ -222,7 +222,8 @@ extern "C" __global__ void kiv_index_keys(const Part *parts, const Shape *shapes
     const Shape &shape = *shapes;
     const uint32_t number = blockIdx.x * (blockDim.x / GROUP) + threadIdx.x / GROUP;
     const uint64_t row = blockIdx.y;
-    if (number >= shape.n_ranked) {
+    // Of a row that has failed nothing is told.
+    if (number >= shape.n_ranked || shape.status[row].failed) {
         return;
     }
     const Opened opened = shape.opened[row * shape.n_ranked + number];
@@ -241,7 +242,10 @@ extern "C" __global__ void kiv_index_keys(const Part *parts, const Shape *shapes
     const Stretch places = places_of(part, opened.list);
     for (uint32_t key = places.from + threadIdx.x % GROUP; key < places.to; key += GROUP) {
         const uint32_t slot = opened.slot + key - places.from;
-        if (slot < shape.room && !marked(part, key)) {
+        if (slot >= shape.room) {
+            break;
+        }
+        if (!marked(part, key)) {
             shape.key_ids[row * shape.keys_stride + slot] = part.id + key;
             shape.key_scores[row * shape.keys_stride + slot] =
                 packed_score(part.keys, tables.fine, part.fine.m, key, tables.scales[1], offset);
