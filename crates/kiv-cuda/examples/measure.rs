@@ -19,7 +19,7 @@ use kiv_pool::SlotTable;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Sizes of a model's cache, of its index, and of what is asked.
 #[derive(Clone)]
@@ -38,6 +38,9 @@ struct Shape {
     keys: usize,
     /// Bytes of a plain copy.
     copy: usize,
+    /// How long a device works before it is measured, and how often it is.
+    busy: Duration,
+    times: usize,
 }
 
 /// A 3 B model's (Llama 3.2): slots for 2048 tokens.
@@ -52,6 +55,8 @@ const REAL: Shape = Shape {
     tokens: 40,
     keys: 1 << 20,
     copy: 256 << 20,
+    busy: Duration::from_millis(300),
+    times: 21,
 };
 
 const SMALL: Shape = Shape {
@@ -65,6 +70,8 @@ const SMALL: Shape = Shape {
     tokens: 6,
     keys: 1 << 10,
     copy: 1 << 20,
+    busy: Duration::ZERO,
+    times: 3,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -136,18 +143,29 @@ fn us(time: Duration) -> String {
     format!("{:8.1} µs", time.as_secs_f64() * 1e6)
 }
 
-/// Time that a stream takes for what `task` gives it, after once for warming up.
+/// Time that a stream takes for what `task` gives it: the median of several, when the device has
+/// been busy for a while. An idle one's clocks are low, and rise while it works.
 fn timed<D: Device>(
     device: &mut D,
     stream: Stream,
+    shape: &Shape,
     mut task: impl FnMut(&mut D) -> Result<(), DeviceError>,
 ) -> Result<Duration, DeviceError> {
-    task(device)?;
-    let begin = device.record(stream)?;
-    task(device)?;
-    let end = device.record(stream)?;
-    device.sync(&end)?;
-    device.between(&begin, &end)
+    let started = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < shape.times {
+        // What is measured waits for this, and not for the host that gives it.
+        task(device)?;
+        let begin = device.record(stream)?;
+        task(device)?;
+        let end = device.record(stream)?;
+        device.sync(&end)?;
+        if started.elapsed() >= shape.busy {
+            times.push(device.between(&begin, &end)?);
+        }
+    }
+    times.sort_unstable();
+    Ok(times[times.len() / 2])
 }
 
 const COPIES: usize = 4;
@@ -159,7 +177,7 @@ fn copies<D: Device>(
 ) -> Result<Duration, DeviceError> {
     let from = device.alloc(Memory::Pinned, shape.copy)?;
     let to = device.alloc(Memory::Device, shape.copy)?;
-    let time = timed(device, stream, |d| {
+    let time = timed(device, stream, shape, |d| {
         (0..COPIES).try_for_each(|_| d.copy(stream, from.at(0), to.at(0), shape.copy))
     })?;
     device.free(from)?;
@@ -246,7 +264,7 @@ fn moves<D: Device>(device: &mut D, stream: Stream, shape: &Shape) -> Result<(),
                 cells: &cells,
                 n_rows: shape.rows,
             };
-            let time = timed(device, stream, |d| {
+            let time = timed(device, stream, shape, |d| {
                 layers
                     .iter()
                     .try_for_each(|moves| d.submit(stream, &Work::Scatter(work(moves))))
@@ -288,7 +306,9 @@ fn kernels<D: Device>(device: &mut D, stream: Stream, shape: &Shape) -> Result<(
         m: M as u32,
         sums: sums.at(0),
     };
-    let time = timed(device, stream, |d| d.submit(stream, &Work::Scan(scan)))?;
+    let time = timed(device, stream, shape, |d| {
+        d.submit(stream, &Work::Scan(scan))
+    })?;
     let rate = gbs(n_groups * 16 * M, time);
     row(
         &format!("sums of {} keys, {QUERIES} queries", shape.keys),
@@ -310,7 +330,7 @@ fn kernels<D: Device>(device: &mut D, stream: Stream, shape: &Shape) -> Result<(
     let outs = [2, 4].map(|bytes| device.alloc(Memory::Device, n_out * bytes));
     let [to, names] = outs;
     (top.to, top.to_names) = (to?.at(0), names?.at(0));
-    let time = timed(device, stream, |d| d.submit(stream, &Work::Top(top)))?;
+    let time = timed(device, stream, shape, |d| d.submit(stream, &Work::Top(top)))?;
     row(
         &format!("best 64 of each 8192 of them, {QUERIES} queries"),
         &us(time),
@@ -325,7 +345,9 @@ fn kernels<D: Device>(device: &mut D, stream: Stream, shape: &Shape) -> Result<(
         dim: shape.dim,
         scores: scores.at(0),
     };
-    let time = timed(device, stream, |d| d.submit(stream, &Work::Coarse(coarse)))?;
+    let time = timed(device, stream, shape, |d| {
+        d.submit(stream, &Work::Coarse(coarse))
+    })?;
     row(
         &format!("products with {n_lists} centroids, {QUERIES} queries"),
         &us(time),
@@ -352,7 +374,7 @@ fn kernels<D: Device>(device: &mut D, stream: Stream, shape: &Shape) -> Result<(
         n_rot: shape.dim,
         pairing: Pairs::Halves,
     };
-    let time = timed(device, stream, |d| {
+    let time = timed(device, stream, shape, |d| {
         d.submit(stream, &Work::Rerotate(rerotate))
     })?;
     row(&format!("{} blocks of keys turned", turns.len()), &us(time));
@@ -398,7 +420,7 @@ impl StandIn {
             dim: shape.dim,
             times: 1,
         };
-        let once = timed(device, stream, |d| work.submit(d, stream))?;
+        let once = timed(device, stream, shape, |d| work.submit(d, stream))?;
         work.times = (layer.as_secs_f64() / once.as_secs_f64().max(1e-9)).ceil() as usize;
         work.times = work.times.clamp(1, 1000);
         Ok(work)
