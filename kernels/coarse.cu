@@ -25,7 +25,7 @@ extern "C" __global__ void kiv_coarse(const float *queries, const float *centroi
         __syncwarp();
     }
     if (list < n_lists && lane == 0) {
-        scores[uint64_t(blockIdx.y) * n_lists + list] = kiv::ordered(lanes[0]);
+        scores[uint64_t(blockIdx.y) * n_lists + list] = kiv::entered(lanes[0]);
     }
 }
 

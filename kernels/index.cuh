@@ -352,9 +352,6 @@ KIV_BODY void lut_round(const LutShared &shared, uint32_t s, const Rows &rows, u
 
 // ---- Scores.
 
-// A score as it is compared; 0, below all others, of none.
-KIV_BODY uint32_t entered(float score) { return score == score ? ordered(score) : 0; }
-
 // The packed group that has key `i`.
 KIV_BODY const uint8_t *group_of(const uint8_t *codes, uint32_t m, uint32_t i) {
     return codes + uint64_t(i / GROUP) * 16 * m;

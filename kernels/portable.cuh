@@ -75,7 +75,8 @@ KIV_BODY float half_to_float(uint16_t half) {
 #endif
 }
 
-// Single precision to half, to nearest, ties to even.
+// Single precision to half, to nearest, ties to even. Of any NaN a GPU makes the same one; the
+// CPU references keep its sign, and some its bits.
 KIV_BODY uint16_t float_to_half(float value) {
 #if defined(__CUDA_ARCH__)
     return __half_as_ushort(__float2half_rn(value));
@@ -84,7 +85,7 @@ KIV_BODY uint16_t float_to_half(float value) {
     const uint32_t sign = bits >> 16 & 0x8000;
     const uint32_t magnitude = bits & 0x7fffffff;
     if (magnitude > 0x7f800000) {
-        return uint16_t(sign | 0x7e00);
+        return 0x7fff;
     }
     // From 65520 on the nearest half is infinity.
     if (magnitude >= 0x477ff000) {

@@ -106,6 +106,10 @@ KIV_BODY float unordered(uint32_t number) {
     return float_of(number >> 31 ? number & 0x7fffffffu : ~number);
 }
 
+// A score as it is compared; 0, below all others, of what is no number: a GPU's NaN has other
+// bits than a CPU's.
+KIV_BODY uint32_t entered(float score) { return score == score ? ordered(score) : 0; }
+
 // Things of a thread: a stretch, so that positions stay in order.
 struct Stretch {
     uint32_t from, to;

@@ -100,6 +100,12 @@ pub fn ordered(value: f32) -> u32 {
     }
 }
 
+/// A score as it is compared: [`ordered`], and 0, below all others, of what is no number.
+#[must_use]
+pub fn entered(score: f32) -> u32 {
+    if score.is_nan() { 0 } else { ordered(score) }
+}
+
 /// What [`ordered`] made of a float, back.
 #[must_use]
 pub fn unordered(number: u32) -> f32 {

@@ -243,7 +243,7 @@ impl Scan<'_> {
 }
 
 /// Inner products of queries with centroids, in the form of
-/// [`crate::reference::ordered`].
+/// [`crate::reference::entered`].
 #[derive(Clone, Copy, Debug)]
 pub struct Coarse<'a> {
     /// f32, `[n_queries, dim]`.

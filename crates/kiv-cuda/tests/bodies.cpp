@@ -176,8 +176,9 @@ void coarse() {
                     kiv::dot_fold(lanes, lane, width);
                 }
             }
-            const uint32_t score = kiv::ordered(lanes[0]);
-            if (kiv::bits_of(kiv::unordered(score)) != kiv::bits_of(lanes[0])) {
+            const uint32_t score = kiv::entered(lanes[0]);
+            const bool is_number = lanes[0] == lanes[0];
+            if (is_number && kiv::bits_of(kiv::unordered(score)) != kiv::bits_of(lanes[0])) {
                 exit(1);
             }
             scores.push_back(score);

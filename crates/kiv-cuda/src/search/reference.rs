@@ -2,7 +2,7 @@
 //! for simulated ones. It is as plain as can be, and no faster.
 
 use super::{EXTRA, Layout, Part, Search, Section};
-use crate::reference::{ordered, scan, unordered};
+use crate::reference::{entered, scan, unordered};
 use crate::work::At;
 use kiv_fastscan::{CENTROIDS, GROUP, Lut, MAX_M};
 use kiv_numeric::{TILE, dot, tile_logits};
@@ -119,11 +119,6 @@ fn find(
     }
     keys.retain(|(score, _)| *score > 0);
     Ok((best(&keys, layout.told.k), sampled))
-}
-
-/// A score as it is compared; 0, below all others, of none.
-fn entered(score: f32) -> u32 {
-    if score.is_nan() { 0 } else { ordered(score) }
 }
 
 /// The best of scores that are something, in their order; of equal ones the first.

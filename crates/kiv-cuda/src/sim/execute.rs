@@ -187,7 +187,7 @@ fn coarse(bytes: &mut Bytes, work: &Coarse<'_>) {
     for query in work.queries.chunks_exact(dim) {
         for centroid in centroids.chunks_exact(dim) {
             let product = reference::dot(query, centroid);
-            scores.extend(reference::ordered(product).to_le_bytes());
+            scores.extend(reference::entered(product).to_le_bytes());
         }
     }
     slice_mut(bytes, work.scores, scores.len()).copy_from_slice(&scores);
