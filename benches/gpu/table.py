@@ -79,7 +79,7 @@ def against(rows, flash):
             if other["policy"] == "full":
                 out.append([row["model"], row["n_ctx"], label(row), label(other), f"{other['decode_ms_per_token'] / ms:.2f}"])
         shape = row["model"].split()[1] if row["model"].startswith("synthetic") else None
-        if (shape, row["n_ctx"]) in whole and " of " not in row["model"]:
+        if (shape, row["n_ctx"]) in whole and "," not in row["model"]:
             # Attention alone, where the row has all that a token takes.
             out.append([row["model"], row["n_ctx"], label(row), "PyTorch's flash attention alone",
                         f"{whole[shape, row['n_ctx']] / ms:.2f}"])
@@ -140,7 +140,7 @@ def targets(rows, stopped):
             used = [row["resident_kv_bytes"] for row in (first, last)]
             told(f"{what}, KV on the GPU", f"{used[1] / used[0]:.3f}", used[1] == used[0])
         taken = last["device_used_bytes"]
-        if taken is not None and " of " not in model:
+        if taken is not None and "," not in model:
             told(f"{model}, {name}: all of the GPU's memory, MiB", mib(taken), taken < MEMORY)
         if last["gpu_hidden"] is not None:
             told(f"{model}, {name}: transfers hidden", share(last["gpu_hidden"]), last["gpu_hidden"] >= HIDDEN)

@@ -417,7 +417,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value_t = 1, value_parser = positive, value_name = "N")]
     pub rounds: usize,
     /// Besides full, a row full+stops: full that stops before each layer's attention, as
-    /// policies make it do, and goes on at once
+    /// policies make it do where a layer sees everything, and goes on at once
     #[arg(long)]
     pub stops: bool,
     /// Draws the last token of each row, layer by layer, into a file that chrome://tracing

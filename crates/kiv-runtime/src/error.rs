@@ -29,6 +29,15 @@ pub enum Error {
         /// What is in the way.
         reason: String,
     },
+    /// llama.cpp stores rows where others are: there is a mistake in kiv.
+    #[error(
+        "llama.cpp stores to cells of the cache that are in use, and what they held is lost: {cells:?}. \
+         That is a mistake in kiv: please report it with the model's name"
+    )]
+    CellsInUse {
+        /// Where it stores.
+        cells: Vec<u32>,
+    },
     /// The model cannot generate text.
     #[error("this model cannot generate text: {reason}")]
     NotGenerative {

@@ -54,8 +54,8 @@ impl Grammar {
         Self::JsonSchema(r#"{"type":"object"}"#.to_owned())
     }
 
-    /// The same, once llama.cpp has taken it: a large schema needs a second of computing, and
-    /// none any more.
+    /// The same, once llama.cpp has taken it: to make a grammar of a large schema needs a second
+    /// of computing, which is done then.
     ///
     /// # Errors
     /// [`Error::Grammar`].

@@ -242,8 +242,9 @@ impl Engine {
             .as_ref()
             .is_some_and(|c| !c.are_free(&batch.cells))
         {
-            let reason = format!("cells in use are to be stored to: {:?}", batch.cells);
-            return Err(unhookable(reason));
+            return Err(Error::CellsInUse {
+                cells: batch.cells.clone(),
+            });
         }
         Ok(())
     }

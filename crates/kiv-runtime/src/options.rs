@@ -356,8 +356,9 @@ impl SessionBuilder {
         self
     }
 
-    /// Under `full`, has llama.cpp stop before each layer's attention, and go on at once: what
-    /// a token takes longer is what stopping costs, whatever is done then. For measurements.
+    /// Under `full`, has llama.cpp stop before each layer's attention, also of layers with a
+    /// sliding window, and go on at once: what a token takes longer is what stopping costs,
+    /// whatever is done then. For measurements.
     pub fn stop_for_nothing(mut self) -> Self {
         self.options.stops = true;
         self

@@ -89,7 +89,7 @@ pub struct Session {
     /// Something failed half-way and could not be taken back.
     pub(crate) broken: bool,
     pub(crate) last_logits: Vec<f32>,
-    interrupt: Arc<AtomicBool>,
+    pub(crate) interrupt: Arc<AtomicBool>,
     /// Whether logits of every token can be had.
     all_logits: bool,
     /// How llama.cpp writes cells, if they can be put back.
@@ -657,7 +657,9 @@ impl Session {
             })
         });
         if let Some(error) = failed {
-            self.broken = !self.take_back(first);
+            // What cells held that were in use is gone.
+            let lost = matches!(error, Error::CellsInUse { .. });
+            self.broken = !self.take_back(first) || lost;
             return Err(error);
         }
         if engine.cells_from.is_some() {

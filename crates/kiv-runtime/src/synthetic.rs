@@ -6,6 +6,7 @@ use crate::session::{Session, Token};
 use kiv_pool::PoolLayout;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::sync::atomic::Ordering;
 
 /// Tokens that a stock context reads before it is filled.
 const REPEATED: usize = 1024;
@@ -44,13 +45,25 @@ impl Session {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut left = invented / block;
         while left > 0 {
+            if self.interrupt.load(Ordering::Relaxed) {
+                // Some are sealed that no text knows of.
+                self.broken = true;
+                return Err(Error::Interrupted {
+                    read: start,
+                    total: text.len(),
+                });
+            }
             let count = left.min((4096 / block).max(1));
             let blocks: Vec<usize> = (0..count).map(|_| rng.random_range(0..slots)).collect();
             let like: Vec<u32> = blocks
                 .iter()
                 .flat_map(|b| cells.cells(sinks + b * block, sinks + (b + 1) * block))
                 .collect();
-            tiers.seal(&like, caches)?;
+            let sealed = tiers.seal(&like, caches);
+            if let Err(error) = sealed {
+                self.broken = true;
+                return Err(error);
+            }
             left -= count;
         }
         cells.skip(invented);

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::session::{Session, Token};
+use crate::tiers::Tiers;
 use std::time::{Duration, Instant};
 
 /// One layer's stop before its attention. Times are since the token began.
@@ -37,13 +38,6 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    fn new() -> Self {
-        Self {
-            begin: Instant::now(),
-            layers: Vec::new(),
-        }
-    }
-
     /// A layer goes on.
     pub(crate) fn layer(&mut self, il: u32, [stopped, chosen, brought]: [Instant; 3]) {
         let since = |moment: Instant| moment.saturating_duration_since(self.begin);
@@ -64,25 +58,31 @@ impl Session {
     /// As there, and [`Error::Gpu`].
     pub fn read_timed(&mut self, token: Token) -> Result<Timeline, Error> {
         let gpu = |error: kiv_cuda::DeviceError| Error::Gpu(error.into());
-        if let Some(tiers) = &mut self.context.hook().tiers {
-            if let Some(tier) = tiers.gpu() {
-                tier.list().map_err(gpu)?;
-            }
-            tiers.recorder = Some(Recorder::new());
+        if let Some(tier) = self.context.hook().tiers.as_mut().and_then(Tiers::gpu) {
+            tier.list().map_err(gpu)?;
         }
         let begin = Instant::now();
+        if let Some(tiers) = &mut self.context.hook().tiers {
+            tiers.recorder = Some(Recorder {
+                begin,
+                layers: Vec::new(),
+            });
+        }
         let read = self.read_one_by_one(&[token]);
         let mut timeline = Timeline {
             total: begin.elapsed(),
             ..Timeline::default()
         };
+        let mut listed = Ok(Vec::new());
         if let Some(tiers) = &mut self.context.hook().tiers {
             let recorder = tiers.recorder.take();
             timeline.layers = recorder.map_or_else(Vec::new, |recorder| recorder.layers);
             if let Some(tier) = tiers.gpu() {
-                timeline.transfers = tier.listed().map_err(gpu)?;
+                listed = tier.listed();
             }
         }
-        read.map(|()| timeline)
+        read?;
+        timeline.transfers = listed.map_err(gpu)?;
+        Ok(timeline)
     }
 }

@@ -72,8 +72,8 @@ struct Row<'a> {
     /// Where a device searches the index: bytes of its memory, and searches that it has done.
     device_index_bytes: Option<usize>,
     device_searches: Option<u64>,
-    /// Bytes that are taken of the memory of all devices but the CPU, by whomever, after the
-    /// last token; where there is one.
+    /// Bytes that are taken of the memory of all GPUs, by whomever, after the last token; where
+    /// there is one.
     device_used_bytes: Option<usize>,
     peak_rss_bytes: Option<u64>,
 }
@@ -86,6 +86,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     };
     let name = name(&opened.file);
     let longest = args.ctx.iter().copied().max().unwrap_or(0);
+    let shortest = args.ctx.iter().copied().min().unwrap_or(0);
+    if args.timeline.is_some() && args.predict.min(shortest) < 2 {
+        bail!(
+            "--timeline draws a token besides those that are measured: -n 2 and --ctx 2 at least"
+        );
+    }
     let model = opened.load_for(&args.model, &args.cache, &args.kv_policy, longest)?;
     // Text and what is decoded after it are one context. What is too long is told at once.
     let decoded = args.predict.min(longest);
@@ -236,9 +242,9 @@ fn measure<'a>(
     } else {
         room
     };
-    // What is drawn is not measured, unless there is nothing else.
+    // What is drawn is not measured.
     let drawn = usize::from(args.timeline.is_some());
-    let (decode, drawn) = decode.split_at(decode.len() - drawn.min(decode.len() - 1));
+    let (decode, drawn) = decode.split_at(decode.len() - drawn);
     let named = if is_full(policy) { "full" } else { policy };
     let mut builder = passing_builder(model, &args.model, &args.cache, named).ctx_size(room);
     if policy == STOPS {

@@ -23,7 +23,7 @@ pub(crate) fn supports_gpu() -> bool {
     backend().supports_gpu_offload()
 }
 
-/// Memory of a device that ggml computes on, other than the CPU.
+/// Memory of a GPU that ggml computes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
     /// ggml's name of the device, such as `CUDA0`.
@@ -34,7 +34,7 @@ pub struct DeviceMemory {
     pub total: usize,
 }
 
-/// Memory of the devices that ggml computes on, other than the CPU.
+/// Memory of the GPUs that ggml computes on.
 #[must_use]
 pub fn device_memory() -> Vec<DeviceMemory> {
     backend();
@@ -44,7 +44,12 @@ pub fn device_memory() -> Vec<DeviceMemory> {
     unsafe {
         for i in 0..sys::ggml_backend_dev_count() {
             let device = sys::ggml_backend_dev_get(i);
-            if sys::ggml_backend_dev_type(device) == sys::GGML_BACKEND_DEVICE_TYPE_CPU {
+            let kind = sys::ggml_backend_dev_type(device);
+            let gpus = [
+                sys::GGML_BACKEND_DEVICE_TYPE_GPU,
+                sys::GGML_BACKEND_DEVICE_TYPE_IGPU,
+            ];
+            if !gpus.contains(&kind) {
                 continue;
             }
             let (mut free, mut total) = (0, 0);
