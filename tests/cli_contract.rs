@@ -478,6 +478,37 @@ fn bench_fills_the_cold_store_without_reading() {
 }
 
 #[test]
+fn bench_draws_a_token_of_each_row_and_measures_stops() {
+    let dir = TempDir::new().unwrap();
+    let line =
+        format!("bench --ctx 1500 --kv-policy full,exact --stops --timeline t.json -n 3 {SMALL}");
+    let rows = json_lines(dir.path(), &line, "");
+    let policies: Vec<&str> = rows.iter().map(|row| string(row, "policy")).collect();
+    assert_eq!(policies, ["full", "exact", "full+stops"]);
+    // Everything is resident, and nothing is chosen.
+    assert_eq!(rows[0]["resident_kv_bytes"], rows[2]["resident_kv_bytes"]);
+    assert_eq!(number(&rows[2], "select_ms"), 0.0);
+    let drawn: Value =
+        serde_json::from_str(&fs::read_to_string(dir.path().join("t.json")).unwrap()).unwrap();
+    let events = drawn["traceEvents"].as_array().unwrap();
+    let n_layers = integer(&json(dir.path(), "inspect"), "n_layer");
+    for (row, choices) in [(1, 0), (2, n_layers), (3, 0)] {
+        let of = |kind: &str| {
+            let own = events
+                .iter()
+                .filter(|e| e["pid"] == row && e["cat"] == kind);
+            own.count() as u64
+        };
+        assert_eq!(
+            (of("choosing"), of("bringing")),
+            (choices, choices),
+            "row {row}"
+        );
+        assert_eq!(of("computing"), choices + 1, "row {row}");
+    }
+}
+
+#[test]
 fn bench_makes_a_synthetic_model_once_and_inspect_reads_it() {
     let dir = TempDir::new().unwrap();
     let shape = "--synthetic qwen2.5-3b --layers 1 --vocab 300 --synthetic-dir made";
