@@ -12,6 +12,15 @@ pub struct Buffer(pub(crate) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stream(pub(crate) u32);
 
+/// Kernels that are compiled together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernels {
+    /// What swaps blocks.
+    Swaps,
+    /// What searches the index.
+    Searches,
+}
+
 /// Where memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {

@@ -29,7 +29,7 @@ mod swap;
 mod tier;
 pub mod work;
 pub use absent::Absent;
-pub use device::{Buffer, Device, DeviceError, Memory, Stream};
+pub use device::{Buffer, Device, DeviceError, Kernels, Memory, Stream};
 pub use driver::{CudaDevice, look_or_say, open_or_say};
 pub use pager::Pager;
 pub use pool::{LayerShape, PinnedPool, Place, PoolError, PoolUse, Row};

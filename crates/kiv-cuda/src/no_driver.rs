@@ -1,7 +1,7 @@
 //! The place of a CUDA device in builds without one.
 
 use crate::absent::Absent;
-use crate::device::{Buffer, Device, DeviceError, Memory, Stream};
+use crate::device::{Buffer, Device, DeviceError, Kernels, Memory, Stream};
 use crate::work::{At, Work};
 use std::convert::Infallible;
 use std::time::Duration;
@@ -33,6 +33,14 @@ impl CudaDevice {
 }
 
 impl CudaDevice {
+    /// Compiles kernels before they are wanted.
+    ///
+    /// # Errors
+    /// None: there is no device to call this of.
+    pub fn prepare(&mut self, _: Kernels) -> Result<(), DeviceError> {
+        match *self {}
+    }
+
     /// Bytes of its memory that nobody has.
     ///
     /// # Errors

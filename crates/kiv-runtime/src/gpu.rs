@@ -14,7 +14,7 @@ use crate::llama::{CacheTensor, Caches, cuda_missing};
 use kiv_cuda::search::{DeviceFinder, FinderConfig};
 use kiv_cuda::work::{Cache, Side};
 use kiv_cuda::{
-    Absent, CudaDevice, Device, DeviceError, DeviceTier, LayerShape, Pager, PinnedPool,
+    Absent, CudaDevice, Device, DeviceError, DeviceTier, Kernels, LayerShape, Pager, PinnedPool,
     PredictConfig, Slots, SwapConfig, Swapper, look_or_say, open_or_say,
 };
 use kiv_policy::{Geometry, Selection};
@@ -74,7 +74,8 @@ pub(crate) fn say_if_absent(warn: fn(&str)) {
 /// of every time: somebody has asked for it.
 pub(crate) fn finder(warn: fn(&str)) -> Option<DeviceFinder<CudaDevice>> {
     let open = || -> Result<_, NoTier> {
-        let gpu = open_or_say(0)?;
+        let mut gpu = open_or_say(0)?;
+        gpu.prepare(Kernels::Searches)?;
         let max_bytes = gpu.free_memory()? / INDEX_SHARE;
         Ok(DeviceFinder::new(gpu, FinderConfig { max_bytes, warn })?)
     };
@@ -111,6 +112,7 @@ fn try_open(
         return Ok(None);
     };
     let mut gpu = open_or_say(number)?;
+    gpu.prepare(Kernels::Swaps)?;
     let sides = sides(geometry, caches, &mut gpu)?;
     if sides.iter().flatten().any(|side| side.check().is_err()) {
         return Ok(None);

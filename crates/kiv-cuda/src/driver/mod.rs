@@ -16,7 +16,7 @@ mod search;
 pub use raw::Event;
 
 use crate::absent::Absent;
-use crate::device::{Buffer, Device, DeviceError, Memory, Stream};
+use crate::device::{Buffer, Device, DeviceError, Kernels, Memory, Stream};
 use crate::work::{At, Work, WorkError, inside};
 use cudarc::driver::result;
 use launch::{KERNELS, Launch, THREADS};
@@ -100,11 +100,28 @@ pub fn open_or_say(ordinal: u32) -> Result<CudaDevice, Absent> {
 impl CudaDevice {
     fn load(&mut self, (ptx, names): &(&str, &[&'static str])) -> Result<(), Absent> {
         let module = Module::load(&self.context, ptx)?;
-        for name in *names {
-            self.kernels.insert(name, module.kernel(name)?);
-        }
+        let found = names
+            .iter()
+            .map(|name| Ok((*name, module.kernel(name)?)))
+            .collect::<Result<Vec<_>, Absent>>()?;
+        // All or none: they go with their module.
+        self.kernels.extend(found);
         self.modules.push(module);
         Ok(())
+    }
+
+    /// Compiles kernels before they are wanted, so that nobody waits for that then.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn prepare(&mut self, kernels: Kernels) -> Result<(), DeviceError> {
+        let first = match kernels {
+            Kernels::Swaps => ["kiv_scatter_16", "kiv_dequant_scatter", "kiv_rerotate"],
+            Kernels::Searches => ["kiv_pq_scan", "kiv_coarse", "kiv_index_tables"],
+        };
+        first
+            .iter()
+            .try_for_each(|name| self.kernel(name).map(|_| ()))
     }
 
     fn kernel(&mut self, name: &str) -> Result<Kernel, DeviceError> {

@@ -8,6 +8,7 @@ use crate::absent::Absent;
 use crate::device::{DeviceError, Memory};
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys::{self, CUresult};
+use std::collections::VecDeque;
 use std::ffi::CString;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,7 +49,7 @@ pub(super) struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
     /// Events that nobody has any more: some hundreds are wanted for each token.
-    events: Mutex<Vec<sys::CUevent>>,
+    events: Mutex<VecDeque<sys::CUevent>>,
 }
 
 // SAFETY: the driver's functions may be called from any thread; what is here are names.
@@ -78,6 +79,17 @@ impl Context {
     pub(super) fn bind(&self) -> Result<(), DeviceError> {
         // SAFETY: the context is retained until this is dropped.
         unsafe { result::ctx::set_current(self.raw) }.map_err(failed("no context"))
+    }
+}
+
+impl Context {
+    /// The event that has been left for longest, if it has been reached.
+    fn event_left(&self) -> Option<sys::CUevent> {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let raw = *events.front()?;
+        // SAFETY: made in `Queue::record`, and nobody has it.
+        unsafe { result::event::query(raw) }.ok()?;
+        events.pop_front()
     }
 }
 
@@ -216,9 +228,7 @@ impl Queue {
 
     pub(super) fn record(&self) -> Result<Event, DeviceError> {
         self.context.bind()?;
-        let left = self.context.events.lock();
-        let left = left.unwrap_or_else(PoisonError::into_inner).pop();
-        let raw = match left {
+        let raw = match self.context.event_left() {
             Some(raw) => raw,
             None => {
                 // With times, unlike what most others want.
@@ -266,11 +276,9 @@ unsafe impl Sync for Point {}
 
 impl Drop for Point {
     fn drop(&mut self) {
-        // It may not have been reached yet. Streams that were told to wait for it wait for what
-        // had been recorded by then.
         let events = self.context.events.lock();
         let mut events = events.unwrap_or_else(PoisonError::into_inner);
-        events.push(self.raw);
+        events.push_back(self.raw);
     }
 }
 
@@ -389,7 +397,7 @@ impl Block {
 
     /// Page-locked memory, as the host sees it.
     pub(super) fn bytes(&self) -> Option<&[u8]> {
-        // SAFETY: the host's bytes of this block, written when it was made. Others write
+        // SAFETY: the host's bytes of this block, which the driver's pages are. Others write
         // them through `bytes_mut` only, which borrows the block: the device never does,
         // see `Work::check` and `Device::copy`.
         self.host

@@ -271,9 +271,14 @@ impl Search<'_> {
                 writes: false,
             });
         }
+        let layout = Layout::new(self);
+        // Numbers of 32 bits count scores, in steps of all threads.
+        if layout.cleared().len() / 4 > 1 << 31 {
+            return Err(WorkError::Unsupported("so many scores"));
+        }
         accesses.push(Access {
             at: self.memory,
-            bytes: Layout::new(self).bytes(),
+            bytes: layout.bytes(),
             writes: true,
         });
         Ok(())

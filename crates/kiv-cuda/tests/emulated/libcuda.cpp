@@ -423,6 +423,8 @@ int cuMemHostAlloc(void **host, size_t bytes, unsigned flags) {
     if (view == MAP_FAILED || device == MAP_FAILED) {
         die("memory cannot be mapped");
     }
+    // As the driver's pages: nobody has cleared them.
+    memset(view, 0xcd, bytes);
     pinned += bytes;
     memories.emplace(uint64_t(device), Memory{bytes, static_cast<char *>(view), {}});
     *host = view;

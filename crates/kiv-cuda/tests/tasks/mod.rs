@@ -320,7 +320,9 @@ pub fn run_all<D: Device>(device: &mut D) -> Result<Vec<Outcome>, DeviceError> {
         let listed: Vec<u32> = (0..n_groups as u32).step_by(3).collect();
         for listed in [None, Some(&listed[..])] {
             let kinds = ["kiv_pq_scan", "kiv_top_sums", "kiv_top_sums (names)"];
-            let outcomes = bench.scan((&packed, m), listed, &tables, (1024, 50))?;
+            // Tiles of several chunks, too.
+            let tile = if n_groups == 700 { 1 << 15 } else { 1024 };
+            let outcomes = bench.scan((&packed, m), listed, &tables, (tile, 50))?;
             for (kind, bytes) in kinds.iter().zip(outcomes) {
                 let listed = listed.map_or("all", |_| "listed");
                 keep(
