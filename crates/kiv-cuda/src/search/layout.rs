@@ -2,7 +2,6 @@
 
 use super::{EXTRA, Part, Search};
 use kiv_fastscan::{CENTROIDS, GROUP, MAX_M};
-#[cfg(feature = "cuda")]
 use std::ops::Range;
 
 /// Scores of a tile that a block chooses among.
@@ -188,8 +187,7 @@ impl Layout {
     }
 
     /// What is nothing before a search.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn cleared(&self) -> Range<usize> {
+        pub(crate) fn cleared(&self) -> Range<usize> {
         self.status..self.key_ids
     }
 }
