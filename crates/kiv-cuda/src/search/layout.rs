@@ -187,7 +187,7 @@ impl Layout {
     }
 
     /// What is nothing before a search.
-        pub(crate) fn cleared(&self) -> Range<usize> {
+    pub(crate) fn cleared(&self) -> Range<usize> {
         self.status..self.key_ids
     }
 }
