@@ -182,17 +182,20 @@ mod tests {
     use super::*;
     use kiv_pool::PoolConfig;
 
-    #[test]
-    fn positions_keep_their_cells() {
-        let layout = PoolLayout::new(&PoolConfig {
+    fn layout() -> PoolLayout {
+        PoolLayout::new(&PoolConfig {
             sinks: 2,
             window: 8,
             budget: 4,
             block: 2,
             ubatch: 4,
         })
-        .unwrap();
-        let mut map = CellMap::new(&layout);
+        .unwrap()
+    }
+
+    #[test]
+    fn positions_keep_their_cells() {
+        let mut map = CellMap::new(&layout());
         map.push(&[0, 1, 2, 3]);
         assert_eq!(map.n_past(), 4);
         map.push(&[4, 5, 6, 7, 8, 9]);
@@ -210,15 +213,7 @@ mod tests {
 
     #[test]
     fn cells_in_use_are_not_free() {
-        let layout = PoolLayout::new(&PoolConfig {
-            sinks: 2,
-            window: 8,
-            budget: 4,
-            block: 2,
-            ubatch: 4,
-        })
-        .unwrap();
-        let mut map = CellMap::new(&layout);
+        let mut map = CellMap::new(&layout());
         assert!(map.are_free(&[0, 1, 2]));
         map.push(&[0, 1, 2, 3, 4, 5, 9, 7]);
         assert!(map.are_free(&[6, 10, 8, u32::MAX]) && map.are_free(&[]));

@@ -3,9 +3,9 @@
 use crate::cells::CellMap;
 use crate::llama::CacheTensor;
 use crate::remap::Frame;
-use crate::slot::{of_cells, read_cells, read_rows};
+use crate::slot::{of_cells, read_cells, read_part};
 use crate::tiers::Batch;
-use kiv_policy::{LayerGeometry, LocalRows, RowFormat, Rows};
+use kiv_policy::{LayerGeometry, LocalRows, RowFormat};
 use kiv_pool::PoolLayout;
 use parking_lot::Mutex;
 
@@ -45,14 +45,12 @@ impl<'a> Local<'a> {
 
     /// Rows of a KV head in `cells[first..]`.
     fn rows(&self, kv_head: usize, first: usize) -> Vec<u8> {
-        let (format, row_len) = (self.format, self.key_dim);
+        let (len, cell) = (self.format.row_bytes(self.key_dim), self.cache.cell_bytes());
+        let part = (kv_head * len, len);
+        let mut rows = Vec::with_capacity((self.cells.len() - first) * len);
         if self.cache.is_host() {
-            let nothing = Rows {
-                format,
-                row_len,
-                bytes: &[],
-            };
-            return read_rows(self.cache, kv_head, &self.cells[first..], nothing);
+            read_part(self.cache, &self.cells[first..], part, &mut rows);
+            return rows;
         }
         let mut read = self.read.lock();
         // Others' heads ask for the same.
@@ -60,10 +58,8 @@ impl<'a> Local<'a> {
             Some(read) if read.0 <= first => read,
             read => read.insert((first, read_cells(self.cache, &self.cells[first..]))),
         };
-        let (len, cell) = (format.row_bytes(row_len), self.cache.cell_bytes());
-        let mut rows = Vec::with_capacity((self.cells.len() - first) * len);
         let bytes = &bytes[(first - *from) * cell..];
-        of_cells(bytes, cell, (kv_head * len, len), &mut rows);
+        of_cells(bytes, cell, part, &mut rows);
         rows
     }
 }

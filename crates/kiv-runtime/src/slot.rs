@@ -70,12 +70,34 @@ pub(crate) fn write_rows(part: &mut CellPart<'_>, cells: &[u32], rows: Rows<'_>)
     });
 }
 
+/// Appends bytes `offset..offset + len` of each of these cells.
+pub(crate) fn read_part(
+    cache: &CacheTensor,
+    cells: &[u32],
+    part: (usize, usize),
+    out: &mut Vec<u8>,
+) {
+    stretches(cells, |_, first, n| cache.read(first, n, part, out));
+}
+
 /// Whole cells, all KV heads', one after another.
 pub(crate) fn read_cells(cache: &CacheTensor, cells: &[u32]) -> Vec<u8> {
-    let mut out = Vec::new();
-    stretches(cells, |_, first, n| {
-        cache.read(first, n, (0, cache.cell_bytes()), &mut out);
-    });
+    let cell_bytes = cache.cell_bytes();
+    let first = cells.iter().copied().min().unwrap_or(0);
+    let end = cells.iter().copied().max().map_or(0, |last| last + 1);
+    let span = (end - first) as usize;
+    let mut out = Vec::with_capacity(cells.len() * cell_bytes);
+    if cache.is_host() || span > 2 * cells.len() {
+        read_part(cache, cells, (0, cell_bytes), &mut out);
+        return out;
+    }
+    // A device is asked once, also for some between them that nobody wants.
+    let mut all = Vec::new();
+    cache.read(first as usize, span, (0, cell_bytes), &mut all);
+    for cell in cells {
+        let at = (cell - first) as usize * cell_bytes;
+        out.extend_from_slice(&all[at..at + cell_bytes]);
+    }
     out
 }
 
@@ -105,39 +127,17 @@ impl<'a> CellRows<'a> {
         if cache.is_host() {
             return Self::Here(cache, cells);
         }
-        let cell_bytes = cache.cell_bytes();
-        let first = cells.iter().copied().min().unwrap_or(0);
-        let end = cells.iter().copied().max().map_or(0, |last| last + 1);
-        // Some that nobody wants are read, too, where others are in many places.
-        let bytes = if (end - first) as usize <= 2 * cells.len() {
-            let mut all = Vec::new();
-            cache.read(
-                first as usize,
-                (end - first) as usize,
-                (0, cell_bytes),
-                &mut all,
-            );
-            let mut bytes = Vec::with_capacity(cells.len() * cell_bytes);
-            for cell in cells {
-                let at = (cell - first) as usize * cell_bytes;
-                bytes.extend_from_slice(&all[at..at + cell_bytes]);
-            }
-            bytes
-        } else {
-            read_cells(cache, cells)
-        };
-        Self::Read { bytes, cell_bytes }
+        Self::Read {
+            bytes: read_cells(cache, cells),
+            cell_bytes: cache.cell_bytes(),
+        }
     }
 
     /// Appends bytes `offset..offset + len` of each cell.
-    pub(crate) fn part(&self, (offset, len): (usize, usize), out: &mut Vec<u8>) {
+    pub(crate) fn part(&self, part: (usize, usize), out: &mut Vec<u8>) {
         match self {
-            Self::Here(cache, cells) => {
-                stretches(cells, |_, first, n| {
-                    cache.read(first, n, (offset, len), out);
-                });
-            }
-            Self::Read { bytes, cell_bytes } => of_cells(bytes, *cell_bytes, (offset, len), out),
+            Self::Here(cache, cells) => read_part(cache, cells, part, out),
+            Self::Read { bytes, cell_bytes } => of_cells(bytes, *cell_bytes, part, out),
         }
     }
 }
@@ -172,9 +172,7 @@ pub(crate) fn read_rows(
 ) -> Vec<u8> {
     let len = like.format.row_bytes(like.row_len);
     let mut out = Vec::new();
-    stretches(cells, |_, first, n| {
-        cache.read(first, n, (kv_head * len, len), &mut out)
-    });
+    read_part(cache, cells, (kv_head * len, len), &mut out);
     out
 }
 

@@ -43,11 +43,11 @@ impl Session {
         tiers.seal(&cells.cells(sinks, start), caches)?;
         // A few thousand tokens at a time: whole calls cost less.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // Until all are there some are sealed that no text knows of.
+        self.broken = true;
         let mut left = invented / block;
         while left > 0 {
             if self.interrupt.load(Ordering::Relaxed) {
-                // Some are sealed that no text knows of.
-                self.broken = true;
                 return Err(Error::Interrupted {
                     read: start,
                     total: text.len(),
@@ -59,13 +59,10 @@ impl Session {
                 .iter()
                 .flat_map(|b| cells.cells(sinks + b * block, sinks + (b + 1) * block))
                 .collect();
-            let sealed = tiers.seal(&like, caches);
-            if let Err(error) = sealed {
-                self.broken = true;
-                return Err(error);
-            }
+            tiers.seal(&like, caches)?;
             left -= count;
         }
+        self.broken = false;
         cells.skip(invented);
         self.invented = invented;
         self.tokens

@@ -1,7 +1,8 @@
 //! Looking at attention as it happens: for measurements and checks.
 
-use crate::cells::{CellMap, stretches};
+use crate::cells::CellMap;
 use crate::llama::{CacheTensor, Caches, Node};
+use crate::slot::read_part;
 use crate::tiers::{Batch, Tiers};
 use kiv_policy::{ColdError, ColdRows, LayerGeometry, Phase, Queries, Rows};
 use kiv_pool::NONE;
@@ -97,9 +98,7 @@ impl Attended<'_> {
     fn rows(&self, cache: &CacheTensor, kv_head: usize, dim: usize) -> Vec<f32> {
         let len = cache.format().row_bytes(dim);
         let (mut bytes, mut out) = (Vec::new(), Vec::new());
-        stretches(&self.cells, |_, first, n| {
-            cache.read(first, n, (kv_head * len, len), &mut bytes);
-        });
+        read_part(cache, &self.cells, (kv_head * len, len), &mut bytes);
         Rows {
             format: cache.format(),
             row_len: dim,

@@ -2,6 +2,7 @@
 //! needs a driver.
 
 use super::search;
+use crate::device::Kernels;
 use crate::work::{At, Cache, Coarse, Rerotate, Scan, Scatter, Scores, Side, Top, Work, WorkError};
 use bytemuck::{Pod, Zeroable};
 use kiv_numeric::rope::Pairs;
@@ -13,10 +14,14 @@ pub(super) const THREADS: u32 = 256;
 /// Queries that a block finds sums for together, at most: `kiv::PACK` of pq_scan.cuh.
 pub(super) const PACK: u32 = 4;
 
-/// Every file of kernels and what it has. The files end with a zero byte, as the driver
-/// wants them.
-pub(super) const KERNELS: [(&str, &[&str]); 6] = [
+/// A file of kernels.
+pub(super) type File = (Kernels, &'static str, &'static [&'static str]);
+
+/// Every file of kernels: what it is for, itself, and what it has. The files end with a zero
+/// byte, as the driver wants them.
+pub(super) const KERNELS: [File; 6] = [
     (
+        Kernels::Swaps,
         concat!(include_str!("../../../../kernels/ptx/scatter.ptx"), "\0"),
         &[
             "kiv_scatter_16",
@@ -26,6 +31,7 @@ pub(super) const KERNELS: [(&str, &[&str]); 6] = [
         ],
     ),
     (
+        Kernels::Swaps,
         concat!(
             include_str!("../../../../kernels/ptx/dequant_scatter.ptx"),
             "\0"
@@ -33,18 +39,22 @@ pub(super) const KERNELS: [(&str, &[&str]); 6] = [
         &["kiv_dequant_scatter"],
     ),
     (
+        Kernels::Swaps,
         concat!(include_str!("../../../../kernels/ptx/rerotate.ptx"), "\0"),
         &["kiv_rerotate"],
     ),
     (
+        Kernels::Searches,
         concat!(include_str!("../../../../kernels/ptx/pq_scan.ptx"), "\0"),
         &["kiv_pq_scan", "kiv_top_sums"],
     ),
     (
+        Kernels::Searches,
         concat!(include_str!("../../../../kernels/ptx/coarse.ptx"), "\0"),
         &["kiv_coarse", "kiv_top_lists"],
     ),
     (
+        Kernels::Searches,
         concat!(include_str!("../../../../kernels/ptx/index.ptx"), "\0"),
         &[
             "kiv_index_clear",
@@ -351,9 +361,9 @@ mod tests {
 
     /// Kernels' parameters, as their PTX declares them: bytes of each.
     fn declared(kernel: &str) -> Vec<usize> {
-        let (ptx, _) = KERNELS
+        let (_, ptx, _) = KERNELS
             .iter()
-            .find(|(_, all)| all.contains(&kernel))
+            .find(|(_, _, all)| all.contains(&kernel))
             .unwrap();
         let (_, from) = ptx.split_once(&format!(".entry {kernel}(")).unwrap();
         let (params, _) = from.split_once(')').unwrap();
@@ -486,7 +496,7 @@ mod tests {
         seen.dedup();
         let all: Vec<&str> = KERNELS
             .iter()
-            .flat_map(|(_, all)| all.iter().copied())
+            .flat_map(|(_, _, all)| all.iter().copied())
             .collect();
         assert_eq!(seen.len(), all.len());
         assert!(all.iter().all(|kernel| seen.contains(kernel)));

@@ -19,7 +19,7 @@ use crate::absent::Absent;
 use crate::device::{Buffer, Device, DeviceError, Kernels, Memory, Stream};
 use crate::work::{At, Work, WorkError, inside};
 use cudarc::driver::result;
-use launch::{KERNELS, Launch, THREADS};
+use launch::{File, KERNELS, Launch, THREADS};
 use raw::{Block, Context, Kernel, Module, Queue, failed};
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -98,7 +98,7 @@ pub fn open_or_say(ordinal: u32) -> Result<CudaDevice, Absent> {
 }
 
 impl CudaDevice {
-    fn load(&mut self, (ptx, names): &(&str, &[&'static str])) -> Result<(), Absent> {
+    fn load(&mut self, (_, ptx, names): &File) -> Result<(), Absent> {
         let module = Module::load(&self.context, ptx)?;
         let found = names
             .iter()
@@ -115,18 +115,13 @@ impl CudaDevice {
     /// # Errors
     /// [`DeviceError::Failed`].
     pub fn prepare(&mut self, kernels: Kernels) -> Result<(), DeviceError> {
-        let first = match kernels {
-            Kernels::Swaps => ["kiv_scatter_16", "kiv_dequant_scatter", "kiv_rerotate"],
-            Kernels::Searches => ["kiv_pq_scan", "kiv_coarse", "kiv_index_tables"],
-        };
-        first
-            .iter()
-            .try_for_each(|name| self.kernel(name).map(|_| ()))
+        let mut files = KERNELS.iter().filter(|(of, ..)| *of == kernels);
+        files.try_for_each(|(_, _, names)| self.kernel(names[0]).map(|_| ()))
     }
 
     fn kernel(&mut self, name: &str) -> Result<Kernel, DeviceError> {
         if !self.kernels.contains_key(name)
-            && let Some(file) = KERNELS.iter().find(|(_, names)| names.contains(&name))
+            && let Some(file) = KERNELS.iter().find(|(_, _, names)| names.contains(&name))
         {
             let loaded = self.load(file);
             loaded.map_err(|absent| DeviceError::Failed(absent.to_string()))?;
