@@ -19,6 +19,12 @@ mod driver;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_driver.rs"]
 mod driver;
+#[cfg(any(feature = "cuda", test))]
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "only the driver calls what is planned")
+)]
+mod launch;
 mod pager;
 mod pool;
 mod predict;

@@ -67,21 +67,11 @@ impl Folder {
         }
     }
 
-    /// Gives a blob its name in a commit.
+    /// Gives a blob its name in a commit, in place of what had it: a link to what is no more,
+    /// or to what is of another length.
     pub fn link(&self, etag: &str, commit: &str, name: &str) -> Result<(), HubError> {
         let (blob, place) = (self.blob(etag), self.place(commit, name));
-        let made = || {
-            if let Some(parent) = place.parent() {
-                std::fs::create_dir_all(parent)?;
-            }
-            // A link to what is no more, or to what is of another length.
-            match std::fs::remove_file(&place) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            link(&blob, &place, name)
-        };
-        made().map_err(HubError::disk(&place))
+        replace(&place, |new| link(&blob, new, name)).map_err(HubError::disk(&place))
     }
 
     /// Says that `main` is at a commit, whose files are there now.
@@ -90,13 +80,8 @@ impl Folder {
         if std::fs::read_to_string(&path).is_ok_and(|text| text.trim() == commit) {
             return Ok(());
         }
-        let set = || {
-            std::fs::create_dir_all(self.root.join("refs"))?;
-            let new = path.with_file_name(format!("main.{}", std::process::id()));
-            std::fs::write(&new, commit)?;
-            std::fs::rename(new, &path)
-        };
-        set().map_err(HubError::disk(&path))
+        let set = replace(&path, |new| std::fs::write(new, commit));
+        set.map_err(HubError::disk(&path))
     }
 
     /// Commits of which there is something, that of `main` first, then the newest.
@@ -127,6 +112,16 @@ impl Folder {
     }
 }
 
+/// Puts what `make` makes where it is told to at `place`, at once: others who do the same see
+/// all of one or all of another.
+fn replace(place: &Path, make: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    let folder = place.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut name = tempfile::Builder::new();
+    let made = name.prefix(".new").make_in(folder, make)?;
+    Ok(made.into_temp_path().persist(place)?)
+}
+
 /// Files below a folder by their paths in it.
 fn walk(folder: &Path, prefix: &str, files: &mut Vec<RemoteFile>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -150,19 +145,54 @@ pub(crate) fn has_length(path: &Path, bytes: u64) -> bool {
     path.metadata().is_ok_and(|found| found.len() == bytes)
 }
 
-/// Makes `place`, where a snapshot has `name`, another name of a blob of the same
-/// repository.
-fn link(blob: &Path, place: &Path, name: &str) -> io::Result<()> {
+/// Makes `new`, which is in the folder where a snapshot has `name`, another name of a blob of
+/// the same repository.
+fn link(blob: &Path, new: &Path, name: &str) -> io::Result<()> {
     #[cfg(unix)]
     {
         // The cache may be moved as a whole.
         let mut way: PathBuf = name.split('/').map(|_| "..").collect();
         way.extend(["..", "blobs"]);
         way.extend(blob.file_name());
-        if std::os::unix::fs::symlink(way, place).is_ok() {
-            return Ok(());
+        match std::os::unix::fs::symlink(way, new) {
+            // There are file systems without links.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {}
+            made => return made,
         }
     }
     let _ = name;
-    std::fs::hard_link(blob, place).or_else(|_| std::fs::copy(blob, place).map(|_| ()))
+    std::fs::hard_link(blob, new).or_else(|_| std::fs::copy(blob, new).map(|_| ()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs that bring the same model: none takes away what another has begun, or writes
+    /// through a link that has come in between.
+    #[test]
+    fn several_at_once_do_no_harm() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = Folder::new(cache.path(), "ada/model");
+        folder.create().unwrap();
+        let content = vec![7; 4096];
+        std::fs::write(folder.blob("etag"), &content).unwrap();
+        for commit in 0..200 {
+            let commit = commit.to_string();
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        folder.link("etag", &commit, "some/file.gguf").unwrap();
+                        folder.set_main(&commit).unwrap();
+                    });
+                }
+            });
+            let place = folder.place(&commit, "some/file.gguf");
+            assert_eq!(std::fs::read(&place).unwrap(), content);
+            assert_eq!(folder.commits()[0], commit);
+            let beside = std::fs::read_dir(place.parent().unwrap()).unwrap();
+            assert_eq!(beside.count(), 1);
+        }
+        assert_eq!(std::fs::read(folder.blob("etag")).unwrap(), content);
+    }
 }

@@ -9,17 +9,15 @@
 
 #![allow(unsafe_code)]
 
-mod launch;
 mod raw;
-mod search;
 
 pub use raw::Event;
 
 use crate::absent::Absent;
 use crate::device::{Buffer, Device, DeviceError, Kernels, Memory, Stream};
+use crate::launch::{self, File, KERNELS, Launch, THREADS};
 use crate::work::{At, Work, WorkError, inside};
 use cudarc::driver::result;
-use launch::{File, KERNELS, Launch, THREADS};
 use raw::{Block, Context, Kernel, Module, Queue, failed};
 use std::collections::HashMap;
 use std::ffi::c_void;

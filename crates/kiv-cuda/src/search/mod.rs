@@ -12,7 +12,7 @@ pub(crate) mod reference;
 
 pub use finder::{DeviceFinder, FinderConfig};
 pub use layout::Layout;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
 pub(crate) use layout::{Choice, TILE};
 
 use crate::work::{Access, At, WorkError};
@@ -190,7 +190,7 @@ impl Part {
         self.keys.div_ceil(self.segment.max(1))
     }
 
-    #[cfg(feature = "cuda")]
+    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn section(&self, section: Section) -> At {
         self.at.plus(self.room.offset(section))
     }

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -71,21 +72,52 @@ namespace {
 
 constexpr size_t STACK = 64 * 1024;
 
+// Contexts are made once; from then on jumps take turns, which ask the kernel for nothing.
 struct Fiber {
+    jmp_buf place;
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(STACK);
-    bool over = false;
+    bool over = true;
 };
 
 std::vector<std::unique_ptr<Fiber>> fibers;
-ucontext_t scheduler;
+jmp_buf scheduler;
 size_t running;
 const std::function<void()> *body;
 
+// To whoever runs the block.
+void leave() {
+    if (_setjmp(fibers[running]->place) == 0) {
+        _longjmp(scheduler, 1);
+    }
+}
+
 void fiber_main() {
-    (*body)();
-    fibers[running]->over = true;
-    swapcontext(&fibers[running]->context, &scheduler);
+    for (;;) {
+        leave();
+        (*body)();
+        fibers[running]->over = true;
+    }
+}
+
+void enter(Fiber &fiber) {
+    if (_setjmp(scheduler) == 0) {
+        _longjmp(fiber.place, 1);
+    }
+}
+
+void add_fiber() {
+    running = fibers.size();
+    fibers.push_back(std::make_unique<Fiber>());
+    Fiber &fiber = *fibers.back();
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, fiber_main, 0);
+    if (_setjmp(scheduler) == 0) {
+        setcontext(&fiber.context);
+    }
 }
 
 // All threads of a block come to the same barriers in the same order, or end before.
@@ -93,16 +125,10 @@ void run_block(const std::function<void()> &kernel) {
     body = &kernel;
     const size_t n = blockDim.x;
     while (fibers.size() < n) {
-        fibers.push_back(std::make_unique<Fiber>());
+        add_fiber();
     }
     for (size_t i = 0; i < n; i++) {
-        Fiber &fiber = *fibers[i];
-        fiber.over = false;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = fiber.stack.size();
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, fiber_main, 0);
+        fibers[i]->over = false;
     }
     for (bool some = true; some;) {
         some = false;
@@ -112,7 +138,7 @@ void run_block(const std::function<void()> &kernel) {
                 some = true;
                 running = i;
                 threadIdx = {uint32_t(i), 0, 0};
-                swapcontext(&scheduler, &fibers[i]->context);
+                enter(*fibers[i]);
             }
         }
     }
@@ -154,4 +180,4 @@ const std::map<std::string, Launcher> KERNELS = {
 
 }  // namespace
 
-static void barrier() { swapcontext(&fibers[running]->context, &scheduler); }
+static void barrier() { leave(); }

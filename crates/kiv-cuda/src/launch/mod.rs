@@ -1,7 +1,8 @@
 //! Work as kernels are called: which one, on how many threads, with what. Nothing here
 //! needs a driver.
 
-use super::search;
+mod search;
+
 use crate::device::Kernels;
 use crate::work::{At, Cache, Coarse, Rerotate, Scan, Scatter, Scores, Side, Top, Work, WorkError};
 use bytemuck::{Pod, Zeroable};
@@ -9,17 +10,17 @@ use kiv_numeric::rope::Pairs;
 use kiv_policy::RowFormat;
 
 /// Threads of a block, of every kernel.
-pub(super) const THREADS: u32 = 256;
+pub(crate) const THREADS: u32 = 256;
 
 /// Queries that a block finds sums for together, at most: `kiv::PACK` of pq_scan.cuh.
-pub(super) const PACK: u32 = 4;
+pub(crate) const PACK: u32 = 4;
 
 /// A file of kernels.
-pub(super) type File = (Kernels, &'static str, &'static [&'static str]);
+pub(crate) type File = (Kernels, &'static str, &'static [&'static str]);
 
 /// Every file of kernels: what it is for, itself, and what it has. The files end with a zero
 /// byte, as the driver wants them.
-pub(super) const KERNELS: [File; 6] = [
+pub(crate) const KERNELS: [File; 6] = [
     (
         Kernels::Swaps,
         concat!(include_str!("../../../../kernels/ptx/scatter.ptx"), "\0"),
@@ -73,7 +74,7 @@ pub(super) const KERNELS: [File; 6] = [
 /// `kiv::Cache` of moves.cuh.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct RawCache {
+pub(crate) struct RawCache {
     base: u64,
     cell_bytes: u32,
     head_bytes: u32,
@@ -82,7 +83,7 @@ pub(super) struct RawCache {
 /// `kiv::Side`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct RawSide {
+pub(crate) struct RawSide {
     base: u64,
     row_bytes: u32,
     format: u32,
@@ -100,7 +101,7 @@ struct RawMove {
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Param {
+pub(crate) enum Param {
     Number(u32),
     Address(u64),
     /// An address in the lists that go along, from their beginning.
@@ -111,7 +112,7 @@ pub(super) enum Param {
 
 impl Param {
     /// Its bytes, where the lists that go along begin at `lists`.
-    pub(super) fn value(&self, lists: u64) -> [u64; 4] {
+    pub(crate) fn value(&self, lists: u64) -> [u64; 4] {
         let mut value = [0; 4];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut value);
         let mut put = |from: &[u8]| bytes[..from.len()].copy_from_slice(from);
@@ -128,16 +129,16 @@ impl Param {
 
 /// A call of a kernel.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) kernel: &'static str,
-    pub(super) grid: [u32; 3],
+pub(crate) struct Call {
+    pub(crate) kernel: &'static str,
+    pub(crate) grid: [u32; 3],
     /// Bytes of shared memory beyond what the kernel declares.
-    pub(super) shared: u32,
-    pub(super) params: Vec<Param>,
+    pub(crate) shared: u32,
+    pub(crate) params: Vec<Param>,
 }
 
 impl Call {
-    pub(super) fn new(kernel: &'static str, grid: [u32; 3], params: Vec<Param>) -> Self {
+    pub(crate) fn new(kernel: &'static str, grid: [u32; 3], params: Vec<Param>) -> Self {
         Self {
             kernel,
             grid,
@@ -149,14 +150,14 @@ impl Call {
 
 /// Calls of kernels, one after another.
 #[derive(Debug)]
-pub(super) struct Launch {
-    pub(super) calls: Vec<Call>,
+pub(crate) struct Launch {
+    pub(crate) calls: Vec<Call>,
     /// Lists that go along, to memory of the device.
-    pub(super) lists: Vec<u8>,
+    pub(crate) lists: Vec<u8>,
 }
 
 impl Launch {
-    pub(super) fn of_lists() -> Self {
+    pub(crate) fn of_lists() -> Self {
         Self {
             calls: Vec::new(),
             lists: Vec::new(),
@@ -188,7 +189,7 @@ impl Launch {
     }
 
     /// Takes a list along.
-    pub(super) fn put<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> Param {
+    pub(crate) fn put<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> Param {
         self.lists.resize(self.lists.len().next_multiple_of(16), 0);
         let at = self.lists.len();
         self.lists.extend_from_slice(bytemuck::cast_slice(values));
@@ -206,7 +207,7 @@ impl Launch {
 ///
 /// # Errors
 /// [`WorkError::Unsupported`] if it is more than a grid has blocks.
-pub(super) fn plan(
+pub(crate) fn plan(
     work: &Work<'_>,
     address: impl Fn(At) -> u64,
 ) -> Result<Option<Launch>, WorkError> {

@@ -1,6 +1,6 @@
 //! The kernels of a search, as they are called.
 
-use super::launch::{Call, Launch, PACK, Param, THREADS};
+use super::{Call, Launch, PACK, Param, THREADS};
 use crate::search::{Choice, Layout, Part, Search, Section, TILE};
 use crate::work::At;
 use bytemuck::{Pod, Zeroable};
@@ -78,7 +78,7 @@ struct RawShape {
 }
 
 /// How a checked search is called.
-pub(super) fn plan(work: &Search<'_>, address: impl Fn(At) -> u64) -> Launch {
+pub(crate) fn plan(work: &Search<'_>, address: impl Fn(At) -> u64) -> Launch {
     let layout = Layout::new(work);
     let at = |offset: usize| address(work.memory.plus(offset));
     let mut launch = Launch::of_lists();
@@ -265,14 +265,14 @@ fn raw_shape(work: &Search<'_>, layout: &Layout, at: &impl Fn(usize) -> u64) -> 
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::device::Buffer;
     use crate::search::Room;
     use kiv_index::Effort;
 
     /// Calls of a search with eras and newest keys.
-    pub(in crate::driver) fn planned() -> Vec<Call> {
+    pub(in crate::launch) fn planned() -> Vec<Call> {
         let room = |coarse: usize| Room {
             dim: 16,
             fine: 14,
