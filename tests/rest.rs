@@ -2,7 +2,7 @@
 
 mod support;
 
-use kiv::{Outputs, Session, SessionBuilder};
+use kiv::{Model, Outputs, Session, SessionBuilder};
 use kiv_eval::kl_divergence;
 use support::{model, prose, small};
 
@@ -59,6 +59,28 @@ fn reading_takes_the_slot_back() {
             .read_with(&text[n + 3..n + 23], Outputs::Last, |_, _| {}, |_| {})
             .unwrap();
         assert_eq!(slots(&mut session), (all, 0));
+    }
+}
+
+/// Layers that share a cache want blocks of it one after another, and give up the same slot.
+#[test]
+fn it_leaves_blocks_of_shared_caches_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["gemma4", "gemma3n"] {
+        let spec = kiv_testmodels::by_name(name).unwrap();
+        let model = Model::load(spec.write(folder.path()).unwrap()).unwrap();
+        let text = prose(&model, TEXT);
+        let builder = small(&model).window(128).policy("pq");
+        let mut session = builder.build().unwrap();
+        session.read(&text[..TEXT - 8]).unwrap();
+        let (all, wrong) = slots(&mut session);
+        assert!(all > 0 && wrong == 0);
+        session.read_one_by_one(&text[TEXT - 8..]).unwrap();
+        let (some, wrong) = slots(&mut session);
+        assert!(
+            some > 0 && wrong == 0,
+            "{name}: {wrong} of {some} wrong, of {all}"
+        );
     }
 }
 

@@ -239,13 +239,18 @@ pub(crate) fn link(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), Co
 fn link_into(from: &Path, to: &Path, manifest: &Manifest) -> Result<(), ContextError> {
     fs::create_dir_all(to).map_err(ContextError::io("make the folder", to))?;
     let folder = DiskFolder::new(to);
-    let names = folder.names().map_err(ContextError::io("read", to))?;
-    if !names.is_empty() {
-        return Err(ContextError::NotEmpty {
+    let is_empty = |names: &[String]| match names.iter().all(|name| name == "lock") {
+        true => Ok(()),
+        false => Err(ContextError::NotEmpty {
             path: to.to_owned(),
-        });
-    }
+        }),
+    };
+    let names = || folder.names().map_err(ContextError::io("read", to));
+    // Nothing is left in a folder of somebody else's, a lock neither.
+    is_empty(&names()?)?;
     let lock = lock(to)?;
+    // Another copy may have become whole before.
+    is_empty(&names()?)?;
     let linked = link_files(from, &folder, manifest);
     if linked.is_err() {
         // Without a manifest nobody would know what these files are.
@@ -260,9 +265,7 @@ fn link_files(from: &Path, folder: &DiskFolder, manifest: &Manifest) -> Result<(
     for name in rows.chain(manifest.parts.iter().map(|p| p.file())) {
         let (source, target) = (from.join(&name), folder.path(&name));
         if fs::hard_link(&source, &target).is_err() {
-            fs::copy(&source, &target).map_err(ContextError::io("copy", &source))?;
-            let copied = fs::File::open(&target).and_then(|f| f.sync_all());
-            copied.map_err(ContextError::io("write", &target))?;
+            copy(&source, &target)?;
         }
     }
     let path = folder.path("manifest");
@@ -272,6 +275,16 @@ fn link_files(from: &Path, folder: &DiskFolder, manifest: &Manifest) -> Result<(
         folder.sync()
     };
     write().map_err(ContextError::io("write", path))
+}
+
+/// Copies a file, but never into one that is there: it may be the same by another name.
+fn copy(source: &Path, target: &Path) -> Result<(), ContextError> {
+    let mut from = fs::File::open(source).map_err(ContextError::io("copy", source))?;
+    let copied = fs::File::create_new(target).and_then(|mut to| {
+        std::io::copy(&mut from, &mut to)?;
+        to.sync_all()
+    });
+    copied.map_err(ContextError::io("write", target))
 }
 
 /// Whether a folder that may not be there yet is another one or below it.
@@ -319,7 +332,52 @@ fn remove_files(folder: &DiskFolder, lock: fs::File) -> Result<(), ContextError>
         let removed = folder.remove(&name);
         removed.map_err(ContextError::io("remove", folder.path(&name)))?;
     }
-    drop(lock);
+    // Whoever opens it now sees that it is no more.
     let _ = folder.remove("lock");
+    drop(lock);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_not_copied_onto_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let [source, same, new] = ["source", "same", "new"].map(|name| folder.path().join(name));
+        fs::write(&source, "rows").unwrap();
+        fs::hard_link(&source, &same).unwrap();
+        assert!(copy(&source, &same).is_err());
+        copy(&source, &new).unwrap();
+        assert_eq!(
+            [&source, &new].map(|path| fs::read(path).unwrap()),
+            [b"rows"; 2]
+        );
+    }
+
+    /// Whoever waited for the lock of a context that has been removed has none.
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_goes_with_its_context() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..200 {
+            let held = lock(folder.path()).unwrap();
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| {
+                    loop {
+                        match lock(folder.path()) {
+                            Ok(lock) => return lock,
+                            Err(ContextError::Locked { .. }) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                });
+                remove_files(&DiskFolder::new(folder.path()), held).unwrap();
+                let _other = other.join().unwrap();
+                let again = lock(folder.path());
+                assert!(matches!(again, Err(ContextError::Locked { .. })));
+            });
+        }
+    }
 }

@@ -521,19 +521,42 @@ fn look(folder: &dyn Folder) -> Result<(Vec<String>, Option<Manifest>), ContextE
 /// Takes the lock of a context's folder.
 pub(crate) fn lock(path: &Path) -> Result<File, ContextError> {
     let name = path.join("lock");
-    let open = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&name);
-    let file = open.map_err(ContextError::io("write", &name))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(ContextError::Locked {
-            path: path.to_owned(),
-        }),
-        Err(TryLockError::Error(error)) => Err(ContextError::io("lock", &name)(error)),
+    loop {
+        let open = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&name);
+        let file = open.map_err(ContextError::io("write", &name))?;
+        match file.try_lock() {
+            // Or whoever had it has removed the context, and the next one makes another lock.
+            Ok(()) if is_named(&file, &name) => return Ok(file),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(ContextError::Locked {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(ContextError::io("lock", &name)(error)),
+        }
     }
+}
+
+/// Whether a file still has this name.
+#[cfg(unix)]
+fn is_named(file: &File, name: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |found: std::fs::Metadata| (found.dev(), found.ino());
+    let ids = file
+        .metadata()
+        .and_then(|open| Ok((id(open), id(name.metadata()?))));
+    ids.is_ok_and(|(open, named)| open == named)
+}
+
+/// Elsewhere a file that is open keeps its name.
+#[cfg(not(unix))]
+fn is_named(_: &File, _: &Path) -> bool {
+    true
 }
 
 /// Opens all files of rows and checks their headers.

@@ -40,7 +40,10 @@ impl LocalKeys {
         // Rows from the micro-batch's first position on are new, also where a
         // question was taken back and another one is asked at its positions.
         // If steps were missed there may have been other changes.
-        let follows = self.step.is_some_and(|step| step + 1 == request.step);
+        // Layers that share a cache ask again at the same step.
+        let follows = self
+            .step
+            .is_some_and(|step| step == request.step || step + 1 == request.step);
         let first_new = request.queries.positions.first().copied().unwrap_or(0);
         let mut kept = 0;
         if follows {
@@ -224,6 +227,8 @@ mod tests {
         assert_eq!(update(&mut local, list(&[0..4, 50..60]), 59, 1.0, 7), 14);
         assert_eq!(update(&mut local, list(&[0..4, 50..61]), 60, 1.0, 8), 1);
         // The window slides.
+        assert_eq!(update(&mut local, list(&[0..4, 54..62]), 61, 1.0, 9), 1);
+        // Another layer with the same cache.
         assert_eq!(update(&mut local, list(&[0..4, 54..62]), 61, 1.0, 9), 1);
         // A question is taken back, another one asked.
         assert_eq!(update(&mut local, list(&[0..4, 54..60]), 59, 2.0, 10), 1);

@@ -444,9 +444,10 @@ fn ask(
             .validate(g.n_slots, cold.n_blocks)
             .map_err(|e| e.to_string())?;
         for rest in (0..l.n_head_kv).map(|h| selection.rest(h)) {
-            let sizes = (rest.logits.len(), rest.values.len());
-            if !rest.is_empty() && (!takes_rest || sizes != (l.group(), l.group() * l.value_dim)) {
-                return Err(format!("a rest of {sizes:?} logits and values"));
+            let sizes = (rest.logits.len(), rest.values.len(), rest.totals.len());
+            let wanted = (l.group(), l.group() * l.value_dim, l.group());
+            if !rest.is_empty() && (!takes_rest || sizes != wanted) {
+                return Err(format!("a rest of {sizes:?} logits, values and totals"));
             }
         }
         if let Some(n) = (0..l.n_head_kv)

@@ -25,6 +25,10 @@ pub struct Rest {
     pub logits: Vec<f32>,
     /// `[group, value_dim]`.
     pub values: Vec<f32>,
+    /// `[group]`: log of the sum of each query's softmax over all that it attends to, as far
+    /// as is known. What stands for the rest of one query head is seen by all of the group,
+    /// and must weigh nothing to the others.
+    pub totals: Vec<f32>,
 }
 
 impl Rest {
@@ -37,6 +41,7 @@ impl Rest {
     fn clear(&mut self) {
         self.logits.clear();
         self.values.clear();
+        self.totals.clear();
     }
 }
 
@@ -187,7 +192,8 @@ impl Selection {
                 return Err(InvalidSelection::NoRoomForRest { kv_head, n_slots });
             }
             let is_logit = |l: &f32| l.is_finite() || *l == f32::NEG_INFINITY;
-            if !rest.logits.iter().all(is_logit) || !rest.values.iter().all(|v| v.is_finite()) {
+            let mut numbers = rest.values.iter().chain(&rest.totals);
+            if !rest.logits.iter().all(is_logit) || !numbers.all(|v| v.is_finite()) {
                 return Err(InvalidSelection::BadRest { kv_head });
             }
             blocks.sort_unstable();
@@ -259,26 +265,28 @@ mod tests {
             let wanted = InvalidSelection::Runner { kv_head: 0, block };
             assert_eq!(next(bad), Err(wanted));
         }
-        let rest = |n: BlockId, logit: f32, value: f32| {
+        let rest = |n: BlockId, logit: f32, value: f32, total: f32| {
             let mut s = Selection::default();
             s.reset(2);
             s.head_mut(0).extend(0..n);
             s.parts_mut().1[0] = Rest {
                 logits: vec![logit],
                 values: vec![value],
+                totals: vec![total],
             };
             s.validate(3, 10)
         };
-        assert_eq!(rest(2, 1.0, 1.0), Ok(()));
-        assert_eq!(rest(2, f32::NEG_INFINITY, 0.0), Ok(()));
+        assert_eq!(rest(2, 1.0, 1.0, 2.0), Ok(()));
+        assert_eq!(rest(2, f32::NEG_INFINITY, 0.0, 2.0), Ok(()));
         let full = InvalidSelection::NoRoomForRest {
             kv_head: 0,
             n_slots: 3,
         };
-        assert_eq!(rest(3, 1.0, 1.0), Err(full));
+        assert_eq!(rest(3, 1.0, 1.0, 2.0), Err(full));
         let bad = Err(InvalidSelection::BadRest { kv_head: 0 });
-        assert_eq!(rest(2, f32::NAN, 1.0), bad);
-        assert_eq!(rest(2, 1.0, f32::INFINITY), bad);
+        assert_eq!(rest(2, f32::NAN, 1.0, 2.0), bad);
+        assert_eq!(rest(2, 1.0, f32::INFINITY, 2.0), bad);
+        assert_eq!(rest(2, 1.0, 1.0, f32::NEG_INFINITY), bad);
         assert_eq!(
             of(&[0, 1, 2, 3]),
             Err(InvalidSelection::TooMany {

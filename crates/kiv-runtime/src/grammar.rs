@@ -83,6 +83,10 @@ impl Grammar {
                     made.into()
                 }
             };
+            if let Some(repetition) = reversed(&gbnf) {
+                let why = format!("the repetition {{{repetition}}} ends before it begins");
+                return Err(Error::Grammar { why });
+            }
             let made = LlamaSampler::grammar(model.raw().get(), &gbnf, "root");
             let made = made.map_err(|e| Error::Grammar { why: e.to_string() })?;
             Ok((made, gbnf))
@@ -115,14 +119,8 @@ impl Grammar {
 /// How many groups are in one another, at most.
 fn depth(gbnf: &str) -> usize {
     let (mut now, mut most) = (0_usize, 0);
-    let mut bytes = gbnf.bytes();
-    while let Some(byte) = bytes.next() {
+    for byte in signs(gbnf) {
         match byte {
-            b'"' => skip(&mut bytes, b'"'),
-            b'[' => skip(&mut bytes, b']'),
-            b'#' => {
-                bytes.find(|b| matches!(b, b'\r' | b'\n'));
-            }
             b'(' => now += 1,
             b')' => now = now.saturating_sub(1),
             _ => {}
@@ -130,6 +128,43 @@ fn depth(gbnf: &str) -> usize {
         most = most.max(now);
     }
     most
+}
+
+/// A repetition of at least so many and at most fewer, for which llama.cpp would make rules
+/// until there is no memory: it counts how many more from 0 on, downwards.
+fn reversed(gbnf: &str) -> Option<String> {
+    let mut signs = signs(gbnf).filter(|byte| !byte.is_ascii_whitespace());
+    while signs.any(|byte| byte == b'{') {
+        let times: Vec<u8> = signs.by_ref().take_while(|byte| *byte != b'}').collect();
+        let times = String::from_utf8_lossy(&times);
+        let number = |text: &str| text.parse::<u64>().ok();
+        let bounds = times.split_once(',');
+        let bounds = bounds.and_then(|(least, most)| Some((number(least)?, number(most)?)));
+        if bounds.is_some_and(|(least, most)| most < least) {
+            return Some(times.into_owned());
+        }
+    }
+    None
+}
+
+/// What is neither in literals, nor in sets of characters or comments.
+fn signs(gbnf: &str) -> impl Iterator<Item = u8> {
+    let mut bytes = gbnf.bytes();
+    std::iter::from_fn(move || {
+        loop {
+            let byte = bytes.next()?;
+            match byte {
+                b'"' => skip(&mut bytes, b'"'),
+                b'[' => skip(&mut bytes, b']'),
+                b'#' => {
+                    bytes.find(|b| matches!(b, b'\r' | b'\n'));
+                    continue;
+                }
+                _ => {}
+            }
+            return Some(byte);
+        }
+    })
 }
 
 /// Leaves a literal, or a set of characters, whose end may stand in it after a backslash.
@@ -258,6 +293,31 @@ mod tests {
         assert!(refused.contains("groups"), "{refused}");
         let long = Grammar::Gbnf(format!("root ::= \"{}\"", "a".repeat(MOST_BYTES)));
         assert!(long.harmless().unwrap_err().contains("bytes"));
+    }
+
+    #[test]
+    fn repetitions_end_after_they_begin() {
+        for (gbnf, found) in [
+            ("root ::= \"a\"{5,2}", Some("5,2")),
+            ("root ::= a{1,2} (b { 30 , # more\n 4 } )", Some("30,4")),
+            (
+                "root ::= a{2} b{2,} c{2,2} d{0,7} \"{5,2}\" [{5,2}] # {5,2}",
+                None,
+            ),
+            ("root ::= a{99999999999999999999,1} {", None),
+        ] {
+            assert_eq!(reversed(gbnf).as_deref(), found, "{gbnf}");
+        }
+        let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+        let model = Model::load(models.join("tiny-f16.gguf")).unwrap();
+        for schema in [
+            json!({"type": "string", "minLength": 5, "maxLength": 2}),
+            json!({"type": "string", "pattern": "^a{5,2}$"}),
+        ] {
+            let refused = Grammar::JsonSchema(schema.to_string()).checked(&model);
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains("{5,2}"), "{refused}");
+        }
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod synthetic;
 mod tap;
 mod tiers;
 mod timeline;
+mod tokenize;
 
 pub use chat::{ChatTemplate, Message};
 pub use error::Error;

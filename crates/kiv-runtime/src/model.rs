@@ -108,19 +108,6 @@ impl Model {
         usize::try_from(self.raw.get().n_vocab()).unwrap_or(0)
     }
 
-    /// Tokens of `text`. `start` adds what the model wants at the start of a
-    /// text (usually BOS). Special tokens written out in the text are taken as
-    /// such.
-    #[must_use]
-    pub fn tokenize(&self, text: &str, start: bool) -> Vec<Token> {
-        let tokens = self
-            .raw
-            .get()
-            .vocab()
-            .tokenize(text.as_bytes(), start, true);
-        tokens.into_iter().map(|t| t.0).collect()
-    }
-
     /// Whether the vocabulary has a token. llama.cpp throws at others, which ends the process.
     pub(crate) fn has(&self, token: Token) -> bool {
         usize::try_from(token).is_ok_and(|token| token < self.n_vocab())

@@ -13,8 +13,12 @@ use crate::slot::write_heads;
 use kiv_policy::{LayerGeometry, Rest, RowFormat};
 use kiv_pool::PoolLayout;
 
-/// Nats below the smallest rest at which a row has no weight.
+/// Nats below a query's own rest, or below the total of what it attends to if it has none, at
+/// which a row has no weight.
 const NOTHING: f32 = 14.0;
+
+/// Share of a soft cap beyond which there are no logits to be had.
+const CAPPED: f32 = 0.999;
 
 /// Largest error of a logit, in nats.
 const CLOSE: f32 = 0.1;
@@ -37,9 +41,9 @@ pub(crate) fn rows(
     n_cells: usize,
 ) -> Option<[Vec<f32>; 2]> {
     let (group, dim, value_dim) = (geometry.group(), geometry.key_dim, geometry.value_dim);
-    let least = rest.logits.iter().copied().filter(|l| l.is_finite());
-    let least = least.reduce(f32::min)?;
-    if n_cells < group || rest.logits.len() != group || rest.values.len() != group * value_dim {
+    let sizes = (rest.logits.len(), rest.values.len(), rest.totals.len());
+    let is_whole = sizes == (group, group * value_dim, group);
+    if n_cells < group || !is_whole || rest.logits.iter().all(|l| !l.is_finite()) {
         return None;
     }
     let queries = queries.chunks_exact(dim).skip(kv_head * group);
@@ -53,14 +57,16 @@ pub(crate) fn rows(
         let copies = (n_cells - own).div_ceil(group) as f32;
         for (head, wanted) in wanted.iter_mut().enumerate() {
             let logit = rest.logits[head];
-            let is_own = head == own && logit.is_finite();
-            let logit = if is_own {
-                logit - copies.ln()
-            } else {
-                least - NOTHING
+            // Of each query by itself: logits of one head may all be far below another's.
+            let logit = match (logit.is_finite(), head == own) {
+                (true, true) => logit - copies.ln(),
+                (true, false) => logit - NOTHING,
+                (false, _) => rest.totals[head] - NOTHING,
             };
             *wanted = match geometry.soft_cap {
-                Some(cap) => cap * (logit / cap).clamp(-0.999, 0.999).atanh(),
+                // It would weigh more than it may.
+                Some(cap) if logit < -CAPPED * cap => return None,
+                Some(cap) => cap * (logit / cap).min(CAPPED).atanh(),
                 None => logit,
             };
         }
@@ -194,8 +200,9 @@ mod tests {
             };
             let queries = random(g.n_head * g.key_dim, 4.0);
             let rest = Rest {
-                logits: random(group, 9.0),
+                logits: random(group, 7.0),
                 values: random(group * g.value_dim, 1.0),
+                totals: vec![7.5; group],
             };
             let n_cells = 32;
             let [keys, values] = rows(&g, format, &queries, 1, &rest, n_cells).unwrap();
@@ -230,19 +237,29 @@ mod tests {
         let queries: Vec<f32> = (0..256)
             .map(|i| ((i * 37 % 101) as f32 - 50.0) / 20.0)
             .collect();
-        let rest = |logits: &[f32]| Rest {
+        let rest = |logits: &[f32], total: f32| Rest {
             logits: logits.to_vec(),
             values: vec![1.0; 64],
+            totals: vec![total; logits.len()],
         };
-        let made = |logits: &[f32]| rows(&g, RowFormat::F32, &queries, 0, &rest(logits), 32);
-        let [keys, _] = made(&[f32::NEG_INFINITY, 3.0]).unwrap();
-        for (head, most) in [(0, 3.0 - NOTHING + 4.0), (1, 3.1)] {
-            let query = &queries[head * 64..][..64];
-            for key in keys.chunks_exact(64) {
-                let product: f32 = query.iter().zip(key).map(|(q, k)| q * k).sum();
-                assert!(product * g.scale < most);
+        let made = |logits: &[f32]| rows(&g, RowFormat::F32, &queries, 0, &rest(logits, 4.0), 32);
+        // Nor do they where their own logits are far below the others'.
+        for total in [4.0, -60.0, 80.0] {
+            let mut rest = rest(&[f32::NEG_INFINITY, 3.0], 4.0);
+            rest.totals[0] = total;
+            let [keys, _] = rows(&g, RowFormat::F32, &queries, 0, &rest, 32).unwrap();
+            for (head, most) in [(0, total - NOTHING + 0.2), (1, 3.1)] {
+                let query = &queries[head * 64..][..64];
+                for key in keys.chunks_exact(64) {
+                    let product: f32 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                    assert!(product * g.scale < most);
+                }
             }
         }
+        // A cap leaves no logit so low.
+        let capped = geometry(2, Some(20.0));
+        let low = rest(&[f32::NEG_INFINITY, 3.0], -8.0);
+        assert!(rows(&capped, RowFormat::F32, &queries, 0, &low, 32).is_none());
         assert_eq!(made(&[f32::NEG_INFINITY; 2]), None);
         assert_eq!(made(&[]), None);
     }
@@ -258,6 +275,7 @@ mod tests {
         let rest = Rest {
             logits: vec![1.0, 1.0],
             values: vec![0.0; 64],
+            totals: vec![2.0, 2.0],
         };
         assert_eq!(rows(&g, RowFormat::F32, &queries, 0, &rest, 32), None);
     }

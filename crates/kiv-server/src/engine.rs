@@ -711,9 +711,12 @@ enum Choice {
     CopyOfSlot(usize),
 }
 
-/// Removes a context that was never worth keeping, in a folder that was made for it.
+/// Removes a folder that was made for a context that was never worth keeping. What has been
+/// committed once is somebody's text.
 fn discard(folder: &Path) {
-    let _ = std::fs::remove_dir_all(folder);
+    if !folder.join("manifest").exists() {
+        let _ = std::fs::remove_dir_all(folder);
+    }
 }
 
 /// Where the question at the end of a prompt begins, as far as can be told.

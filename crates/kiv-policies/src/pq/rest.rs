@@ -140,6 +140,7 @@ impl Ask<'_> {
             of_few,
         } = leavings;
         rest.values.resize(queries.len() * dim, 0.0);
+        rest.totals.extend(&totals[queries.clone()]);
         // Logits of keys in slots are true, so those that matter here have to be: one that is
         // too high would take what is theirs.
         let (first, mut logits) = (self.query_heads().start, Vec::new());

@@ -87,6 +87,7 @@ pub(super) fn select(
             for piece in pieces {
                 rest.logits.extend(&piece.logits);
                 rest.values.extend(&piece.values);
+                rest.totals.extend(&piece.totals);
             }
         }
     }

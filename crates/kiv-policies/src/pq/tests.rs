@@ -113,9 +113,13 @@ fn a_rest_is_made_of_true_logits() {
         let (wanted, rest) = ask(&mut policy, &cold, &asked).unwrap();
         assert_eq!((wanted.len(), rest.logits.len()), (25, n_head));
         for (i, query) in asked.chunks(fixture::DIM).enumerate() {
+            let all_keys = &keys;
             let keys = keys.chunks(fixture::DIM).enumerate();
             let outside = keys.filter(|(token, _)| !wanted.contains(&((token / block) as BlockId)));
             let logit = |key: &[f32]| 0.3 * kiv_numeric::dot(query, key);
+            let total: Vec<f32> = all_keys.chunks(fixture::DIM).map(logit).collect();
+            let apart = rest.totals[i] - kiv_numeric::log_sum_exp(&total);
+            assert!(apart.abs() < 1.0, "query {i} of {n_head}: {apart}");
             let (mut sum, mut value) = (0.0, vec![0.0; fixture::DIM]);
             for (_, key) in outside {
                 let share = (logit(key) - rest.logits[i]).exp();
