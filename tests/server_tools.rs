@@ -139,6 +139,65 @@ fn functions_are_called_by_models_whose_template_has_no_place_for_them() {
     assert!(answer.json()["message"]["content"].is_string());
 }
 
+/// Of a call that was cut off nobody may think that it is whole: a file would be written half.
+#[test]
+fn a_call_that_is_cut_off_is_none() {
+    let at = server(1, 4, None);
+    let call = "<tool_call>\n<function=open_safe>\n<parameter=code>\n123456789\n</parameter>\n</function>\n</tool_call>";
+    let grammar = format!("root ::= {}", json!(call));
+    let messages = json!([{"role": "user", "content": QUESTION}]);
+    let mut flat = safe()["function"].clone();
+    flat["type"] = json!("function");
+    let chat = json!({"messages": messages, "tools": [safe()], "grammar": grammar});
+    let responses = json!({"input": QUESTION, "tools": [flat], "grammar": grammar});
+    let n = post(at, "/tokenize", &json!({"content": call})).json()["tokens"].clone();
+    let n = n.as_array().unwrap().len();
+
+    let whole = post(at, "/v1/chat/completions", &chat).json();
+    assert_eq!(
+        whole["choices"][0]["finish_reason"], "tool_calls",
+        "{whole}"
+    );
+    let cut = [n / 2, n * 2 / 3];
+    for max in cut {
+        let mut body = chat.clone();
+        body["max_tokens"] = json!(max);
+        let answer = post(at, "/v1/chat/completions", &body).json();
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "length", "{answer}");
+        assert!(choice["message"]["tool_calls"].is_null(), "{answer}");
+        let said = choice["message"]["content"].as_str().unwrap();
+        assert!(call.starts_with(said) && !said.is_empty(), "{answer}");
+        body["stream"] = json!(true);
+        let events = data(&post(at, "/v1/chat/completions", &body));
+        let last = &events.last().unwrap()["choices"][0];
+        assert_eq!(last["finish_reason"], "length");
+        let called = |e: &&Value| e["choices"][0]["delta"]["tool_calls"].is_array();
+        assert_eq!(events.iter().filter(called).count(), 0);
+
+        let mut body = responses.clone();
+        body["max_output_tokens"] = json!(max);
+        let answer = post(at, "/v1/responses", &body).json();
+        assert_eq!(answer["status"], "incomplete", "{answer}");
+        let kinds: Vec<&Value> = answer["output"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|o| &o["type"])
+            .collect();
+        assert_eq!(kinds, ["message"], "{answer}");
+    }
+    // One that was whole before stays, and the answer is cut off all the same.
+    let mut body = chat;
+    body["grammar"] = json!(format!("root ::= {} [a-z]{{1000}}", json!(call)));
+    body["max_tokens"] = json!(call.len() + 10);
+    let answer = post(at, "/v1/chat/completions", &body).json();
+    let choice = &answer["choices"][0];
+    let calls = choice["message"]["tool_calls"].as_array();
+    assert_eq!(calls.map(Vec::len), Some(1), "{answer}");
+    assert_eq!(choice["finish_reason"], "length", "{answer}");
+}
+
 /// What an assistant thought, by the names that clients have for it.
 #[test]
 fn thoughts_reach_a_template() {

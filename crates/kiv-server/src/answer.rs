@@ -3,6 +3,15 @@
 use crate::calls::{self, Call};
 use crate::thoughts::{Said, Thoughts, begun_mark};
 use crate::tools::Tools;
+use kiv_runtime::Finish;
+
+/// Whether an answer came to its own end, and was not cut off.
+pub(crate) fn is_whole(finish: Finish) -> bool {
+    match finish {
+        Finish::End | Finish::Stop => true,
+        Finish::MaxTokens | Finish::ContextFull | Finish::Interrupted => false,
+    }
+}
 
 /// Takes an answer as it comes and tells what of it can be shown at once: thoughts, and
 /// text that can be part of no call.
@@ -51,22 +60,23 @@ impl Listener {
         more
     }
 
-    /// The answer is complete: what has not been shown, and calls.
-    pub fn end(mut self) -> (Said, Vec<Call>) {
+    /// The answer has ended: what has not been shown, and calls.
+    pub fn end(mut self, finish: Finish) -> (Said, Vec<Call>) {
         let mut said = std::mem::take(&mut self.thoughts).end();
         said.text = self.show(said.text);
-        let (text, calls) = self.tools.read(&self.text);
+        let (text, calls) = self.tools.read(&self.text, is_whole(finish));
         let text = if calls.is_empty() { &self.text } else { &text };
         said.text += text.get(self.shown..).unwrap_or_default();
         (said, calls)
     }
 
     /// All of an answer at once.
-    pub fn whole(mut self, answer: &str) -> (Said, Vec<Call>) {
+    pub fn whole(mut self, answer: &str, finish: Finish) -> (Said, Vec<Call>) {
         let mut said = self.thoughts.hear(answer);
         let rest = self.thoughts.end();
         said.thoughts += &rest.thoughts;
-        let (text, calls) = self.tools.read(&(said.text + &rest.text));
+        let text = said.text + &rest.text;
+        let (text, calls) = self.tools.read(&text, is_whole(finish));
         said.text = text;
         (said, calls)
     }
@@ -115,13 +125,13 @@ mod tests {
                     all.thoughts += &said.thoughts;
                     all.text += &said.text;
                 }
-                let (rest, found) = listener.end();
+                let (rest, found) = listener.end(Finish::End);
                 all.thoughts += &rest.thoughts;
                 all.text += &rest.text;
                 let all = (&*all.thoughts, &*all.text, found.len());
                 assert_eq!(all, (thoughts, shown, calls), "{answer} {size}");
             }
-            let (said, found) = listener().whole(&answer);
+            let (said, found) = listener().whole(&answer, Finish::End);
             let all = (&*said.thoughts, &*said.text, found.len());
             assert_eq!(all, (thoughts, shown.trim_end(), calls), "{answer}");
         }

@@ -1,6 +1,7 @@
 //! Calls of functions in what a model has written, in the forms of the widespread families.
 
 mod literals;
+mod values;
 
 use kiv_runtime::TOOL_CALL;
 use serde_json::{Value, json};
@@ -23,11 +24,37 @@ const AROUND: [[&str; 2]; 4] = [
     // MiniMax.
     ["<minimax:tool_call>", "</minimax:tool_call>"],
 ];
-/// What a call and an argument begin with where they are tags, up to their names, and what
-/// ends the name.
-const TAGS: [[&str; 3]; 2] = [
-    ["<function=", "<parameter=", ">"],
-    ["<invoke name=\"", "<parameter name=\"", "\">"],
+/// Calls and arguments that are tags.
+struct Tags {
+    /// What a call begins with, up to its name.
+    call: &'static str,
+    /// The same of an argument.
+    argument: &'static str,
+    /// What follows either name.
+    named: &'static str,
+    /// What a call ends with.
+    end: &'static str,
+    /// Whether templates write values on lines of their own.
+    lines: bool,
+}
+
+const TAGS: [Tags; 2] = [
+    // Qwen-Coder; Seed-OSS has no lines.
+    Tags {
+        call: "<function=",
+        argument: "<parameter=",
+        named: ">",
+        end: "</function>",
+        lines: true,
+    },
+    // MiniMax.
+    Tags {
+        call: "<invoke name=\"",
+        argument: "<parameter name=\"",
+        named: "\">",
+        end: "</invoke>",
+        lines: false,
+    },
 ];
 /// What a list of calls begins with (Mistral, where it is text).
 const LISTED: &str = "[TOOL_CALLS]";
@@ -35,7 +62,7 @@ const LISTED: &str = "[TOOL_CALLS]";
 /// What calls begin with that are not all there is.
 pub(crate) fn marks() -> impl Iterator<Item = &'static str> {
     let around = AROUND.iter().map(|[open, _]| *open);
-    around.chain(TAGS.iter().map(|[call, ..]| *call))
+    around.chain(TAGS.iter().map(|tags| tags.call))
 }
 
 /// Where the first call begins.
@@ -62,28 +89,15 @@ pub(crate) fn may_be(text: &str) -> bool {
     object(begins)
 }
 
-/// Calls of these functions in an answer, and the text before them.
-pub(crate) fn read(text: &str, tools: &[Value]) -> (String, Vec<Call>) {
+/// Calls of these functions in an answer, and the text before them. Of an answer that was cut
+/// off, and is not whole, a call without its closing mark is none: it would lack arguments, or
+/// the end of one.
+pub(crate) fn read(text: &str, tools: &[Value], is_whole: bool) -> (String, Vec<Call>) {
     if let Some(start) = starts(text) {
         let said = &text[start..];
-        let around = AROUND.iter().find(|[open, _]| said.contains(open));
-        let mut calls = Vec::new();
-        if let Some([open, close]) = around {
-            let mut rest = said;
-            while let Some((_, body)) = rest.split_once(open) {
-                let inner;
-                (inner, rest) = body.split_once(close).unwrap_or((body, ""));
-                match listed(inner.trim(), tools) {
-                    Some(more) => calls.extend(more),
-                    None => match tagged(inner, tools) {
-                        none if none.is_empty() => calls.extend(pairs(inner, tools)),
-                        more => calls.extend(more),
-                    },
-                }
-            }
-        }
+        let mut calls = enclosed(said, tools, is_whole);
         if calls.is_empty() {
-            calls = tagged(said, tools);
+            calls = tagged(said, tools, is_whole);
         }
         if !calls.is_empty() {
             return (text[..start].trim_end().to_owned(), calls);
@@ -94,6 +108,37 @@ pub(crate) fn read(text: &str, tools: &[Value]) -> (String, Vec<Call>) {
     match listed(bare, tools) {
         Some(calls) => (String::new(), calls),
         None => (text.to_owned(), Vec::new()),
+    }
+}
+
+/// Calls between marks, in any form.
+fn enclosed(text: &str, tools: &[Value], is_whole: bool) -> Vec<Call> {
+    let mut calls = Vec::new();
+    let Some([open, close]) = AROUND.iter().find(|[open, _]| text.contains(open)) else {
+        return calls;
+    };
+    let mut rest = text;
+    while let Some((_, body)) = rest.split_once(open) {
+        let Some(inner) = closed(body, close, is_whole) else {
+            break;
+        };
+        rest = &body[inner.len()..];
+        match listed(inner.trim(), tools) {
+            Some(more) => calls.extend(more),
+            None => match tagged(inner, tools, is_whole) {
+                none if none.is_empty() => calls.extend(pairs(inner, tools, is_whole)),
+                more => calls.extend(more),
+            },
+        }
+    }
+    calls
+}
+
+/// What comes before a closing mark; without one all of it, unless it was cut off.
+fn closed<'t>(text: &'t str, mark: &str, is_whole: bool) -> Option<&'t str> {
+    match text.split_once(mark) {
+        Some((inner, _)) => Some(inner),
+        None => is_whole.then_some(text),
     }
 }
 
@@ -156,68 +201,61 @@ fn parsed(text: &str) -> Option<Value> {
 
 /// `<function=name>{…}</function>`, or with `<parameter=key>value</parameter>` inside; the
 /// same with `<invoke name="name">`.
-fn tagged(text: &str, tools: &[Value]) -> Vec<Call> {
-    let mut calls = Vec::new();
-    for [call, parameter, end] in TAGS {
-        for part in text.split(call).skip(1) {
-            let Some((name, body)) = part.split_once(end) else {
-                continue;
-            };
-            let Some(tool) = find(tools, name.trim()) else {
-                continue;
-            };
-            let body = ["</function>", "</invoke>"]
-                .iter()
-                .find_map(|close| body.split_once(close))
-                .map_or(body, |(body, _)| body);
-            let parameters = || {
-                let parts = body.split(parameter).skip(1);
-                let pairs = parts.filter_map(|part| {
-                    let (key, value) = part.split_once(end)?;
-                    Some((key, value.split("</parameter>").next()?))
-                });
-                arguments(pairs, tool)
-            };
-            let arguments = parsed(body.trim()).unwrap_or_else(parameters);
-            if arguments.is_object() {
-                calls.push(Call {
-                    name: name.trim().to_owned(),
-                    arguments,
-                });
-            }
-        }
-    }
-    calls
+fn tagged(text: &str, tools: &[Value], is_whole: bool) -> Vec<Call> {
+    let of = |tags: &'static Tags| {
+        let parts = text.split(tags.call).skip(1);
+        parts.filter_map(move |part| tagged_call(part, tags, tools, is_whole))
+    };
+    TAGS.iter().flat_map(of).collect()
 }
 
-/// `name<arg_key>key</arg_key><arg_value>value</arg_value>` (GLM)
-fn pairs(text: &str, tools: &[Value]) -> Option<Call> {
-    let mut parts = text.split("<arg_key>");
-    let name = parts.next()?.trim();
-    let tool = find(tools, name)?;
-    let pairs = parts.filter_map(|part| {
-        let (key, value) = part.split_once("</arg_key>")?;
-        let (_, value) = value.split_once("<arg_value>")?;
-        Some((key, value.split("</arg_value>").next()?))
-    });
-    Some(Call {
-        name: name.to_owned(),
-        arguments: arguments(pairs, tool),
+/// A call from its name on.
+fn tagged_call(text: &str, tags: &Tags, tools: &[Value], is_whole: bool) -> Option<Call> {
+    let (name, body) = text.split_once(tags.named)?;
+    let tool = find(tools, name.trim())?;
+    let body = closed(body, tags.end, is_whole)?;
+    let arguments = match parsed(body.trim()) {
+        Some(arguments) => arguments,
+        None => {
+            let parts = body.split(tags.argument).skip(1);
+            let pairs = parts.map(|part| {
+                let (key, value) = part.split_once(tags.named)?;
+                let value = closed(value, "</parameter>", is_whole)?;
+                Some((key, if tags.lines { of_lines(value) } else { value }))
+            });
+            values::arguments(pairs.collect::<Option<Vec<_>>>()?, tool)
+        }
+    };
+    arguments.is_object().then(|| Call {
+        name: name.trim().to_owned(),
+        arguments,
     })
 }
 
-/// Values are JSON where the schema does not say that they are text.
-fn arguments<'t>(pairs: impl Iterator<Item = (&'t str, &'t str)>, tool: &Value) -> Value {
-    let typed = pairs.map(|(key, value)| {
-        let (key, value) = (key.trim(), value.trim());
-        let kind = &tool["function"]["parameters"]["properties"][key]["type"];
-        let value = match serde_json::from_str(value) {
-            Ok(json) if kind != "string" => json,
-            _ => Value::String(value.to_owned()),
-        };
-        (key.to_owned(), value)
+/// A value without the line breaks around it, of which the second is there with the first
+/// only.
+fn of_lines(value: &str) -> &str {
+    match value.strip_prefix('\n') {
+        Some(inner) => inner.strip_suffix('\n').unwrap_or(inner),
+        None => value,
+    }
+}
+
+/// `name<arg_key>key</arg_key><arg_value>value</arg_value>` (GLM)
+fn pairs(text: &str, tools: &[Value], is_whole: bool) -> Option<Call> {
+    let mut parts = text.split("<arg_key>");
+    let name = parts.next()?.trim();
+    let tool = find(tools, name)?;
+    let pairs = parts.map(|part| {
+        let (key, value) = part.split_once("</arg_key>")?;
+        let (_, value) = value.split_once("<arg_value>")?;
+        Some((key, closed(value, "</arg_value>", is_whole)?))
     });
-    Value::Object(typed.collect())
+    let arguments = values::arguments(pairs.collect::<Option<Vec<_>>>()?, tool);
+    Some(Call {
+        name: name.to_owned(),
+        arguments,
+    })
 }
 
 #[cfg(test)]
@@ -291,15 +329,15 @@ pub(crate) mod tests {
             "<tool_call>[weather(city=\"Ulm\", days=3)]</tool_call>Looking.".to_owned(),
         ] {
             let expected = (String::new(), vec![one.clone()]);
-            assert_eq!(read(&text, &tools()), expected, "{text}");
+            assert_eq!(read(&text, &tools(), true), expected, "{text}");
         }
         let two =
             format!("Let me see. <tool_call>{json}</tool_call>\n<tool_call>{json}</tool_call>");
-        let (text, calls) = read(&two, &tools());
+        let (text, calls) = read(&two, &tools(), true);
         assert_eq!((text.as_str(), calls.len()), ("Let me see.", 2));
-        let (_, calls) = read("[time(), weather(city='Ulm')]", &tools());
+        let (_, calls) = read("[time(), weather(city='Ulm')]", &tools(), true);
         assert_eq!(calls.len(), 2);
-        let (_, calls) = read(r#"{"name": "time", "arguments": ""}"#, &tools());
+        let (_, calls) = read(r#"{"name": "time", "arguments": ""}"#, &tools(), true);
         assert_eq!(calls[0].arguments, json!({}));
         for text in [
             "It is 3 degrees.",
@@ -311,7 +349,83 @@ pub(crate) mod tests {
             "[launch()]",
             "[time()] is how I would ask.",
         ] {
-            assert_eq!(read(text, &tools()), (text.to_owned(), vec![]), "{text}");
+            let expected = (text.to_owned(), vec![]);
+            assert_eq!(read(text, &tools(), true), expected, "{text}");
         }
+    }
+
+    /// Wherever an answer is cut off, there is no call with less than its model was about to
+    /// write, and one that was whole before stays.
+    #[test]
+    fn half_a_call_is_none() {
+        let json = r#"{"name": "weather", "arguments": {"city": "Ulm", "days": 3}}"#;
+        for (call, end) in [
+            (format!("<tool_call>{json}</tool_call>"), "</tool_call>"),
+            (format!("<|tool_call|>[{json}]<|/tool_call|>"), "<|/tool_call|>"),
+            (json.to_owned(), "}"),
+            ("[weather(city='Ulm', days=3)]".to_owned(), "]"),
+            (format!("<function=weather>{json}</function>"), "</function>"),
+            (
+                "<tool_call>\n<function=weather>\n<parameter=city>\nUlm\n</parameter>\n\
+                 <parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
+                    .to_owned(),
+                "</function>",
+            ),
+            (
+                "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Ulm</arg_value>\n\
+                 <arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
+                    .to_owned(),
+                "</tool_call>",
+            ),
+            (
+                "<minimax:tool_call>\n<invoke name=\"weather\">\n<parameter name=\"city\">Ulm</parameter>\n\
+                 </invoke>\n</minimax:tool_call>"
+                    .to_owned(),
+                "</invoke>",
+            ),
+        ] {
+            let whole = read(&call, &tools(), false).1;
+            assert_eq!(whole, read(&call, &tools(), true).1, "{call}");
+            assert_eq!(whole.len(), 1, "{call}");
+            let needed = call.rfind(end).unwrap() + end.len();
+            for cut in 0..call.len() {
+                let (text, calls) = read(&call[..cut], &tools(), false);
+                let expected = if cut < needed { &[][..] } else { &whole };
+                assert_eq!(calls, expected, "{}", &call[..cut]);
+                // What is no call is told as it is.
+                assert!(!calls.is_empty() || text == call[..cut]);
+                if call.starts_with('<') {
+                    let two = format!("{call}{}", &call[..cut]);
+                    let calls = read(&two, &tools(), false).1;
+                    assert!((1..=2).contains(&calls.len()), "{two}");
+                    assert!(calls.iter().all(|call| *call == whole[0]), "{two}");
+                }
+            }
+        }
+        // The model has ended it, without its marks.
+        let open = "<tool_call>\n<function=weather>\n<parameter=city>\nUlm";
+        let (_, calls) = read(open, &tools(), true);
+        assert_eq!(calls[0].arguments, json!({"city": "Ulm"}));
+    }
+
+    /// Texts are what the model wrote between what its template writes around them.
+    #[test]
+    fn texts_keep_their_space() {
+        let text = "\n  fn main() {\n  }\n";
+        for call in [
+            format!("<function=weather><parameter=city>\n{text}\n</parameter></function>"),
+            "<function=weather>\n<parameter=city>\n\n  fn main() {\n  }\n\n</parameter>\n</function>".to_owned(),
+            format!("<invoke name=\"weather\"><parameter name=\"city\">{text}</parameter></invoke>"),
+            format!(
+                "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>{text}</arg_value>\n</tool_call>"
+            ),
+        ] {
+            let (_, calls) = read(&call, &tools(), true);
+            assert_eq!(calls[0].arguments, json!({"city": text}), "{call}");
+        }
+        // Seed-OSS, whose template has values without lines.
+        let call = "<function=weather><parameter=city>  Ulm\n</parameter></function>";
+        let (_, calls) = read(call, &tools(), true);
+        assert_eq!(calls[0].arguments, json!({"city": "  Ulm\n"}));
     }
 }

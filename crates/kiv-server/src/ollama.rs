@@ -1,6 +1,6 @@
 //! ollama's protocol.
 
-use crate::answer::Listener;
+use crate::answer::{Listener, is_whole};
 use crate::ask::{self, Params, Raw, check_model};
 use crate::calls::Call;
 use crate::engine::{Event, Summary};
@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use kiv_runtime::{Finish, GenerateOptions, Grammar};
+use kiv_runtime::{GenerateOptions, Grammar};
 use serde_json::{Map, Value, json};
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -197,7 +197,7 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         return Ok(line.stream(events, listener));
     }
     let whole = ask::collect(events).await?;
-    let (said, calls) = listener.whole(&whole.text);
+    let (said, calls) = listener.whole(&whole.text, whole.summary.finish);
     Ok(Json(line.last(&said, &calls, &whole.summary)).into_response())
 }
 
@@ -244,10 +244,12 @@ impl Line {
         }
         let nanos = |time: Duration| time.as_nanos() as u64;
         line["done"] = json!(true);
-        line["done_reason"] = json!(match summary.finish {
-            Finish::End | Finish::Stop => "stop",
-            _ => "length",
-        });
+        let reason = if is_whole(summary.finish) {
+            "stop"
+        } else {
+            "length"
+        };
+        line["done_reason"] = json!(reason);
         line["total_duration"] = json!(nanos(summary.reading + summary.generating));
         line["load_duration"] = json!(0);
         line["prompt_eval_count"] = json!(summary.prompt);
@@ -264,7 +266,7 @@ impl Line {
                 // Empty lines, too: a client that has gone is noticed by them.
                 Event::Text { text, .. } => self.some(&listener.hear(&text)),
                 Event::Done(summary) => {
-                    let (rest, calls) = std::mem::take(&mut listener).end();
+                    let (rest, calls) = std::mem::take(&mut listener).end(summary.finish);
                     self.last(&rest, &calls, &summary)
                 }
                 Event::Failed(why) => Fault::failed(why).body(Protocol::Ollama),

@@ -1,6 +1,6 @@
 //! OpenAI's protocol: models, chat completions, completions.
 
-use crate::answer::Listener;
+use crate::answer::{Listener, is_whole};
 use crate::ask::{self, Params, Raw, Whole};
 use crate::calls::Call;
 use crate::engine::{Event, Summary};
@@ -136,7 +136,7 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
         return Ok(frame.stream(events, listener, include, progress));
     }
     let whole = ask::collect(events).await?;
-    let (said, calls) = listener.whole(&whole.text);
+    let (said, calls) = listener.whole(&whole.text, whole.summary.finish);
     Ok(Json(frame.whole(&said, &calls, &whole)).into_response())
 }
 
@@ -217,11 +217,7 @@ impl Frame {
     fn whole(&mut self, said: &Said, calls: &[Call], whole: &Whole) -> Value {
         let summary = &whole.summary;
         let text = &said.text;
-        let reason = if calls.is_empty() {
-            reason(summary.finish)
-        } else {
-            "tool_calls"
-        };
+        let reason = reason(summary.finish, calls);
         let (object, choice) = match self.kind {
             Kind::Chat => (
                 "chat.completion",
@@ -263,8 +259,7 @@ impl Frame {
         piece
     }
 
-    fn piece(&self, text: Option<&str>, finish: Option<Finish>, first: bool) -> Value {
-        let reason = finish.map(reason);
+    fn piece(&self, text: Option<&str>, reason: Option<&str>, first: bool) -> Value {
         let (object, choice) = match self.kind {
             Kind::Chat => {
                 let mut delta = json!({});
@@ -325,7 +320,7 @@ impl Frame {
                     first = false;
                 }
                 Event::Done(summary) => {
-                    let (rest, calls) = std::mem::take(&mut listener).end();
+                    let (rest, calls) = std::mem::take(&mut listener).end(summary.finish);
                     if rest != Said::default() || !held.is_empty() {
                         let mut piece = self.saying(&rest, first);
                         if !held.is_empty() {
@@ -340,10 +335,8 @@ impl Frame {
                         lines.push(piece.to_string());
                         first = false;
                     }
-                    let mut last = self.piece(None, Some(summary.finish), first);
-                    if !calls.is_empty() {
-                        last["choices"][0]["finish_reason"] = json!("tool_calls");
-                    }
+                    let reason = reason(summary.finish, &calls);
+                    let mut last = self.piece(None, Some(reason), first);
                     if let Some(retrieved) = &summary.retrieved {
                         last["kiv_retrieved"] = json!(retrieved);
                     }
@@ -371,10 +364,12 @@ impl Frame {
     }
 }
 
-fn reason(finish: Finish) -> &'static str {
-    match finish {
-        Finish::End | Finish::Stop => "stop",
-        Finish::MaxTokens | Finish::ContextFull | Finish::Interrupted => "length",
+/// Why an answer ended. One that was cut off says so, also where calls came before.
+fn reason(finish: Finish, calls: &[Call]) -> &'static str {
+    match is_whole(finish) {
+        false => "length",
+        true if calls.is_empty() => "stop",
+        true => "tool_calls",
     }
 }
 

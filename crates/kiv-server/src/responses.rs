@@ -2,7 +2,7 @@
 //! whole conversation, of which the engine knows what it has read.
 
 use crate::Shared;
-use crate::answer::Listener;
+use crate::answer::{Listener, is_whole};
 use crate::ask::{self, Params, Raw, check_model};
 use crate::calls::Call;
 use crate::engine::{Event, Summary};
@@ -16,7 +16,7 @@ use axum::extract::State;
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::StreamExt;
-use kiv_runtime::{Chosen, Finish, GenerateOptions, Grammar, Message};
+use kiv_runtime::{Chosen, GenerateOptions, Grammar, Message};
 use serde_json::{Map, Value, json};
 use std::convert::Infallible;
 use std::time::SystemTime;
@@ -547,8 +547,8 @@ impl Writer {
     }
 
     fn end(&mut self, summary: &Summary) -> Vec<Value> {
-        let (rest, calls) = std::mem::take(&mut self.listener).end();
-        let is_whole = matches!(summary.finish, Finish::End | Finish::Stop);
+        let (rest, calls) = std::mem::take(&mut self.listener).end(summary.finish);
+        let is_whole = is_whole(summary.finish);
         let status = if is_whole { "completed" } else { "incomplete" };
         let mut events = self.tell(&rest);
         // An answer has something in it, be it an empty text.

@@ -152,12 +152,12 @@ impl Tools {
         )
     }
 
-    /// Calls in an answer and the text before them.
-    pub fn read(&self, text: &str) -> (String, Vec<Call>) {
+    /// Calls in an answer, whole or cut off, and the text before them.
+    pub fn read(&self, text: &str, is_whole: bool) -> (String, Vec<Call>) {
         if self.is_empty() {
             return (text.to_owned(), Vec::new());
         }
-        let (text, mut calls) = calls::read(text, &self.all);
+        let (text, mut calls) = calls::read(text, &self.all, is_whole);
         if self.one_only {
             calls.truncate(1);
         }
@@ -260,7 +260,7 @@ mod tests {
             ..tools()
         };
         for (tools, expected) in [(tools(), 2), (one_only, 1)] {
-            assert_eq!(tools.read("[time(), time()]").1.len(), expected);
+            assert_eq!(tools.read("[time(), time()]", true).1.len(), expected);
         }
     }
 
