@@ -168,7 +168,11 @@ fn ollama_clients() {
     assert_eq!(running["models"][0]["expires_at"], "2200-01-01T00:00:00Z");
     let tagged = json!({"model": "tiny:latest"});
     assert_eq!(post(at, "/api/show", &tagged).status, 200);
-    assert!(get(at, "/api/version").json()["version"].is_string());
+    // Clients want an ollama that is not too old.
+    let version = get(at, "/api/version").json()["version"].clone();
+    let version = version.as_str().unwrap().split('.').map(str::parse);
+    let version = version.collect::<Result<Vec<u32>, _>>().unwrap();
+    assert!(version >= vec![0, 12, 10], "{version:?}");
     let shown = post(at, "/api/show", &json!({"model": "tiny"})).json();
     assert_eq!(shown["model_info"]["general.architecture"], "qwen3");
     assert_eq!(
@@ -239,6 +243,44 @@ fn llama_server_clients() {
 
 /// llama-server takes either protocol's name of the limit; one that is not heeded is an answer
 /// as long as the context.
+/// Paths that clients know from elsewhere.
+#[test]
+fn models_by_name_and_paths_without_a_version() {
+    let at = server(1, 4, None);
+    let listed = get(at, "/v1/models").json();
+    assert_eq!(get(at, "/models").json(), listed);
+    for name in ["tiny", "%74iny", "tiny:latest"] {
+        let told = get(at, &format!("/v1/models/{name}"));
+        assert_eq!((told.status, told.json()), (200, listed["data"][0].clone()));
+    }
+    for (path, name) in [
+        ("some/model:1b", "some/model:1b"),
+        ("some%2Fmodel", "some/model"),
+        ("tiny/", "tiny/"),
+        ("%ff", ""),
+    ] {
+        let told = get(at, &format!("/v1/models/{path}"));
+        let error = &told.json()["error"];
+        assert_eq!((told.status, &error["param"]), (404, &json!("model")));
+        assert!(error["message"].as_str().unwrap().contains(name), "{error}");
+    }
+    let messages = conversation(FACT);
+    let chat = json!({"messages": messages, "max_tokens": 1});
+    let chat = post(at, "/chat/completions", &chat).json();
+    assert_eq!(chat["object"], "chat.completion");
+    let response = json!({"input": QUESTION, "max_output_tokens": 1});
+    let response = post(at, "/responses", &response).json();
+    assert_eq!(response["object"], "response");
+    // Errors, too, are those of OpenAI.
+    let error = post(at, "/chat/completions", &json!({})).json();
+    assert_eq!(error["error"]["param"], "messages");
+    assert_eq!(get(at, "/responses").json()["error"]["code"], Value::Null);
+    // This one is llama-server's own.
+    let own = json!({"prompt": "x", "n_predict": 1});
+    let own = post(at, "/completions", &own).json();
+    assert!(own["content"].is_string() && own["choices"].is_null());
+}
+
 #[test]
 fn limits_have_several_names() {
     let at = server(1, 4, None);

@@ -11,9 +11,10 @@ const TEMPLATE: &str = "\
 {% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}\
 {% for m in messages %}\
 {% if m.tool_calls %}{% for call in m.tool_calls %}\
-{% if call.id is defined and call.id | length != 9 %}{{ raise_exception('nine letters!') }}{% endif %}\
+{% if call.id is not defined or call.id | length != 9 %}{{ raise_exception('nine letters!') }}{% endif %}\
 CALL {{ call.function | tojson }}\n{% endfor %}\
-{% elif m.role == 'tool' %}GAVE {{ m.content }} TO {{ m.tool_call_id or m.name }}\n\
+{% elif m.role == 'tool' %}{% if m.tool_call_id is not defined %}{{ raise_exception('of what call?') }}{% endif %}\
+GAVE {{ m.content }} TO {{ m.tool_call_id }}\n\
 {% else %}{{ m.role }}: {{ m.content }}\n{% endif %}\
 {% endfor %}Answer:";
 
@@ -71,19 +72,26 @@ fn a_call_and_its_result_come_back_as_the_template_writes_them() {
         "{said}"
     );
 
-    // ollama's form: arguments are no text, and results name the function.
+    // ollama's form: arguments are no text, and results name the function. They get names.
     let call = json!({"function": {"name": "turn", "arguments": {"way": "up", "by": 1}}});
     let messages = json!([question, {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "tool_name": "turn", "content": "done"}]);
     let said = prompt(at, &json!({"messages": messages, "tools": [function()]}));
     let expected = r#"CALL {"name": "turn", "arguments": {"way": "up", "by": 1}}"#;
     assert!(
-        said.contains(&format!("{expected}\nGAVE done TO turn\n")),
+        said.contains(&format!("{expected}\nGAVE done TO call00000\n")),
         "{said}"
     );
     let body = json!({"messages": messages, "tools": [function()], "stream": false,
         "options": {"num_predict": 2}});
     assert_eq!(post(at, "/api/chat", &body).status, 200);
+    // Some send both names of a function.
+    let mut both = messages.clone();
+    both[2]["name"] = json!("turn");
+    assert_eq!(
+        prompt(at, &json!({"messages": both, "tools": [function()]})),
+        said
+    );
 }
 
 #[test]
@@ -240,8 +248,11 @@ fn effort_reaches_a_template() {
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(answer.json()["reasoning"]["effort"], "high");
     assert_eq!(post(at, "/v1/responses", &ask("none")).status, 400);
-    let detailed = json!({"input": "hi", "reasoning": {"summary": "detailed"}});
-    assert_eq!(post(at, "/v1/responses", &detailed).status, 400);
+    for (summary, status) in [("detailed", 200), ("concise", 200), ("long", 400)] {
+        let mut body = ask("low");
+        body["reasoning"]["summary"] = json!(summary);
+        assert_eq!(post(at, "/v1/responses", &body).status, status, "{summary}");
+    }
 }
 
 /// Generated text has thoughts in it, and clients send it back as it was.

@@ -1,6 +1,5 @@
 //! From a protocol's parameters to a request, and its events.
 
-use crate::calls::arguments_of;
 use crate::engine::{Event, Refused, Request, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::thoughts::Thoughts;
@@ -193,131 +192,6 @@ pub(crate) fn known(app: &Shared, all: &[Value]) -> Option<Vec<Token>> {
     tokens.map(|token| Some(token? as Token)).collect()
 }
 
-/// A message as clients send it.
-#[derive(Deserialize)]
-pub(crate) struct Sent {
-    role: String,
-    #[serde(default)]
-    content: Option<Content>,
-    #[serde(default)]
-    tool_calls: Option<Vec<Value>>,
-    #[serde(default)]
-    tool_call_id: Option<String>,
-    /// Of a function, in messages of role `tool`.
-    #[serde(default, alias = "tool_name")]
-    name: Option<String>,
-    /// What the assistant thought before it, by the names that clients have for it: some send
-    /// it by two.
-    #[serde(default)]
-    reasoning_content: Option<Value>,
-    #[serde(default)]
-    reasoning: Option<Value>,
-    #[serde(default)]
-    thinking: Option<Value>,
-    #[serde(default)]
-    images: Option<Vec<Value>>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    text: String,
-}
-
-/// Messages of text only.
-pub(crate) fn messages(sent: Vec<Sent>) -> Result<Vec<Message>, Fault> {
-    let unsupported = |why: String| Fault::param("messages", why);
-    if sent.is_empty() {
-        return Err(unsupported("messages is empty".to_owned()));
-    }
-    let one = |sent: Sent| {
-        if sent.images.is_some_and(|images| !images.is_empty()) {
-            return Err(unsupported(
-                "messages with images are not supported".to_owned(),
-            ));
-        }
-        let content = match sent.content {
-            None => String::new(),
-            Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => {
-                if let Some(other) = parts.iter().find(|part| part.kind != "text") {
-                    let why = format!(
-                        "messages with content of type {:?} are not supported",
-                        other.kind
-                    );
-                    return Err(unsupported(why));
-                }
-                let texts: Vec<String> = parts.into_iter().map(|part| part.text).collect();
-                texts.join("\n")
-            }
-        };
-        // `developer` is OpenAI's newer name.
-        let role = match sent.role.as_str() {
-            "developer" => "system",
-            "system" | "user" | "assistant" | "tool" => &sent.role,
-            other => return Err(unsupported(format!("messages: there is no role {other:?}"))),
-        };
-        let mut message = Message::new(role, content);
-        if let Some(calls) = sent.tool_calls.filter(|calls| !calls.is_empty()) {
-            let calls = calls.into_iter().map(call_for_templates);
-            let calls = calls.collect::<Option<Vec<Value>>>();
-            let calls = calls.ok_or_else(|| {
-                unsupported("messages: a tool call lacks its function's name".to_owned())
-            })?;
-            message.more.insert("tool_calls".to_owned(), calls.into());
-        }
-        let thoughts = [sent.reasoning_content, sent.reasoning, sent.thinking];
-        let thoughts = thoughts.iter().flatten().filter_map(Value::as_str);
-        let thoughts = thoughts.map(str::to_owned).find(|text| !text.is_empty());
-        think(&mut message, thoughts.unwrap_or_default());
-        for (key, value) in [("tool_call_id", sent.tool_call_id), ("name", sent.name)] {
-            if let Some(value) = value {
-                message.more.insert(key.to_owned(), value.into());
-            }
-        }
-        Ok(message)
-    };
-    sent.into_iter().map(one).collect()
-}
-
-/// What the assistant thought before a message, or before the next part of it. Templates know
-/// it by either name.
-pub(crate) fn think(message: &mut Message, thoughts: String) {
-    if thoughts.is_empty() {
-        return;
-    }
-    for name in ["thinking", "reasoning_content"] {
-        let before = message.more.get(name).and_then(Value::as_str);
-        let all = before.map_or_else(
-            || thoughts.clone(),
-            |before| format!("{before}\n{thoughts}"),
-        );
-        message.more.insert(name.to_owned(), all.into());
-    }
-}
-
-/// A call with its arguments as an object: clients of OpenAI's protocol send them as
-/// text, and templates would quote that.
-pub(crate) fn call_for_templates(mut call: Value) -> Option<Value> {
-    let function = call.get_mut("function")?;
-    function.get("name")?.as_str()?;
-    if let Some(Value::String(text)) = function.get("arguments")
-        && let Some(arguments @ Value::Object(_)) = arguments_of(text)
-    {
-        function["arguments"] = arguments;
-    }
-    Some(call)
-}
-
 /// A grammar that llama.cpp takes.
 pub(crate) fn checked(
     app: &Shared,
@@ -476,23 +350,31 @@ pub(crate) fn sampling(params: &mut Params, temperature: f64) -> Result<Sampling
     }
     check_samplers(params)?;
     let usual = Sampling::default();
-    let seed: Option<i64> = params.take("seed")?;
-    // Like llama.cpp, -1 is "any".
-    let seed = seed
-        .filter(|seed| *seed >= 0)
-        .map_or_else(any_seed, |seed| seed as u32);
+    let seed: Option<i128> = params.take("seed")?;
+    let seed = seed.and_then(folded).unwrap_or_else(any_seed);
     let real = |value: Option<f64>, usual: f32| value.map_or(usual, |v| v as f32);
     Ok(Sampling {
         temperature: params
             .number("temperature", 0.0, 100.0)?
             .unwrap_or(temperature) as f32,
         top_k: params
-            .whole("top_k", 0, 1_000_000)?
-            .map_or(usual.top_k, |k| k as i32),
+            .whole("top_k", i64::from(i32::MIN), 1_000_000)?
+            .map_or(usual.top_k, |k| k.max(0) as i32),
         top_p: real(params.number("top_p", 0.0, 1.0)?, usual.top_p),
         min_p: real(params.number("min_p", 0.0, 1.0)?, usual.min_p),
         seed,
     })
+}
+
+/// A seed of any size in the bits that the sampler takes; `None` is any, which is -1 and, as
+/// 32 bits, what llama.cpp has for it.
+fn folded(seed: i128) -> Option<u32> {
+    const ANY: i128 = u32::MAX as i128;
+    if matches!(seed, -1 | ANY) {
+        return None;
+    }
+    let bits = seed as u64;
+    Some(((bits ^ (bits >> 32)) as u32).min(u32::MAX - 1))
 }
 
 fn any_seed() -> u32 {
@@ -639,4 +521,50 @@ pub(crate) fn check_model(app: &Shared, name: Option<&str>) -> Result<(), Fault>
 /// A name without the tag that ollama's names have if they have no other.
 fn untagged(name: &str) -> &str {
     name.strip_suffix(":latest").unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn seeds_of_every_size() {
+        let of = |seed: Value| {
+            let mut params = Params(Map::from_iter([("seed".to_owned(), seed)]));
+            sampling(&mut params, 1.0).map(|sampling| sampling.seed)
+        };
+        for seed in [0, 7, u32::MAX - 1] {
+            assert_eq!(of(json!(seed)).unwrap(), seed);
+        }
+        for seed in [
+            json!(-2),
+            json!(i64::MIN),
+            json!(1_u64 << 63),
+            json!(u64::MAX - 1),
+        ] {
+            let first = of(seed.clone()).unwrap();
+            assert_ne!(first, u32::MAX);
+            assert_eq!(of(seed).unwrap(), first);
+        }
+        assert_ne!(
+            of(json!(1_u64 << 63)).unwrap(),
+            of(json!(1_u64 << 62)).unwrap()
+        );
+        for seed in [-1, i64::from(u32::MAX)] {
+            assert_eq!(folded(i128::from(seed)), None);
+            assert_ne!(of(json!(seed)).unwrap(), u32::MAX);
+        }
+        for seed in [json!(0.5), json!("7"), json!(1e30)] {
+            assert!(of(seed).is_err());
+        }
+    }
+
+    #[test]
+    fn no_best_tokens_are_all_tokens() {
+        for (k, expected) in [(-1, 0), (-7, 0), (0, 0), (3, 3)] {
+            let mut params = Params(Map::from_iter([("top_k".to_owned(), json!(k))]));
+            assert_eq!(sampling(&mut params, 1.0).unwrap().top_k, expected);
+        }
+    }
 }

@@ -16,7 +16,8 @@ pub(crate) enum Protocol {
 impl Protocol {
     /// By the path of a request.
     pub fn of(path: &str) -> Self {
-        if path.starts_with("/v1/") {
+        let unversioned = ["/models", "/chat/completions", "/responses"];
+        if path.starts_with("/v1/") || unversioned.contains(&path) {
             Self::OpenAi
         } else if path.starts_with("/api/") {
             Self::Ollama

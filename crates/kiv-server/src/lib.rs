@@ -15,6 +15,7 @@ mod fault;
 mod guard;
 mod library;
 mod logprobs;
+mod messages;
 mod native;
 mod ollama;
 mod openai;
@@ -112,6 +113,7 @@ fn table() -> Vec<Route> {
         Route::get("/page.js", web::script),
         Route::get("/openapi.json", web::openapi),
         Route::get("/v1/models", openai::models),
+        Route::get("/v1/models/{id}", openai::model),
         Route::post("/v1/chat/completions", openai::chat),
         Route::post("/v1/completions", openai::completions),
         Route::post("/v1/responses", responses::create),
@@ -130,6 +132,11 @@ fn table() -> Vec<Route> {
         Route::post("/detokenize", native::detokenize),
         Route::post("/apply-template", native::apply_template),
         Route::post("/completion", native::completion),
+        Route::post("/completions", native::completion),
+        // As llama-server has them, whose clients may leave out `/v1`.
+        Route::get("/models", openai::models),
+        Route::post("/chat/completions", openai::chat),
+        Route::post("/responses", responses::create),
     ]
 }
 
@@ -148,7 +155,8 @@ pub fn router(config: Config, model: Model, engine: Engine) -> Router {
     });
     let all = table().into_iter();
     let routes = all.fold(Router::new(), |router, route| {
-        router.route(route.path, route.handler)
+        // A model's name may have slashes in it.
+        router.route(&route.path.replace("{id}", "{*id}"), route.handler)
     });
     routes
         .fallback(native::unknown)

@@ -1,10 +1,11 @@
 //! What llama-server has of its own.
 
 use crate::Shared;
-use crate::ask::{self, Params, Raw, Sent};
+use crate::ask::{self, Params, Raw};
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
+use crate::messages::{Sent, messages};
 use crate::tools::Tools;
 use axum::Json;
 use axum::body::Body;
@@ -215,7 +216,7 @@ pub(crate) async fn apply_template(State(app): State<Shared>, Raw(body): Raw) ->
         let tools = Tools::take(&mut params)?;
         let said: Vec<Sent> = params.need("messages")?;
         let variables = ask::template_variables(&mut params)?;
-        let prompt = ask::render(&app, ask::messages(said)?, &tools, variables)?;
+        let prompt = ask::render(&app, messages(said)?, &tools, variables)?;
         Ok(json!({"prompt": prompt}))
     };
     answer(prompt())

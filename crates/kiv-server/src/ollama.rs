@@ -5,6 +5,8 @@ use crate::ask::{self, Params, Raw, check_model};
 use crate::calls::Call;
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
+use crate::messages::{Sent, messages};
+use crate::openai::call_id;
 use crate::thoughts::{Said, Thoughts, thinks};
 use crate::tools::Tools;
 use crate::{App, Shared};
@@ -22,8 +24,11 @@ use tokio_stream::StreamExt;
 /// When the model will be unloaded: as far away as `ollama ps` calls "Forever".
 const NEVER: &str = "2200-01-01T00:00:00Z";
 
+/// The ollama whose protocol this is: clients refuse older ones.
+const SPOKEN: &str = "0.12.10";
+
 pub(crate) async fn version() -> Response {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
+    Json(json!({"version": SPOKEN})).into_response()
 }
 
 pub(crate) async fn tags(State(app): State<Shared>) -> Response {
@@ -155,11 +160,11 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         is_chat,
     };
     let (text, param, thoughts) = if is_chat {
-        let said: Vec<ask::Sent> = params.take("messages")?.unwrap_or_default();
+        let said: Vec<Sent> = params.take("messages")?.unwrap_or_default();
         if said.is_empty() {
             return Ok(Json(line.loaded()).into_response());
         }
-        let text = ask::render(app, ask::messages(said)?, &tools, variables)?;
+        let text = ask::render(app, messages(said)?, &tools, variables)?;
         let thoughts = Thoughts::after(&text, grammar.is_some());
         (text, "messages", thoughts)
     } else {
@@ -237,10 +242,7 @@ impl Line {
     fn last(&self, said: &Said, calls: &[Call], summary: &Summary) -> Value {
         let mut line = self.some(said);
         if !calls.is_empty() {
-            let calls = calls
-                .iter()
-                .map(|call| json!({"function": {"name": call.name, "arguments": call.arguments}}));
-            line["message"]["tool_calls"] = calls.collect();
+            line["message"]["tool_calls"] = calls_json(calls);
         }
         let nanos = |time: Duration| time.as_nanos() as u64;
         line["done"] = json!(true);
@@ -278,6 +280,15 @@ impl Line {
     }
 }
 
+/// Calls as ollama's clients want them: some tell them apart by their number.
+fn calls_json(calls: &[Call]) -> Value {
+    let calls = calls.iter().enumerate().map(|(i, call)| {
+        let function = json!({"index": i, "name": call.name, "arguments": call.arguments});
+        json!({"id": call_id(), "function": function})
+    });
+    calls.collect()
+}
+
 /// RFC 3339, UTC.
 fn stamp(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -304,6 +315,20 @@ fn stamp(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_are_told_apart() {
+        let call = Call {
+            name: "time".to_owned(),
+            arguments: json!({"zone": 1}),
+        };
+        let calls = calls_json(&[call.clone(), call]);
+        for i in 0..2 {
+            let expected = json!({"index": i, "name": "time", "arguments": {"zone": 1}});
+            assert_eq!(calls[i]["function"], expected);
+        }
+        assert_ne!(calls[0]["id"], calls[1]["id"]);
+    }
 
     #[test]
     fn stamps() {

@@ -6,11 +6,13 @@ use crate::calls::Call;
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
+use crate::messages::{Sent, messages};
 use crate::thoughts::{Said, Thoughts};
 use crate::tools::Tools;
-use crate::{Shared, ask::check_model};
+use crate::{App, Shared, ask::check_model};
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::StreamExt;
@@ -21,10 +23,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(crate) async fn models(State(app): State<Shared>) -> Response {
+    Json(json!({"object": "list", "data": [told(&app)]})).into_response()
+}
+
+pub(crate) async fn model(
+    State(app): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    // One that is no text is no model's either.
+    let id = id.map_or("\u{fffd}".to_owned(), |Path(id)| id);
+    match check_model(&app, Some(&id)) {
+        Ok(()) => Json(told(&app)).into_response(),
+        Err(fault) => refused(fault),
+    }
+}
+
+/// What is told of the model.
+fn told(app: &App) -> Value {
     let created = seconds(app.started);
-    let model =
-        json!({"id": app.config.name, "object": "model", "created": created, "owned_by": "kiv"});
-    Json(json!({"object": "list", "data": [model]})).into_response()
+    json!({"id": app.config.name, "object": "model", "created": created, "owned_by": "kiv"})
 }
 
 pub(crate) async fn chat(State(app): State<Shared>, Raw(body): Raw) -> Response {
@@ -93,9 +110,9 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
     };
     let (prompt, param, usual, thoughts) = match kind {
         Kind::Chat => {
-            let said: Vec<ask::Sent> = params.need("messages")?;
+            let said: Vec<Sent> = params.need("messages")?;
             let variables = ask::template_variables(&mut params)?;
-            let text = ask::render(app, ask::messages(said)?, &tools, variables)?;
+            let text = ask::render(app, messages(said)?, &tools, variables)?;
             let thoughts = ask::thoughts(&mut params, &text, grammar.as_ref())?;
             let prompt = app.model.tokenize(&text, true);
             (prompt, "messages", None, thoughts)

@@ -8,6 +8,7 @@ use crate::calls::Call;
 use crate::engine::{Event, Summary};
 use crate::fault::{Fault, Protocol};
 use crate::logprobs;
+use crate::messages;
 use crate::openai::{call_id, fresh_id, seconds};
 use crate::thoughts::Said;
 use crate::tools::Tools;
@@ -51,7 +52,8 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     let mut told = told(&params);
     let mut reasoning = params.within("reasoning")?;
     // Thoughts are told as they are, and not once more in short.
-    reasoning.refuse("summary", &[json!("auto"), json!("none")])?;
+    let harmless = ["auto", "concise", "detailed", "none"].map(Value::from);
+    reasoning.refuse("summary", &harmless)?;
     if let Some(effort) = reasoning.take::<String>("effort")? {
         told.insert(
             "reasoning".to_owned(),
@@ -241,7 +243,7 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
             item[name].as_str().map(str::to_owned).ok_or_else(why)
         };
         let text = |name: &str| {
-            text_of(&item[name]).map_err(|why| wrong(format!("input[{i}].{name} {why}")))
+            messages::text_of(&item[name]).map_err(|why| wrong(format!("input[{i}].{name} {why}")))
         };
         match item["type"].as_str().unwrap_or("message") {
             "message" => {
@@ -256,7 +258,7 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
                 let mut message = Message::new(role, text("content")?);
                 let before = std::mem::take(&mut thoughts);
                 if role == "assistant" {
-                    ask::think(&mut message, before.join("\n"));
+                    messages::think(&mut message, before.join("\n"));
                 }
                 said.push(message);
             }
@@ -265,14 +267,14 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
                     "id": field("call_id")?, "type": "function",
                     "function": {"name": field("name")?, "arguments": field("arguments")?},
                 });
-                let call = ask::call_for_templates(call)
+                let call = messages::call_for_templates(call)
                     .ok_or_else(|| wrong(format!("input[{i}] is no call")))?;
                 // What was said and called in one answer is one message.
                 if !matches!(said.last(), Some(last) if last.role == "assistant") {
                     said.push(Message::new("assistant", ""));
                 }
                 let calls = said.last_mut().and_then(|last| {
-                    ask::think(last, std::mem::take(&mut thoughts).join("\n"));
+                    messages::think(last, std::mem::take(&mut thoughts).join("\n"));
                     let calls = last.more.entry("tool_calls".to_owned());
                     calls.or_insert_with(|| json!([])).as_array_mut()
                 });
@@ -300,31 +302,6 @@ fn conversation(input: Value) -> Result<Vec<Message>, Fault> {
         }
     }
     Ok(said)
-}
-
-/// The text of a content, which may be a list of parts.
-fn text_of(content: &Value) -> Result<String, String> {
-    let parts = match content {
-        Value::String(text) => return Ok(text.clone()),
-        Value::Array(parts) => parts,
-        other => return Err(format!("must be a text or a list of parts, not {other}")),
-    };
-    let text = |part: &Value| {
-        let name = match part["type"].as_str() {
-            Some("input_text" | "output_text" | "text") => "text",
-            Some("refusal") => "refusal",
-            _ => {
-                return Err(format!(
-                    "with a part of type {} is not supported",
-                    part["type"]
-                ));
-            }
-        };
-        let text = part[name].as_str().map(str::to_owned);
-        text.ok_or_else(|| format!("has a part without {name}"))
-    };
-    let texts: Result<Vec<String>, String> = parts.iter().map(text).collect();
-    texts.map(|texts| texts.join("\n"))
 }
 
 /// Makes a response, and the events that tell of it, from what the engine says.
