@@ -123,6 +123,89 @@ fn a_host_limit_gives_the_same_answers() {
     assert!(host <= limit, "{host} of {limit}");
 }
 
+/// What `kiv chat LINE` answers to lines piped in.
+fn chat(dir: &Path, line: &str, said: &str) -> String {
+    let line = format!("chat --kv-dir context -n 6 --json {line} {SMALL}");
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let output = { kiv(dir, &args) }.write_stdin(said).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args:?}\n{stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The text that the context holds.
+fn held(dir: &Path) -> String {
+    let tokens = kiv_runtime::stored_tokens(&dir.join("context")).unwrap();
+    model().detokenize(&tokens)
+}
+
+#[test]
+fn a_conversation_goes_on_after_what_is_there() {
+    let dir = book();
+    let path = dir.path();
+    let ask = "What is the secret code of Amber Falcon?\n";
+    run(path, "-f book.txt -n 0", &[]);
+    let book = held(path);
+    // Two processes, two questions in the first; then one that says again what it is about.
+    let answers = chat(path, "", &format!("{ask}{ask}"));
+    assert_eq!(answers.matches("48213").count(), 2, "{answers}");
+    let before = held(path);
+    assert!(before.starts_with(&book) && before.matches("Question:").count() == 2);
+    for again in ["", "-f book.txt"] {
+        let before = held(path);
+        assert!(chat(path, again, ask).contains("48213"));
+        let now = held(path);
+        assert!(
+            now.starts_with(&before) && now.len() > before.len(),
+            "{now}"
+        );
+        assert!(!now.contains("\n\nQuestion:"), "{now}");
+    }
+    let before = held(path);
+    assert!(chat(path, "--kv-no-save", ask).contains("48213"));
+    // Another text, or another system prompt: nothing is cut.
+    fs::write(path.join("other.txt"), "Another text.").unwrap();
+    for other in ["-f other.txt", "-sys Hello", "-sys Hello -f book.txt"] {
+        let said = refused(path, &format!("chat --kv-dir context {other} {SMALL}"));
+        assert!(
+            said.contains("would be lost") && said.contains("--kv-no-save"),
+            "{said}"
+        );
+        chat(path, &format!("--kv-no-save {other}"), ask);
+    }
+    assert_eq!(held(path), before);
+}
+
+#[test]
+fn a_turn_that_is_held_is_ended_before_the_next() {
+    let dir = book();
+    let path = dir.path();
+    let template = "--chat-template chatml";
+    // The text as it is, then turns.
+    run(path, "-f book.txt -n 0", &[]);
+    let book = held(path);
+    for _ in 0..2 {
+        chat(path, &format!("{template} -f book.txt"), "Who?\n");
+    }
+    let now = held(path);
+    let turns = now.strip_prefix(&book).unwrap();
+    assert!(
+        turns.starts_with("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"),
+        "{turns}"
+    );
+    let again = "<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(turns.matches(again).count(), 1, "{turns}");
+    assert_eq!(turns.matches("<|im_start|>").count(), 4, "{turns}");
+    // From the start, with a system's turn.
+    fs::remove_dir_all(path.join("context")).unwrap();
+    for more in ["-sys Hi", "-sys Hi", ""] {
+        chat(path, &format!("{template} {more}"), "Who?\n");
+    }
+    let now = held(path);
+    assert_eq!(now.matches("<|im_start|>system").count(), 1, "{now}");
+    assert_eq!(now.matches(again).count(), 3, "{now}");
+}
+
 /// As from a read-only file system, without a lock file.
 #[test]
 #[cfg(unix)]

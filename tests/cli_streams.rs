@@ -156,6 +156,24 @@ fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
     drop(stdin);
 }
 
+#[test]
+fn a_conversation_whose_pipe_is_silent_is_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!("chat -n 1 --json --temp 0 {SMALL}");
+    let mut child = kiv(dir.path(), &line)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"one\n").unwrap();
+    // It has answered, and waits.
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    interrupt(&child, "-INT");
+    assert_eq!(end(child).0.code(), Some(130));
+    drop(stdin);
+}
+
 /// `kiv chat` at a terminal, which `script` lends it.
 #[cfg(target_os = "linux")]
 struct Terminal {
@@ -251,6 +269,27 @@ fn a_question_too_long_leaves_room_for_a_shorter_one_at_a_terminal() {
     terminal.wait_for_line(3);
     let said = terminal.leave();
     assert_eq!(said.matches("the context is full").count(), 1, "{said}");
+}
+
+/// Prompts are for the terminal.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_of_answers_holds_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = format!("--json -n 4 --temp 0 {SMALL} > out.jsonl");
+    let mut terminal = Terminal::chat(dir.path(), &args);
+    for n in 1..3 {
+        terminal.wait_for_line(n);
+        terminal.press(b"hello\r");
+    }
+    terminal.wait_for_line(3);
+    let said = terminal.leave();
+    assert!(said.contains("> "), "{said}");
+    let lines = fs::read_to_string(dir.path().join("out.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    for line in lines.lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
 }
 
 #[test]

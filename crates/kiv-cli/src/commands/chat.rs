@@ -1,22 +1,32 @@
 //! `kiv chat`: a conversation at the terminal.
 
+mod held;
+mod input;
+
 use crate::args::ChatArgs;
 use crate::interrupt;
 use crate::model::{self, builder};
 use crate::output::{Generated, ReadBar, print_json};
 use crate::template::{self, Template};
 use anyhow::{Context, Result};
+use held::{Held, Opening};
+use input::Input;
+use kiv_context::ContextError;
 use kiv_runtime::{
     ChatTemplate, Error, Finish, GenerateOptions, Message, Model, Outputs, Sampling, Session,
 };
-use rustyline::error::ReadlineError;
 use serde_json::json;
-use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let document = args.file.as_deref().map(model::read_text).transpose()?;
+    let folder = args.cache.store.kv_dir.as_deref();
+    // Looked at before anything is loaded; it may still be in use.
+    let stored = match folder.map(kiv_context::info) {
+        None | Some(Err(ContextError::Missing { .. })) => 0,
+        Some(info) => info?.manifest.n_tokens as usize,
+    };
     let policy = &args.policy.kv_policy;
     let opened = model::open(&args.model)?;
     let model = opened.load(&args.model, policy)?;
@@ -29,14 +39,32 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let read = document
         .as_deref()
         .map_or(0, |d| model.tokenize(d, true).len());
+    let read = read.max(stored);
     model::check_length(read, n_ctx)?;
     let plan = model::plan(&opened.file, &args.model, &args.cache, policy, n_ctx, read)?;
     model::check_memory(&plan, &args.model)?;
     let mut builder = builder(&model, &args.model, &args.cache, policy);
-    if let Some(folder) = &args.cache.store.kv_dir {
+    if let Some(folder) = folder {
         builder = model::with_context(builder, folder, args.kv_no_save);
     }
     let mut session = builder.build()?;
+    let mut messages = system(args, document.as_deref());
+    let held = match folder {
+        None => None,
+        Some(folder) => Opening {
+            template: &template,
+            messages: &messages,
+            document: document.as_deref(),
+            folder,
+            is_borrowed: args.kv_no_save,
+        }
+        .held(&session)?,
+    };
+    if let Some(held) = &held {
+        messages = held.lead();
+        // As far as some models can go back.
+        session.mark()?;
+    }
     let mut input = Input::new()?;
     // After the line editor, which takes Ctrl-C for itself while a line is typed and leaves
     // its handler where it is.
@@ -52,22 +80,14 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
         stop,
         session,
         sampling,
-        messages: Vec::new(),
+        messages,
+        held,
     };
-    let system: Vec<String> = args
-        .system_prompt
-        .clone()
-        .into_iter()
-        .chain(document)
-        .collect();
-    if !system.is_empty() {
-        chat.messages
-            .push(Message::new("system", system.join("\n\n")));
-    }
     // One before the first line, or between two of them, ends the conversation.
     while !interrupt::flag().load(Ordering::Relaxed) {
         let Some(line) = input.next()? else {
-            return Ok(ExitCode::SUCCESS);
+            let interrupted = interrupt::flag().load(Ordering::Relaxed);
+            return Ok(ExitCode::from(if interrupted { 130 } else { 0 }));
         };
         if line.trim().is_empty() {
             continue;
@@ -78,7 +98,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
             answered => answered?,
         }
         let interrupted = interrupt::flag().swap(false, Ordering::Relaxed);
-        if interrupted && matches!(input, Input::Pipe) {
+        if interrupted && matches!(input, Input::Pipe(_)) {
             // Nobody is there to ask another question.
             break;
         }
@@ -86,48 +106,20 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(130))
 }
 
+/// What the flags say before the first question.
+fn system(args: &ChatArgs, document: Option<&str>) -> Vec<Message> {
+    let texts = [args.system_prompt.as_deref(), document];
+    let texts: Vec<&str> = texts.into_iter().flatten().collect();
+    if texts.is_empty() {
+        return Vec::new();
+    }
+    vec![Message::new("system", texts.join("\n\n"))]
+}
+
 /// Whether what failed did so for want of room in the context.
 fn is_full(why: &anyhow::Error) -> bool {
     let error = why.downcast_ref::<Error>();
     matches!(error, Some(Error::ContextFull { .. }))
-}
-
-/// Lines typed, or piped in.
-enum Input {
-    Terminal(Box<rustyline::DefaultEditor>),
-    Pipe,
-}
-
-impl Input {
-    fn new() -> Result<Self> {
-        if std::io::stdin().is_terminal() {
-            note!("Ctrl-C stops an answer, Ctrl-D ends the conversation.");
-            Ok(Self::Terminal(Box::new(rustyline::DefaultEditor::new()?)))
-        } else {
-            Ok(Self::Pipe)
-        }
-    }
-
-    fn next(&mut self) -> Result<Option<String>> {
-        match self {
-            Self::Terminal(editor) => match editor.readline("> ") {
-                Ok(line) => {
-                    let _ = editor.add_history_entry(&line);
-                    Ok(Some(line))
-                }
-                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
-                Err(error) => Err(error.into()),
-            },
-            Self::Pipe => {
-                let mut line = String::new();
-                let n = std::io::stdin()
-                    .lock()
-                    .read_line(&mut line)
-                    .context("cannot read standard input")?;
-                Ok((n > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned()))
-            }
-        }
-    }
 }
 
 struct Chat<'a> {
@@ -139,6 +131,8 @@ struct Chat<'a> {
     session: Session,
     sampling: Sampling,
     messages: Vec<Message>,
+    /// What the conversation goes on after.
+    held: Option<Held>,
 }
 
 impl Chat<'_> {
@@ -146,7 +140,10 @@ impl Chat<'_> {
     fn answer(&mut self, question: String) -> Result<()> {
         self.messages.push(Message::new("user", question));
         let text = self.template.apply(&self.model, &self.messages)?;
-        let tokens = self.model.tokenize(&text, true);
+        let tokens = match &self.held {
+            None => self.model.tokenize(&text, true),
+            Some(held) => held.and(&self.model, &text),
+        };
         // The conversation so far has been read, up to where the template writes an
         // earlier turn another way; from there on it is read again.
         let common = self.session.reuse(&tokens)?;
