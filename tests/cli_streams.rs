@@ -129,6 +129,23 @@ fn a_benchmark_is_interrupted() {
 }
 
 #[test]
+fn an_evaluation_is_interrupted_and_leaves_no_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!("eval needle --ctx 100000 --kv-policy exact --kv-dir rows {SMALL}");
+    let child = kiv(dir.path(), &line).spawn().unwrap();
+    let rows = dir.path().join("rows");
+    let folders = || fs::read_dir(&rows).map_or(0, Iterator::count);
+    while folders() == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    interrupt(&child, "-INT");
+    let (status, said) = end(child);
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted after "), "{said}");
+    assert_eq!(folders(), 0);
+}
+
+#[test]
 fn a_conversation_from_a_pipe_is_interrupted_as_a_whole() {
     let dir = tempfile::tempdir().unwrap();
     // A template after which the bundled model finds no end.

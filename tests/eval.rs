@@ -8,6 +8,7 @@ use kiv_eval::{
     Contender, Env, EvalError, Figures, Given, Outcome, Plan, Record, Summary, Task, evaluate,
 };
 use std::cell::Cell;
+use std::sync::Arc;
 use support::model;
 
 /// Wants the blocks whose best key is worst: retrieval upside down.
@@ -95,6 +96,7 @@ fn try_judge(plan: &Plan) -> Result<Told, EvalError> {
         }
     };
     let env = Env {
+        interrupt: Arc::default(),
         model: &model,
         builder: &builder,
         done: &|_| false,

@@ -54,7 +54,8 @@ fn ended(error: &anyhow::Error) -> ExitCode {
         // Whoever reads has enough: `kiv … | head`.
         return ExitCode::SUCCESS;
     }
-    if let Some(why @ kiv_runtime::Error::Interrupted { .. }) = error.downcast_ref() {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    if let Some(why) = causes.find(|e| matches!(e, kiv_runtime::Error::Interrupted { .. })) {
         note!("{why}");
         return ExitCode::from(130);
     }

@@ -2,8 +2,9 @@
 
 use crate::{Contender, Env, Prompt, Question, Sizes};
 use kiv_policy::Policy;
-use kiv_runtime::{Error, GenerateOptions, Outputs, Sampling, Session, Token};
+use kiv_runtime::{Error, Finish, GenerateOptions, Outputs, Sampling, Session, Token};
 use serde::Serialize;
+use std::sync::Arc;
 
 /// A question, its right answer and the model's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -97,6 +98,7 @@ impl<'a> Reader<'a> {
         let n_tokens = n + self.room.max(after.len()) + 1;
         let reader = self.contender.reader();
         let mut session = (self.env.builder)(&reader, n_tokens).build()?;
+        session.set_interrupt_flag(Arc::clone(&self.env.interrupt));
         session.read_with(
             &self.context,
             Outputs::Last,
@@ -152,6 +154,13 @@ impl<'a> Reader<'a> {
             got += &piece?.text;
         }
         got += &stream.rest();
+        if stream.finish() == Some(Finish::Interrupted) {
+            // Half an answer is not judged.
+            return Err(Error::Interrupted {
+                read: stream.generated(),
+                total: question.answer_tokens,
+            });
+        }
         Ok(Answered {
             depth: question.depth_ppm.map(|d| f64::from(d) / 1e4),
             sizes: question.sizes,

@@ -44,6 +44,8 @@ use kiv_haystack::HaystackError;
 use kiv_runtime::{Model, Progress, SessionBuilder};
 use serde::Serialize;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use thiserror::Error;
 
 /// What is judged.
@@ -285,4 +287,6 @@ pub struct Env<'a> {
     pub done: &'a dyn Fn(&Case<'_>) -> bool,
     /// Told how far reading has come, of how many tokens.
     pub progress: &'a dyn Fn(&Contender, usize, Progress),
+    /// Ends the evaluation once it is set, with [`kiv_runtime::Error::Interrupted`].
+    pub interrupt: Arc<AtomicBool>,
 }

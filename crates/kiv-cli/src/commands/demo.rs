@@ -5,13 +5,16 @@ use crate::model::{self, passing_builder, session};
 use crate::output::{ReadBar, bytes, print_json};
 use anyhow::{Context, Result, bail};
 use kiv_haystack::{Haystack, HaystackSpec};
-use kiv_runtime::{Error, GenerateOptions, Outputs, Sampling, Session};
+use kiv_runtime::{Error, Finish, GenerateOptions, Outputs, Sampling, Session};
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Instant;
 
 /// Room kept for a question and its answer, in tokens.
 const QUESTION: usize = 128;
+
+/// Most tokens of an answer.
+const ANSWER: usize = 8;
 
 /// The JSON document of `kiv demo --json`.
 #[derive(Serialize)]
@@ -176,7 +179,7 @@ fn ask(session: &mut Session, question: &str, text_len: usize) -> Result<(String
     let question = session.model().tokenize(question, false);
     session.read_one_by_one(&question)?;
     let options = GenerateOptions {
-        max_tokens: Some(8),
+        max_tokens: Some(ANSWER),
         sampling: Sampling::greedy(),
         stop: vec!["\n".to_owned()],
         ..GenerateOptions::default()
@@ -187,6 +190,10 @@ fn ask(session: &mut Session, question: &str, text_len: usize) -> Result<(String
         answer += &piece?.text;
     }
     answer += &stream.rest();
+    if stream.finish() == Some(Finish::Interrupted) {
+        let (read, total) = (stream.generated(), ANSWER);
+        return Err(Error::Interrupted { read, total }.into());
+    }
     let decoded = question.len() + stream.generated();
     session.truncate(text_len)?;
     Ok((answer, decoded))

@@ -5,6 +5,7 @@ mod report;
 mod resume;
 
 use crate::args::{EvalArgs, EvalCommand, Tasks};
+use crate::interrupt;
 use crate::model::{self, Opened, passing_builder};
 use crate::output::{ReadBar, print_json};
 use anyhow::{Context, Result, bail};
@@ -35,6 +36,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let env = Env {
         model: &model,
         builder: &|contender, n_tokens| session(args, &model, &plan, contender, n_tokens),
+        interrupt: interrupt::flag(),
         // Nothing more is judged once it cannot be told.
         done: &|it| lines.failure.borrow().is_some() || lines.done.contains(&case(it)),
         progress: &|_, total, progress| {
@@ -187,7 +189,12 @@ fn load(args: &EvalArgs, opened: &Opened, plan: &Plan) -> Result<Model> {
     let check = |longest: usize| -> Result<()> {
         for budget in &plan.budgets {
             let cache = args.cache.with(*budget);
-            opened.check_for(&args.model, &cache, &policies, longest + AFTER)?;
+            opened.check_for(
+                &args.model,
+                &cache,
+                &policies,
+                longest.saturating_add(AFTER),
+            )?;
         }
         Ok(())
     };
@@ -270,7 +277,10 @@ impl Lines {
         let told = (|| -> Result<()> {
             for value in self.header.take().into_iter().chain([value]) {
                 if let Some(file) = &self.out {
-                    writeln!(file.borrow_mut(), "{value}").context("cannot write --out")?;
+                    // At once: others may append to the same file.
+                    let line = format!("{value}\n");
+                    let written = file.borrow_mut().write_all(line.as_bytes());
+                    written.context("cannot write --out")?;
                 }
                 if self.json {
                     print_json(&value)?;

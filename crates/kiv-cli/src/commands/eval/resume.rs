@@ -9,8 +9,8 @@ use std::path::Path;
 
 /// Cases that an earlier run has finished, and the file to append to.
 ///
-/// A prompt's last line may be missing if the run was cut off, so the very last
-/// case is judged again, and half a line is taken away. A whole one that only lacks its
+/// A prompt's last line may be missing if a run was cut off, so the very last
+/// case of each is judged again, and half a line is taken away. A whole one that only lacks its
 /// end, or is of some other file, stays.
 pub(super) fn open(path: &Path) -> Result<(HashSet<String>, File)> {
     let shown = path.display();
@@ -55,7 +55,12 @@ fn finished(text: &str) -> HashSet<String> {
         let Ok(value) = serde_json::from_str::<Value>(line) else {
             continue;
         };
-        if value["summary"] == true {
+        if value["header"] == true {
+            // Another run begins: the one before may have been cut off.
+            if let Some(case) = last.take() {
+                done.remove(&case);
+            }
+        } else if value["summary"] == true {
             last = None;
         } else if let Some(case) = value["case"].as_str() {
             done.insert(case.to_owned());
@@ -85,6 +90,23 @@ mod tests {
             std::fs::read_to_string(&path).unwrap(),
             format!("{whole}{{}}\n")
         );
+    }
+
+    #[test]
+    fn a_case_that_a_run_was_cut_off_in_is_not_done_after_the_next_run() {
+        let header = r#"{"header":true}"#;
+        let line = |case: &str| format!(r#"{{"case":"{case}"}}"#);
+        let summary = r#"{"summary":true}"#.to_owned();
+        let first = [header.to_owned(), line("a"), summary.clone(), line("b")];
+        let second = [header.to_owned(), line("c"), summary];
+        let text = [first.as_slice(), second.as_slice()].concat().join("\n");
+        let want = ["a", "c"].map(str::to_owned);
+        assert_eq!(finished(&text), HashSet::from(want.clone()));
+        // Judged again, it is done.
+        let again = [header.to_owned(), line("b"), line("d"), header.to_owned()];
+        let text = text + "\n" + &again.join("\n");
+        let want = want.into_iter().chain(["b".to_owned()]);
+        assert_eq!(finished(&text), want.collect());
     }
 
     #[test]
