@@ -625,6 +625,32 @@ fn a_phone_book_without_end() {
     refused!(dir(), "eval phonebook --entries 10000000 --kv-policy full");
 }
 
+/// llama.cpp takes paths as texts.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_model_whose_path_is_not_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = dir();
+    let odd = std::ffi::OsStr::from_bytes(b"a\xffb.gguf");
+    fs::copy(bundled_path(), dir.path().join(odd)).unwrap();
+    let mut run = kiv(dir.path(), &["run", "-p", "x", "-m"]);
+    let output = run.arg(odd).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("rename it") && !said.contains("conversion"),
+        "{said}"
+    );
+}
+
+/// As long as no number can say.
+#[test]
+fn an_evaluation_of_the_longest_context() {
+    let line = format!("eval needle --ctx {} --kv-policy full", usize::MAX);
+    let said = refused(dir().path(), &line, b"");
+    assert!(said.contains("--ctx"), "{said}");
+}
+
 #[test]
 fn a_report_of_a_file_that_is_not_there() {
     refused!(dir(), "eval report out.jsonl");

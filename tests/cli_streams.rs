@@ -330,7 +330,13 @@ fn a_server_says_where_it_listens_and_stops_when_told() {
 fn no_folder_is_made_where_one_happens_to_be() {
     let dir = tempfile::tempdir().unwrap();
     let mut inspect = kiv(dir.path(), "inspect");
-    let output = inspect.env("XDG_CACHE_HOME", "").env("HOME", "").output();
+    let shared = tempfile::tempdir().unwrap();
+    inspect.env("XDG_CACHE_HOME", "").env("HOME", "");
+    let output = inspect.env("TMPDIR", shared.path()).output();
     assert!(output.unwrap().status.success());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    // Other users have theirs beside it.
+    let made = fs::read_dir(shared.path()).unwrap().next().unwrap();
+    let name = made.unwrap().file_name().into_string().unwrap();
+    assert!(name.starts_with("kiv-"), "{name}");
 }

@@ -32,9 +32,25 @@ const LONG_SHORTS: [(&str, &str); 10] = [
     ("-hff", "--hf-file"),
 ];
 
-/// Puts clap's names in place of [`LONG_SHORTS`].
+/// Flags whose values may look like flags: texts.
+const TEXTS: [&str; 6] = [
+    "-p",
+    "--prompt",
+    "-r",
+    "--reverse-prompt",
+    "-sys",
+    "--system-prompt",
+];
+
+/// Puts clap's names in place of [`LONG_SHORTS`], where flags are.
 fn expand(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let (mut is_text, mut is_over) = (false, false);
     args.map(|arg| {
+        if is_over || std::mem::take(&mut is_text) {
+            return arg;
+        }
+        is_over = arg == "--";
+        is_text = TEXTS.iter().any(|flag| arg == *flag);
         let known = LONG_SHORTS.iter().find(|(short, _)| arg == *short);
         known.map_or(arg, |(_, long)| OsString::from(long))
     })
@@ -680,5 +696,21 @@ fn policy(name: &str) -> Result<String, String> {
             "there are full, {}",
             kiv_policies::NAMES.join(", ")
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_that_look_like_flags_stay() {
+        let line = "kiv run -p -hf -sys -sys -r -ub -ngl 3 -- -hf";
+        let expanded = expand(line.split(' ').map(OsString::from));
+        let want = "kiv run -p -hf --system-prompt -sys -r -ub --gpu-layers 3 -- -hf";
+        assert_eq!(
+            expanded,
+            want.split(' ').map(OsString::from).collect::<Vec<_>>()
+        );
     }
 }

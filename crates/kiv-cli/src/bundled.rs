@@ -39,8 +39,16 @@ pub(crate) fn cache_folders() -> impl Iterator<Item = PathBuf> {
     ];
     // An empty variable is none: it would be the folder that one happens to be in.
     let folders = folders.into_iter().flatten().filter(|f| f.is_absolute());
-    let folders = folders.chain([std::env::temp_dir()]);
-    folders.map(|f| f.join("kiv"))
+    let folders = folders.map(|f| f.join("kiv"));
+    folders.chain([std::env::temp_dir().join(own_name())])
+}
+
+/// The name of a folder where other users may have theirs.
+fn own_name() -> String {
+    #[cfg(unix)]
+    return format!("kiv-{}", rustix::process::getuid().as_raw());
+    #[cfg(not(unix))]
+    "kiv".to_owned()
 }
 
 fn place(folder: &Path) -> Result<PathBuf> {

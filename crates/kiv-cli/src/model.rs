@@ -106,7 +106,12 @@ impl Opened {
             mmap: !args.no_mmap,
         };
         Model::load_with(&self.file.path, options).map_err(|error| {
-            anyhow!("{error}. Try another conversion of this model, or a newer kiv")
+            // llama.cpp takes paths as texts.
+            let advice = match self.file.path.to_str() {
+                Some(_) => "Try another conversion of this model, or a newer kiv",
+                None => "Its path is not UTF-8: rename it",
+            };
+            anyhow!("{error}. {advice}")
         })
     }
 

@@ -34,10 +34,11 @@ impl Hparams<'_> {
             .transpose()
     }
 
-    /// A number of tokens, which may be anything that llama.cpp can number.
+    /// A number of tokens, which may be anything that llama.cpp can number: its positions are
+    /// signed.
     pub fn tokens(&self, suffix: &str) -> Result<Option<usize>, GgufError> {
         self.get(suffix)
-            .map(|v| self.check(suffix, v, u64::from(u32::MAX)))
+            .map(|v| self.check(suffix, v, i32::MAX as u64))
             .transpose()
     }
 

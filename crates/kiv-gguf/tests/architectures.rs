@@ -267,6 +267,8 @@ fn keys_that_cannot_be_are_named() {
             "nextn_predict_layers",
         ),
         (vec![(".embedding_length", u(u32::MAX))], "embedding_length"),
+        // llama.cpp's positions are signed.
+        (vec![(".context_length", u(1 << 31))], "context_length"),
         (
             vec![(".embedding_length", MetadataValue::String("x".into()))],
             "embedding_length",

@@ -2,6 +2,7 @@
 //! `refs/main` with a commit, and `snapshots/commit` with links to blobs.
 
 use crate::{HubError, RemoteFile};
+use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,10 +60,7 @@ impl Folder {
             Err(TryLockError::Error(error)) => Err(error),
         };
         match locked {
-            // Some network file systems have no locks: one must not need two processes.
-            Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-                Err(HubError::disk(&path)(error))
-            }
+            Err(error) if !kiv_models::has_no_locks(&error) => Err(HubError::disk(&path)(error)),
             _ => Ok(file),
         }
     }
@@ -107,7 +105,7 @@ impl Folder {
     /// Files of a commit that are there.
     pub fn files(&self, commit: &str) -> Vec<RemoteFile> {
         let mut files = Vec::new();
-        walk(&self.snapshot(commit), "", &mut files);
+        walk(&self.snapshot(commit), "", &mut HashSet::new(), &mut files);
         files
     }
 }
@@ -122,13 +120,20 @@ fn replace(place: &Path, make: impl FnMut(&Path) -> io::Result<()>) -> io::Resul
     Ok(made.into_temp_path().persist(place)?)
 }
 
-/// Files below a folder by their paths in it.
-fn walk(folder: &Path, prefix: &str, files: &mut Vec<RemoteFile>) {
+/// Files below a folder by their paths in it. `seen` are the folders that have been looked at: a
+/// link may lead back to one of them.
+fn walk(folder: &Path, prefix: &str, seen: &mut HashSet<PathBuf>, files: &mut Vec<RemoteFile>) {
+    if !folder
+        .canonicalize()
+        .is_ok_and(|folder| seen.insert(folder))
+    {
+        return;
+    }
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         // Of what the link leads to.
         match entry.path().metadata() {
-            Ok(found) if found.is_dir() => walk(&entry.path(), &format!("{name}/"), files),
+            Ok(found) if found.is_dir() => walk(&entry.path(), &format!("{name}/"), seen, files),
             Ok(found) => files.push(RemoteFile {
                 name,
                 bytes: Some(found.len()),
@@ -167,6 +172,23 @@ fn link(blob: &Path, new: &Path, name: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn links_that_lead_back_end() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = Folder::new(cache.path(), "ada/model");
+        let place = folder.place("commit", "some/file.gguf");
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+        std::fs::write(&place, b"model").unwrap();
+        for (to, link) in [("..", "some/again"), (".", "here")] {
+            std::os::unix::fs::symlink(to, folder.place("commit", link)).unwrap();
+        }
+        let names: Vec<String> = (folder.files("commit").into_iter())
+            .map(|f| f.name)
+            .collect();
+        assert_eq!(names, ["some/file.gguf"]);
+    }
 
     /// Programs that bring the same model: none takes away what another has begun, or writes
     /// through a link that has come in between.

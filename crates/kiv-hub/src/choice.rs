@@ -3,7 +3,7 @@
 use crate::{HubError, RemoteFile, Wanted};
 use kiv_models::FileName;
 
-/// Taken if nothing is said, the first that is there; as llama.cpp does.
+/// Taken if nothing is said, the first that is there; llama.cpp's own second choice is Q8_0.
 const USUAL: [&str; 2] = ["Q4_K_M", "Q4_0"];
 
 /// The file that is wanted; of a split model all parts, in order. Where only Unsloth's
@@ -98,6 +98,7 @@ mod tests {
         let names = [
             "README.md",
             "mmproj-model-f16.gguf",
+            "imatrix-model-Q4_K_M.gguf",
             "model-IQ2_M.gguf",
             "model-Q4_0.gguf",
             "model-Q4_K_M.gguf",
@@ -106,15 +107,15 @@ mod tests {
         let one = |name: &str| Ok(vec![name.to_owned()]);
         assert_eq!(chosen("a/b", None, &names), one("model-Q4_K_M.gguf"));
         assert_eq!(chosen("a/b:q4_0", None, &names), one("model-Q4_0.gguf"));
-        assert_eq!(chosen("a/b", None, &names[..4]), one("model-Q4_0.gguf"));
-        assert_eq!(chosen("a/b", None, &names[..3]), one("model-IQ2_M.gguf"));
+        assert_eq!(chosen("a/b", None, &names[..5]), one("model-Q4_0.gguf"));
+        assert_eq!(chosen("a/b", None, &names[..4]), one("model-IQ2_M.gguf"));
         let mix = chosen("a/b:q4_k_xl", None, &names);
         assert_eq!(mix, one("model-Q4_K_M-extra-UD-Q4_K_XL.gguf"));
         let named = chosen("a/b", Some("model-IQ2_M.gguf"), &names);
         assert_eq!(named, one("model-IQ2_M.gguf"));
         let error = chosen("a/b:Q8_0", None, &names).unwrap_err();
         assert!(error.contains("Q8_0") && error.contains("model-Q4_0.gguf"));
-        let error = chosen("a/b", None, &names[..2]).unwrap_err();
+        let error = chosen("a/b", None, &names[..3]).unwrap_err();
         assert!(error.contains("a/b"), "{error}");
     }
 

@@ -28,6 +28,12 @@ pub enum HubError {
         /// What was given.
         endpoint: String,
     },
+    /// What is given as a token cannot be one.
+    #[error("{from} holds no token: it is one word, without spaces or line breaks in it")]
+    Token {
+        /// The variable or file.
+        from: String,
+    },
     /// Nobody answered, and the cache does not help.
     #[error(
         "the hub cannot be reached: {why}{}. Check the network, or HF_ENDPOINT if it is set",
@@ -197,6 +203,22 @@ impl HubError {
                 }
                 _ => Self::Disk { path, source },
             }
+        }
+    }
+
+    /// Why nothing can be written to the cache, if that is so.
+    pub(crate) fn unwritable(&self) -> Option<String> {
+        match self {
+            Self::Disk { path, source }
+                if [
+                    io::ErrorKind::PermissionDenied,
+                    io::ErrorKind::ReadOnlyFilesystem,
+                ]
+                .contains(&source.kind()) =>
+            {
+                Some(format!("cannot write {}: {source}", path.display()))
+            }
+            _ => None,
         }
     }
 

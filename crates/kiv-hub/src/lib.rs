@@ -245,20 +245,13 @@ impl Hub {
     /// `HF_HUB_OFFLINE`, and the cache of `HF_HUB_CACHE` or `HF_HOME`.
     ///
     /// # Errors
-    /// [`HubError::NoCache`] without a home, [`HubError::Endpoint`].
+    /// [`HubError::NoCache`] without a home, [`HubError::Endpoint`], [`HubError::Token`].
     pub fn from_env() -> Result<Self, HubError> {
-        let set = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let set = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
         let stores = kiv_models::Stores::from_env();
         let cache = stores.hugging_face.first().ok_or(HubError::NoCache)?;
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
-        let token = set("HF_TOKEN").or_else(|| {
-            // Where the cache is says nothing of it: `HF_HUB_CACHE` moves models alone.
-            let file = set("HF_TOKEN_PATH").map(PathBuf::from);
-            let file = file.or_else(|| Some(kiv_models::hugging_face_home()?.join("token")));
-            std::fs::read_to_string(file?).ok()
-        });
-        let token = token.map(|token| token.trim().to_owned());
-        let mut hub = Self::new(&endpoint, token.filter(|t| !t.is_empty()), cache)?;
+        let mut hub = Self::new(&endpoint, token(set)?, cache)?;
         let on = |text: String| !["0", "off", "no", "false"].contains(&&*text.to_lowercase());
         hub.offline = set("HF_HUB_OFFLINE").is_some_and(on);
         Ok(hub)
@@ -292,7 +285,7 @@ impl Hub {
     }
 
     /// Finds what is wanted, downloads what is missing of it, and checks it. If the hub
-    /// cannot be reached, a model that is in the cache will do.
+    /// cannot be reached, or the cache not written, a model that is in the cache will do.
     ///
     /// # Errors
     /// [`HubError`], by what went wrong. What has come of a file stays, to go on with,
@@ -324,18 +317,39 @@ impl Hub {
                 });
             }
         };
-        self.check_room(&folder, wanted, &commit, &files)?;
-        let mut downloaded = 0;
-        for file in &files {
-            downloaded += usize::from(self.bring(&folder, wanted, &commit, file, watch)?);
-        }
-        folder.set_main(&commit)?;
+        let downloaded = match self.bring_all(&folder, wanted, &commit, &files, watch) {
+            Ok(downloaded) => downloaded,
+            Err(error) => {
+                let why = error.unwritable();
+                let there = why.and_then(|why| cached(&folder, wanted, &why));
+                return there.ok_or(error);
+            }
+        };
+        // The files are there all the same; the next call says it again.
+        let _ = folder.set_main(&commit);
         Ok(Fetched {
             path: folder.place(&commit, &files[0].name),
             name: files[0].name.clone(),
             downloaded,
             offline: None,
         })
+    }
+
+    /// Sees to it that all files are in the cache and right; how many were not there.
+    fn bring_all(
+        &self,
+        folder: &Folder,
+        wanted: &Wanted,
+        commit: &str,
+        files: &[Found],
+        watch: &mut dyn Watch,
+    ) -> Result<usize, HubError> {
+        self.check_room(folder, wanted, commit, files)?;
+        let mut downloaded = 0;
+        for file in files {
+            downloaded += usize::from(self.bring(folder, wanted, commit, file, watch)?);
+        }
+        Ok(downloaded)
     }
 
     /// The commit that `main` is at, and the files of it that are wanted: at least one.
@@ -457,6 +471,29 @@ impl Hub {
     }
 }
 
+/// The token, as variables or the file of `hf auth login` say.
+fn token(set: impl Fn(&str) -> Option<String>) -> Result<Option<String>, HubError> {
+    let (from, token) = match set("HF_TOKEN") {
+        Some(token) => ("HF_TOKEN".to_owned(), token),
+        None => {
+            // Where the cache is says nothing of it: `HF_HUB_CACHE` moves models alone.
+            let file = set("HF_TOKEN_PATH").map(PathBuf::from);
+            let file = file.or_else(|| Some(kiv_models::hugging_face_home()?.join("token")));
+            let token = file.and_then(|file| Some((std::fs::read_to_string(&file).ok()?, file)));
+            let Some((token, file)) = token else {
+                return Ok(None);
+            };
+            (file.display().to_string(), token)
+        }
+    };
+    let token = token.trim();
+    // It becomes a line of a request.
+    if !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(HubError::Token { from });
+    }
+    Ok(Some(token.to_owned()).filter(|token| !token.is_empty()))
+}
+
 /// What the cache has of what is wanted.
 fn cached(folder: &Folder, wanted: &Wanted, why: &str) -> Option<Fetched> {
     folder.commits().into_iter().find_map(|commit| {
@@ -474,6 +511,17 @@ fn cached(folder: &Folder, wanted: &Wanted, why: &str) -> Option<Fetched> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_one_word() {
+        let of = |text: &str| token(|name| (name == "HF_TOKEN").then(|| text.to_owned()));
+        assert_eq!(of(" hf_abc\n").unwrap().as_deref(), Some("hf_abc"));
+        assert_eq!(of(" \n").unwrap(), None);
+        for bad in ["hf_abc\nhf_def", "hf_abc # mine", "hf_äbc"] {
+            let why = of(bad).unwrap_err().to_string();
+            assert!(why.contains("HF_TOKEN") && !why.contains("hf_"), "{why}");
+        }
+    }
 
     #[test]
     fn paths_stay_below_their_folder() {

@@ -160,6 +160,41 @@ fn without_a_network_the_cache_will_do() {
     assert_eq!(server.asked(), [""; 0]);
 }
 
+/// A user other than root, in a cache of somebody else's.
+#[test]
+#[cfg(unix)]
+fn what_is_there_will_do_where_nothing_can_be_written() {
+    use std::os::unix::fs::PermissionsExt;
+    let (server, cache) = model();
+    let first = fetch(&server, cache.path(), "ada/model").unwrap();
+    let root = cache.path().join("models--ada--model");
+    let may = |folder: &str, mode| {
+        let to = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(root.join(folder), to).unwrap();
+    };
+    // The blob is there, under an older commit.
+    server.set(|state| state.commit = "abc123".to_owned());
+    may("snapshots", 0o555);
+    let is_root = std::fs::create_dir(root.join("snapshots/try")).is_ok();
+    let there = fetch(&server, cache.path(), "ada/model").unwrap();
+    may("snapshots", 0o755);
+    if is_root {
+        return;
+    }
+    assert_eq!(there.path, first.path);
+    let why = there.offline.unwrap();
+    assert!(
+        why.contains("cannot write") && why.contains("abc123"),
+        "{why}"
+    );
+    // Only that `main` is there cannot be said.
+    may("refs", 0o555);
+    let new = fetch(&server, cache.path(), "ada/model").unwrap();
+    may("refs", 0o755);
+    assert_eq!((new.offline.as_deref(), new.downloaded), (None, 0));
+    assert!(new.path.to_str().unwrap().contains("abc123"));
+}
+
 #[test]
 fn a_newer_commit_with_the_same_file_brings_no_download() {
     let (server, cache) = model();

@@ -1,6 +1,7 @@
 //! GGUF files in folders: names, quantization tags, split models.
 
 use crate::{FileName, FoundModel, Problem, Source};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// Entries of a folder, sorted; none if it cannot be read.
@@ -17,13 +18,25 @@ pub(crate) fn name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// Models in a folder and those below: GGUF files but for projectors of images, and
+/// Models in a folder and those below: GGUF files but for those that go with a model, and
 /// of split models the first.
 pub(crate) fn models_in(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
+    add_models(folder, &mut HashSet::new(), &mut found);
+    found
+}
+
+/// `seen` are the folders that have been looked at: a link may lead back to one of them.
+fn add_models(folder: &Path, seen: &mut HashSet<PathBuf>, found: &mut Vec<PathBuf>) {
+    if !folder
+        .canonicalize()
+        .is_ok_and(|folder| seen.insert(folder))
+    {
+        return;
+    }
     for path in entries(folder) {
         if path.is_dir() {
-            found.extend(models_in(&path));
+            add_models(&path, seen, found);
             continue;
         }
         let is_first = |file: FileName| file.part.is_none_or(|(number, _)| number == 1);
@@ -31,7 +44,6 @@ pub(crate) fn models_in(folder: &Path) -> Vec<PathBuf> {
             found.push(path);
         }
     }
-    found
 }
 
 /// The name without what says that it is a GGUF file, or a part of one.
@@ -81,12 +93,13 @@ pub(crate) fn tag(stem: &str) -> String {
     }
 }
 
-/// The model of a file, whose other parts must be there if it is split.
+/// The model of a file, whose other parts must be there if it is split; `checksum` tells
+/// what a file's SHA-256 should be.
 pub(crate) fn found(
     path: &Path,
     name: String,
     source: Source,
-    sha256: Option<String>,
+    checksum: impl Fn(&Path) -> Option<String>,
 ) -> Result<FoundModel, Problem> {
     let problem = |path: &Path, why: &str| Problem {
         path: path.to_owned(),
@@ -103,10 +116,14 @@ pub(crate) fn found(
             })
     };
     let mut bytes = size(path)?;
+    let mut parts = Vec::new();
     if let Some((stem, 1, count)) = part(&self::name(path)) {
         for number in 2..=count {
             let other = format!("{stem}-{number:05}-of-{count:05}.gguf");
-            bytes += size(&path.with_file_name(other))?;
+            let other = path.with_file_name(other);
+            bytes += size(&other)?;
+            let sha256 = checksum(&other);
+            parts.push((other, sha256));
         }
     }
     if bytes == 0 {
@@ -117,7 +134,8 @@ pub(crate) fn found(
         source,
         path: path.to_owned(),
         bytes,
-        sha256,
+        sha256: checksum(path),
+        parts,
     })
 }
 

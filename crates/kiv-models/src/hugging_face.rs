@@ -3,6 +3,8 @@
 
 use crate::files::{self, entries, name};
 use crate::{Listing, Source};
+use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn list(root: &Path, listing: &mut Listing) {
@@ -11,26 +13,40 @@ pub(crate) fn list(root: &Path, listing: &mut Listing) {
             continue;
         };
         let repository = repository.replacen("--", "/", 1);
-        let Some(snapshot) = newest(&folder) else {
-            continue;
-        };
-        for file in files::models_in(&snapshot) {
-            let name = format!("{repository}:{}", files::tag(&files::stem(&file)));
-            let model = files::found(&file, name.clone(), Source::HuggingFace, checksum(&file));
-            listing.add(name, model);
+        let (mut known, mut broken) = (HashSet::new(), Vec::new());
+        for snapshot in snapshots(&folder) {
+            let mut names = Vec::new();
+            for file in files::models_in(&snapshot) {
+                let name = format!("{repository}:{}", files::tag(&files::stem(&file)));
+                if known.contains(&name) {
+                    continue;
+                }
+                match files::found(&file, name.clone(), Source::HuggingFace, checksum) {
+                    Ok(model) => {
+                        listing.models.push(model);
+                        names.push(name);
+                    }
+                    Err(problem) => broken.push((name, problem)),
+                }
+            }
+            // Those of one commit may be called the same.
+            known.extend(names);
         }
+        // What an earlier commit has whole is no trouble.
+        broken.retain(|(name, _)| !known.contains(name));
+        listing.broken.extend(broken);
     }
 }
 
-/// The snapshot that `main` points to, or the one changed last.
-fn newest(folder: &Path) -> Option<PathBuf> {
-    let snapshots = folder.join("snapshots");
+/// The snapshot that `main` points to, then the others, those changed last first.
+fn snapshots(folder: &Path) -> Vec<PathBuf> {
+    let all = folder.join("snapshots");
     let main = std::fs::read_to_string(folder.join("refs/main")).ok();
-    let main = main.map(|commit| snapshots.join(commit.trim()));
-    main.filter(|path| path.is_dir()).or_else(|| {
-        let changed = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-        entries(&snapshots).into_iter().max_by_key(changed)
-    })
+    let main = main.map(|commit| all.join(commit.trim()));
+    let changed = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let mut found = entries(&all);
+    found.sort_by_key(|path| Reverse((Some(path) == main.as_ref(), changed(path))));
+    found
 }
 
 /// The SHA-256 that a large file's blob is named by; small ones have shorter names.

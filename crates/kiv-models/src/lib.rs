@@ -10,13 +10,15 @@
 //! [`Stores::list`] tells what is there, and what is there but broken;
 //! [`Stores::find`] looks one up by the name that its program uses
 //! (`llama3.2:3b`, `bartowski/Llama-3.2-3B-Instruct-GGUF:Q4_K_M`);
-//! [`FoundModel::verify`] compares a file with the checksum in its name.
+//! [`FoundModel::verify`] compares files with the checksums in their names.
 
 mod files;
 mod hugging_face;
 mod lm_studio;
+mod locks;
 mod ollama;
 mod space;
+pub use locks::has_no_locks;
 pub use space::free_space;
 
 use serde::Serialize;
@@ -65,6 +67,9 @@ pub struct FoundModel {
     /// SHA-256 of `path`'s file, where the store tells it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// Of a split model the other files, each with its SHA-256 where the store tells it.
+    #[serde(skip)]
+    pub parts: Vec<(PathBuf, Option<String>)>,
 }
 
 /// A path as it is shown: JSON cannot hold one that is not UTF-8, and a list of models must
@@ -74,21 +79,31 @@ fn shown<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
 }
 
 impl FoundModel {
-    /// Reads the file and compares it with its checksum. `false` if there is none
+    /// Reads the files and compares each with its checksum. `false` if one of them has none
     /// to compare with.
     ///
     /// # Errors
-    /// [`Problem`] if it differs or cannot be read.
+    /// [`Problem`] if one differs or cannot be read.
     pub fn verify(&self) -> Result<bool, Problem> {
+        let first = (&self.path, &self.sha256);
+        let others = self.parts.iter().map(|(path, sha256)| (path, sha256));
+        let mut all = true;
+        for (path, expected) in std::iter::once(first).chain(others) {
+            match expected {
+                Some(expected) => self.verify_file(path, expected)?,
+                None => all = false,
+            }
+        }
+        Ok(all)
+    }
+
+    fn verify_file(&self, path: &Path, expected: &str) -> Result<(), Problem> {
         use sha2::{Digest, Sha256};
-        let Some(expected) = &self.sha256 else {
-            return Ok(false);
-        };
         let failed = |why: String| Problem {
-            path: self.path.clone(),
+            path: path.to_owned(),
             why,
         };
-        let mut file = std::fs::File::open(&self.path).map_err(|e| failed(e.to_string()))?;
+        let mut file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
         let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
         loop {
             match file.read(&mut buffer).map_err(|e| failed(e.to_string()))? {
@@ -98,8 +113,8 @@ impl FoundModel {
         }
         let digest = hash.finalize();
         let found: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        if found == *expected {
-            return Ok(true);
+        if found == expected {
+            return Ok(());
         }
         Err(failed(format!(
             "its SHA-256 is {found}, not {expected}: the download is damaged, fetch {} again with {}",
@@ -279,7 +294,7 @@ impl Stores {
         for root in &self.llama_cpp {
             for file in files::models_in(root) {
                 let name = files::stem(&file);
-                let model = files::found(&file, name.clone(), Source::LlamaCpp, None);
+                let model = files::found(&file, name.clone(), Source::LlamaCpp, |_| None);
                 listing.add(name, model);
             }
         }
@@ -350,6 +365,10 @@ impl Stores {
     }
 }
 
+/// Words in the names of GGUF files that are no models of their own, as llama.cpp has them:
+/// matrices for quantizing, heads and models that draft.
+const BESIDE_MODELS: [&str; 5] = ["imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
+
 /// What a GGUF file is, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileName {
@@ -362,11 +381,13 @@ pub struct FileName {
 }
 
 impl FileName {
-    /// `None` if it is no model: no GGUF file, or a projector of images.
+    /// `None` if it is no model: no GGUF file, or one that goes with a model.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let lower = name.to_lowercase();
-        if !lower.ends_with(".gguf") || lower.contains("mmproj") {
+        let is_beside = |word: &&str| name.contains(*word);
+        let goes_with_one = lower.contains("mmproj") || BESIDE_MODELS.iter().any(is_beside);
+        if !lower.ends_with(".gguf") || goes_with_one {
             return None;
         }
         let stem = files::stem(Path::new(name));

@@ -10,7 +10,7 @@ pub(crate) fn list(root: &Path, listing: &mut Listing) {
             for file in files::models_in(&repository) {
                 let tag = files::tag(&files::stem(&file));
                 let name = format!("{}/{}:{tag}", name(&publisher), name(&repository));
-                let model = files::found(&file, name.clone(), Source::LmStudio, None);
+                let model = files::found(&file, name.clone(), Source::LmStudio, |_| None);
                 listing.add(name, model);
             }
         }

@@ -99,5 +99,6 @@ fn read(root: &Path, manifest: &Path, name: &str) -> Result<FoundModel, Problem>
         path: blob,
         bytes: size,
         sha256: Some(digest.to_lowercase()),
+        parts: Vec::new(),
     })
 }

@@ -141,8 +141,9 @@ fn hugging_face_snapshots_are_read_through_their_links() {
     link("Tiny-Q4_K_M.gguf", &digest);
     link("mmproj-Tiny.gguf", "0123456789abcdef");
     link("Tiny-Q8_0.gguf", "never-downloaded");
-    // An older snapshot, and a dataset.
+    // Older snapshots, and a dataset.
     write(&repository.join("snapshots/0ld/Tiny-Q2_K.gguf"), b"old");
+    write(&repository.join("snapshots/0ld/Tiny-Q4_K_M.gguf"), b"other");
     write(
         &dir.path().join("datasets--a--b/snapshots/x/y.gguf"),
         b"no model",
@@ -152,11 +153,14 @@ fn hugging_face_snapshots_are_read_through_their_links() {
         ..Stores::default()
     };
     let listing = stores.list();
-    assert_eq!(names(&listing.models), ["bartowski/Tiny-GGUF:Q4_K_M"]);
+    assert_eq!(
+        names(&listing.models),
+        ["bartowski/Tiny-GGUF:Q2_K", "bartowski/Tiny-GGUF:Q4_K_M"]
+    );
     assert_eq!(listing.broken.len(), 1);
     assert_eq!(listing.broken[0].0, "bartowski/Tiny-GGUF:Q8_0");
     assert!(listing.broken[0].1.why.contains("missing"));
-    let found = stores.find("bartowski/tiny-gguf").unwrap();
+    let found = stores.find("bartowski/tiny-gguf:q4_k_m").unwrap();
     assert_eq!(found.verify(), Ok(true));
     assert_eq!(fs::read(&found.path).unwrap(), b"four bits");
     fs::write(repository.join(format!("blobs/{digest}")), b"five bits").unwrap();
@@ -200,6 +204,66 @@ fn split_models_need_all_their_parts() {
         problem.path.ends_with("Big-Q6_K-00002-of-00003.gguf"),
         "{problem}"
     );
+}
+
+#[cfg(unix)]
+#[test]
+fn every_part_is_compared_with_its_own_checksum() {
+    let dir = TempDir::new().unwrap();
+    let repository = dir.path().join("models--org--Big-GGUF");
+    let snapshot = repository.join("snapshots/c0ffee");
+    fs::create_dir_all(&snapshot).unwrap();
+    let blob = |bytes: &[u8]| repository.join("blobs").join(sha256(bytes));
+    for (number, bytes) in [(1, &b"one"[..]), (2, b"two")] {
+        let name = format!("Big-Q6_K-{number:05}-of-00002.gguf");
+        std::os::unix::fs::symlink(write(&blob(bytes), bytes), snapshot.join(name)).unwrap();
+    }
+    let stores = Stores {
+        hugging_face: vec![dir.path().to_owned()],
+        ..Stores::default()
+    };
+    let found = stores.find("org/Big-GGUF:Q6_K").unwrap();
+    assert_eq!(found.verify(), Ok(true));
+    fs::write(blob(b"two"), b"tw0").unwrap();
+    let problem = found.verify().unwrap_err();
+    assert!(
+        problem.path.ends_with("Big-Q6_K-00002-of-00002.gguf"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn what_goes_with_a_model_is_none() {
+    let dir = TempDir::new().unwrap();
+    for name in [
+        "imatrix.gguf",
+        "mtp-tiny-Q4_0.gguf",
+        "eagle3-tiny.gguf",
+        "dflash-tiny.gguf",
+    ] {
+        write(&dir.path().join("pub/Tiny").join(name), b"beside");
+    }
+    write(&dir.path().join("pub/Tiny/tiny-Q4_0.gguf"), b"model");
+    let stores = Stores {
+        lm_studio: vec![dir.path().to_owned()],
+        ..Stores::default()
+    };
+    assert_eq!(names(&stores.list().models), ["pub/Tiny:Q4_0"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_that_lead_back_end() {
+    let dir = TempDir::new().unwrap();
+    write(&dir.path().join("below/tiny-Q4_0.gguf"), b"model");
+    for (to, link) in [(".", "again"), ("below", "below/below")] {
+        std::os::unix::fs::symlink(dir.path().join(to), dir.path().join(link)).unwrap();
+    }
+    let stores = Stores {
+        llama_cpp: vec![dir.path().to_owned()],
+        ..Stores::default()
+    };
+    assert_eq!(names(&stores.list().models), ["tiny-Q4_0"]);
 }
 
 #[test]

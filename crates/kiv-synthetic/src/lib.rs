@@ -255,8 +255,7 @@ fn lock(path: &Path) -> io::Result<File> {
         .truncate(false)
         .open(path)?;
     match file.lock() {
-        // Some network file systems have no locks: one must not need two processes.
-        Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(error),
+        Err(error) if !kiv_models::has_no_locks(&error) => Err(error),
         _ => Ok(file),
     }
 }
