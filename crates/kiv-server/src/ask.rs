@@ -169,9 +169,9 @@ impl Texts {
 /// The parameter `prompt`: a text, alone or in a list, or the numbers of its tokens.
 pub(crate) fn prompt(app: &Shared, params: &mut Params) -> Result<Vec<Token>, Fault> {
     let tokens = match params.need("prompt")? {
-        Value::String(text) => Some(app.model.tokenize(&text, true)),
+        Value::String(text) => Some(tokens(app, &text, true)),
         Value::Array(all) => match &all[..] {
-            [Value::String(text)] => Some(app.model.tokenize(text, true)),
+            [Value::String(text)] => Some(tokens(app, text, true)),
             [Value::Array(all)] => known(app, all),
             all => known(app, all),
         },
@@ -204,6 +204,11 @@ pub(crate) fn checked(
     let checked = beside(|| grammar.checked(&app.model));
     let checked = checked.map_err(|error| Fault::param(param, format!("{param}: {error}")))?;
     Ok(Some(checked))
+}
+
+/// Tokens of a text, which may be a whole book.
+pub(crate) fn tokens(app: &Shared, text: &str, start: bool) -> Vec<Token> {
+    beside(|| app.model.tokenize(text, start))
 }
 
 /// Does what takes long while others go on answering, where there are others.

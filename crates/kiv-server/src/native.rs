@@ -192,7 +192,7 @@ pub(crate) async fn tokenize(State(app): State<Shared>, Raw(body): Raw) -> Respo
         params.refuse("parse_special", &[json!(true)])?;
         let text: String = params.need("content")?;
         let start = params.take::<bool>("add_special")?.unwrap_or(false);
-        Ok(json!({"tokens": app.model.tokenize(&text, start)}))
+        Ok(json!({"tokens": ask::tokens(&app, &text, start)}))
     };
     answer(tokens())
 }

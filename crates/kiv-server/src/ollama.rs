@@ -196,7 +196,7 @@ async fn answer(app: &Shared, body: &[u8], is_chat: bool) -> Result<Response, Fa
         stop: ask::stops(&mut within)?,
         ..GenerateOptions::default()
     };
-    let events = ask::submit(app, app.model.tokenize(&text, true), options, param, false)?;
+    let events = ask::submit(app, ask::tokens(app, &text, true), options, param, false)?;
     let listener = Listener::new(tools, thoughts);
     if stream {
         return Ok(line.stream(events, listener));

@@ -114,7 +114,7 @@ async fn answer(app: &Shared, body: &[u8], kind: Kind) -> Result<Response, Fault
             let variables = ask::template_variables(&mut params)?;
             let text = ask::render(app, messages(said)?, &tools, variables)?;
             let thoughts = ask::thoughts(&mut params, &text, grammar.as_ref())?;
-            let prompt = app.model.tokenize(&text, true);
+            let prompt = ask::tokens(app, &text, true);
             (prompt, "messages", None, thoughts)
         }
         Kind::Text => {

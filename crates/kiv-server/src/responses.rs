@@ -100,7 +100,7 @@ async fn answer(app: &Shared, body: &[u8]) -> Result<Response, Fault> {
     );
     told.insert("top_p".to_owned(), json!(short(options.sampling.top_p)));
     let stream = params.take::<bool>("stream")?.unwrap_or(false);
-    let prompt = app.model.tokenize(&text, true);
+    let prompt = ask::tokens(app, &text, true);
     let mut writer = Writer::new(app, told, Listener::new(tools, thoughts));
     let mut events = ask::submit(app, prompt, options, "input", false)?;
     if !stream {
@@ -507,7 +507,7 @@ impl Writer {
         match item.kind {
             ItemKind::Message => done["logprobs"] = json!(item.logprobs),
             ItemKind::Thoughts => {
-                self.thought += self.app.model.tokenize(&item.text, false).len();
+                self.thought += ask::tokens(&self.app, &item.text, false).len();
             }
         }
         let name = format!("response.{}.done", item.kind.part());
