@@ -7,7 +7,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum ContextError {
     /// Another process has it open.
-    #[error("{} is in use by another process (--kv-dir): wait for it, or fork the context before", path.display())]
+    #[error("{} is in use by another process (--kv-dir): wait until it is done with it (copies and --kv-no-save have to wait, too)", path.display())]
     Locked {
         /// The folder.
         path: PathBuf,

@@ -30,12 +30,12 @@ fn refusal(headers: &HeaderMap, hosts: &[String], key: Option<&str>, open: bool)
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or(""));
     let forbidden = |message| Some(Fault::new(StatusCode::FORBIDDEN, message));
     if text(header::HOST).is_some_and(|host| !is_known(host, hosts)) {
-        return forbidden("requests for this host are not served: start with --allow-host");
+        return forbidden("requests for this host are not served: start with --allow-host HOST");
     }
     if let Some(origin) = text(header::ORIGIN) {
         let host = origin.split_once("://").map_or("", |(_, host)| host);
         if !is_known(host, hosts) {
-            return forbidden("pages of this origin may not ask: start with --allow-host");
+            return forbidden("pages of this origin may not ask: start with --allow-host HOST");
         }
     }
     let key = key.filter(|_| !open)?;

@@ -92,6 +92,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             "--timeline draws a token besides those that are measured: -n 2 and --ctx 2 at least"
         );
     }
+    if let Some(path) = &args.timeline {
+        // Told now, not after all has been measured.
+        Drawing::default().write(path)?;
+    }
     let model = opened.load_for(&args.model, &args.cache, &args.kv_policy, longest)?;
     // Text and what is decoded after it are one context. What is too long is told at once.
     let decoded = args.predict.min(longest);

@@ -68,10 +68,12 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<ExitCode> {
             Line::Broken { name, broken } => say!("{name:44} unusable: {broken}")?,
         }
     }
-    if lines.is_empty() {
-        note!(
+    match &args.name {
+        _ if !lines.is_empty() => {}
+        Some(name) => note!("no downloaded model's name holds `{name}`: `kiv models` lists all"),
+        None => note!(
             "no downloaded model found (looked for those of ollama, Hugging Face, LM Studio and llama.cpp)"
-        );
+        ),
     }
     let verified = !args.verify || listing.broken.is_empty();
     Ok(if verified {

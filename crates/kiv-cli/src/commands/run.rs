@@ -57,6 +57,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         None | Some(Err(ContextError::Missing { .. })) => 0,
         Some(info) => info?.manifest.n_tokens as usize,
     };
+    if let Some(folder) = folder.filter(|_| stored == 0 && args.file.is_none()) {
+        // Perhaps a name was mistyped.
+        let folder = folder.display();
+        if args.kv_no_save {
+            bail!("{folder} holds no context (--kv-dir): there is nothing to ask about");
+        }
+        note!("{folder} holds no context: a new one begins (--kv-dir)");
+    }
     // A context that is there is continued by a prompt; a file is the whole text.
     let continues = stored > 0 && args.file.is_none();
     let prompt = prompt(args)?;

@@ -1,6 +1,6 @@
 //! The file that an evaluation is written to, and taken up again from.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -28,6 +28,11 @@ pub(super) fn open(path: &Path) -> Result<(HashSet<String>, File)> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {shown} (--out)")),
     };
+    let first = text.split(|b| *b == b'\n').find(|line| !line.is_empty());
+    let is_ours = |line: &[u8]| line.starts_with(b"{");
+    if !first.is_none_or(is_ours) {
+        bail!("{shown} holds other things than lines of an evaluation (--out): give another file");
+    }
     let whole = text
         .iter()
         .rposition(|b| *b == b'\n')
