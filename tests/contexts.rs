@@ -193,6 +193,56 @@ fn a_host_limit_changes_no_answer() {
     assert_eq!((logits, memory.host_kv), (want, 0));
 }
 
+/// Those of processes that are no more, and no other folder.
+#[test]
+fn folders_of_rows_that_were_left_are_removed() {
+    use std::fs::{self, File};
+    let parent = tempfile::tempdir().unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let make = |name: &str, files: &[&str]| {
+        let folder = parent.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        for file in files {
+            fs::write(folder.join(file), "").unwrap();
+        }
+        let lock = File::options().write(true).open(folder.join("lock"));
+        lock.and_then(|lock| lock.set_modified(long_ago).map(|()| lock))
+            .ok()
+    };
+    make("scratch-1-0", &["lock", "rows-00000001"]);
+    let kept = [
+        ("scratch-1-1", &["lock", "rows-00000001", "manifest"][..]),
+        ("scratch-1-2", &["lock", "rows-00000001", "notes"]),
+        ("scratch-1-3", &["rows-00000001"]),
+        ("scratch-1", &["lock"]),
+        ("scratch-book-1", &["lock"]),
+        ("book", &["lock", "rows-00000001"]),
+    ];
+    for (name, files) in kept {
+        make(name, files);
+    }
+    // Somebody's, and one that somebody is about to have.
+    let held = make("scratch-2-0", &["lock", "rows-00000001"]).unwrap();
+    held.try_lock().unwrap();
+    make("scratch-2-1", &[]);
+    fs::write(parent.path().join("scratch-2-1/lock"), "").unwrap();
+    drop(
+        small(&model(), "pq")
+            .scratch_dir(parent.path())
+            .build()
+            .unwrap(),
+    );
+    let names = fs::read_dir(parent.path()).unwrap();
+    let mut names: Vec<_> = names
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let mut want = kept.map(|(name, _)| name).to_vec();
+    want.extend(["scratch-2-0", "scratch-2-1"]);
+    want.sort_unstable();
+    assert_eq!(names, want);
+}
+
 /// Cutting back past the window, or to where little of it would be left (1344, 1376), gives
 /// what a session that never went on would have, once its slots hold their first blocks again.
 #[test]

@@ -22,7 +22,7 @@ mod tier;
 
 pub use error::ContextError;
 pub use folder::{Appendable, DiskFolder, Folder, Readable};
-pub use manage::{Fault, Info, Verified, fork, info, list, part, remove, verify};
+pub use manage::{Fault, Info, Verified, fork, info, list, part, remove, remove_left, verify};
 pub use manifest::{Identity, Manifest, PartEntry, SegmentEntry, VERSION};
 pub use record::RecordLayout;
 pub use tier::{Commit, DiskOptions, DiskTier};

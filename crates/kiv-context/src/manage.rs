@@ -9,6 +9,7 @@ use crate::tier::{lock, open_segments, read_manifest, read_part_file, write_mani
 use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A context, as its manifest tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -319,6 +320,32 @@ pub fn remove(path: &Path) -> Result<(), ContextError> {
     // Fails if there is something else.
     let _ = fs::remove_dir(path);
     Ok(())
+}
+
+/// Removes a folder of rows that was to go with a process that ended otherwise: nothing but
+/// rows is in it, and a lock that nobody has any more. Whether it was one.
+#[must_use]
+pub fn remove_left(path: &Path) -> bool {
+    let folder = DiskFolder::new(path);
+    let Ok(names) = folder.names() else {
+        return false;
+    };
+    // What is meant to stay has a manifest.
+    let is_rows = |n: &String| n == "lock" || n.starts_with("rows-") && is_ours(n);
+    if !names.iter().all(is_rows) || !is_older(&path.join("lock"), MADE) {
+        return false;
+    }
+    let removed = lock(path).and_then(|lock| remove_files(&folder, lock));
+    removed.is_ok() && fs::remove_dir(path).is_ok()
+}
+
+/// A lock that is younger may be one that its process is about to take.
+const MADE: Duration = Duration::from_secs(60);
+
+/// Whether a file is there, and has not been written for so long.
+fn is_older(path: &Path, age: Duration) -> bool {
+    let written = fs::metadata(path).and_then(|found| found.modified());
+    written.is_ok_and(|at| at.elapsed().is_ok_and(|since| since >= age))
 }
 
 /// Removes a context's files, and no others.

@@ -42,6 +42,22 @@ pub(crate) fn open_disk(
     Ok((tier, scratch))
 }
 
+/// What names of folders of sessions' own begin with; process and number follow.
+const SCRATCH: &str = "scratch-";
+
+/// Removes what processes have left that were killed.
+fn sweep(parent: &Path) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let numbers = name.to_str().and_then(|name| name.strip_prefix(SCRATCH));
+        let numbers = numbers.and_then(|numbers| numbers.split_once('-'));
+        if numbers.is_some_and(|(process, number)| is_number(process) && is_number(number)) {
+            let _ = kiv_context::remove_left(&entry.path());
+        }
+    }
+}
+
 /// A new folder below `parent`.
 fn scratch(parent: &Path) -> Result<PathBuf, Error> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -51,9 +67,10 @@ fn scratch(parent: &Path) -> Result<PathBuf, Error> {
         source,
     };
     std::fs::create_dir_all(parent).map_err(io)?;
+    sweep(parent);
     loop {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = parent.join(format!("scratch-{}-{number}", std::process::id()));
+        let folder = parent.join(format!("{SCRATCH}{}-{number}", std::process::id()));
         match std::fs::create_dir(&folder) {
             Ok(()) => return Ok(folder),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
