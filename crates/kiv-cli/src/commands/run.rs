@@ -57,13 +57,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         None | Some(Err(ContextError::Missing { .. })) => 0,
         Some(info) => info?.manifest.n_tokens as usize,
     };
-    if let Some(folder) = folder.filter(|_| stored == 0 && args.file.is_none()) {
-        // Perhaps a name was mistyped.
+    // Perhaps a name was mistyped.
+    let new = folder.filter(|_| stored == 0 && args.file.is_none());
+    if let (Some(folder), true) = (new, args.kv_no_save) {
         let folder = folder.display();
-        if args.kv_no_save {
-            bail!("{folder} holds no context (--kv-dir): there is nothing to ask about");
-        }
-        note!("{folder} holds no context: a new one begins (--kv-dir)");
+        bail!("{folder} holds no context (--kv-dir): there is nothing to ask about");
     }
     // A context that is there is continued by a prompt; a file is the whole text.
     let continues = stored > 0 && args.file.is_none();
@@ -87,6 +85,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     }
     let mut session = session(builder)?;
     let held = session.tokens().len();
+    if let (Some(folder), false) = (new, args.model.json) {
+        let folder = folder.display();
+        note!("{folder} holds no context: a new one begins (--kv-dir)");
+    }
 
     let started = Instant::now();
     let (reused, new) = if continues {
