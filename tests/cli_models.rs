@@ -125,7 +125,7 @@ fn what_cannot_be_found_or_used_is_said() {
     );
     let (code, out, err) = kiv(home.path(), &["models", "nothing like it"]);
     assert_eq!((code, out.as_str()), (Some(0), ""));
-    assert!(err.contains("no downloaded model found"), "{err}");
+    assert!(err.contains("name holds `nothing like it`"), "{err}");
 }
 
 #[cfg(unix)]

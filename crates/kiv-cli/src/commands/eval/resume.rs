@@ -118,17 +118,18 @@ mod tests {
     fn a_whole_line_without_its_end_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.jsonl");
-        for text in [
-            "{\"case\":\"a\"}\n{\"case\":\"b\"}",
-            "{\"mine\": 1}",
-            "a note",
-        ] {
+        for text in ["{\"case\":\"a\"}\n{\"case\":\"b\"}", "{\"mine\": 1}"] {
             std::fs::write(&path, text).unwrap();
             let (_, mut file) = open(&path).unwrap();
             file.write_all(b"{}\n").unwrap();
             let now = std::fs::read_to_string(&path).unwrap();
             assert_eq!(now, format!("{text}\n{{}}\n"));
         }
+        // What is no evaluation's is left alone.
+        std::fs::write(&path, "a note").unwrap();
+        let refused = open(&path).unwrap_err().to_string();
+        assert!(refused.contains("(--out)"), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a note");
     }
 
     #[test]
