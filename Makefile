@@ -16,7 +16,7 @@ demo: setup ## ask the bundled model about a million tokens; ARGS="--tokens 6553
 	@cargo run --release --locked -- demo $(ARGS)
 
 # What is tested is compiled as it is released, but not the programs that test it (those of the
-# folder tests; the package has nothing else but names for others' code): half the time.
+# folder tests; the package has nothing else but names for others' code): a third of the time.
 TESTS := --release --locked --workspace --config profile.release.package.kiv.opt-level=0
 
 test: setup ## run every test, documentation's included

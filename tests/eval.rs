@@ -39,8 +39,7 @@ impl Policy for Worst {
                     for head in kv_head * group..(kv_head + 1) * group {
                         let query = r.queries.get(token, head);
                         for key in keys.chunks_exact(query.len()) {
-                            let dot: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();
-                            best = best.max(dot);
+                            best = best.max(kiv_numeric::dot(query, key));
                         }
                     }
                 }

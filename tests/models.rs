@@ -7,6 +7,7 @@ use kiv::policy::{ColdError, RowFormat};
 use kiv::{
     Attended, AttentionTap, Error, Model, Outputs, Positions, Session, SessionBuilder, Token,
 };
+use kiv_numeric::dot;
 use kiv_testmodels::Spec;
 use kiv_verify::{Plan, verify};
 use std::fmt::Write as _;
@@ -200,7 +201,6 @@ struct Frames(Arc<Mutex<Seen>>);
 impl AttentionTap for Frames {
     fn attended(&mut self, view: &mut Attended<'_>) -> Result<(), ColdError> {
         let (g, block) = (view.geometry, view.block());
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let mut seen = self.0.lock().unwrap();
         for kv_head in 0..g.n_head_kv {
             let keys = view.keys(kv_head);
