@@ -4,7 +4,7 @@ use crate::args::{CacheArgs, ModelArgs};
 use crate::output::{DownloadBar, bytes, print_warning};
 use crate::{bundled, interrupt};
 use anyhow::{Context, Result, anyhow, bail};
-use kiv_context::{Identity, RecordLayout};
+use kiv_context::{ContextError, Identity, RecordLayout};
 use kiv_gguf::{LayerKind, MemoryPlan, ModelFile, PlanOptions, Untierable};
 use kiv_models::FoundModel;
 use kiv_policy::{Geometry, LayerGeometry};
@@ -312,6 +312,14 @@ pub(crate) fn builder(
         .index_on_device(args.kv_index)
         .host_limit(cache.store.kv_host_limit.unwrap_or(usize::MAX))
         .warn(print_warning)
+}
+
+/// Tokens of the context in a folder; none if there is no context yet.
+pub(crate) fn stored(folder: Option<&Path>) -> Result<usize> {
+    match folder.map(kiv_context::info) {
+        None | Some(Err(ContextError::Missing { .. })) => Ok(0),
+        Some(info) => Ok(info?.manifest.n_tokens as usize),
+    }
 }
 
 /// With the context in a folder, which stays as it is if it is only borrowed.

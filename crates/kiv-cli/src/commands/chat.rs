@@ -11,7 +11,6 @@ use crate::template::{self, Template};
 use anyhow::{Context, Result};
 use held::{Held, Opening};
 use input::Input;
-use kiv_context::ContextError;
 use kiv_runtime::{
     ChatTemplate, Error, Finish, GenerateOptions, Message, Model, Outputs, Sampling, Session,
 };
@@ -23,10 +22,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let document = args.file.as_deref().map(model::read_text).transpose()?;
     let folder = args.cache.store.kv_dir.as_deref();
     // Looked at before anything is loaded; it may still be in use.
-    let stored = match folder.map(kiv_context::info) {
-        None | Some(Err(ContextError::Missing { .. })) => 0,
-        Some(info) => info?.manifest.n_tokens as usize,
-    };
+    let stored = model::stored(folder)?;
     let policy = &args.policy.kv_policy;
     let opened = model::open(&args.model)?;
     let model = opened.load(&args.model, policy)?;

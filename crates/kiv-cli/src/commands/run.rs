@@ -4,7 +4,6 @@ use crate::args::RunArgs;
 use crate::model::{self, builder, session};
 use crate::output::{Generated, ReadBar, peak_rss, print_json};
 use anyhow::{Result, bail};
-use kiv_context::ContextError;
 use kiv_runtime::{Error, Finish, GenerateOptions, Outputs, Session, Token};
 use serde::Serialize;
 use std::process::ExitCode;
@@ -53,10 +52,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let begun = Instant::now();
     let folder = args.cache.store.kv_dir.as_deref();
     // Looked at before anything is loaded; it may still be in use.
-    let stored = match folder.map(kiv_context::info) {
-        None | Some(Err(ContextError::Missing { .. })) => 0,
-        Some(info) => info?.manifest.n_tokens as usize,
-    };
+    let stored = model::stored(folder)?;
     // Perhaps a name was mistyped.
     let new = folder.filter(|_| stored == 0 && args.file.is_none());
     if let (Some(folder), true) = (new, args.kv_no_save) {
